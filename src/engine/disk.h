@@ -1,0 +1,34 @@
+/*
+ * A disk: the top image of a chain plus the engine's state. It is a node: requests are made of it.
+ */
+#ifndef ENGINE_DISK_H
+#define ENGINE_DISK_H
+
+#include <glib.h>
+
+#include "base/pool.h"
+#include "graph/node.h"
+#include "map/image.h"
+
+typedef struct Disk Disk;
+
+/* What the disk still does. Modes only get worse. */
+typedef enum {
+    DISK_NORMAL,
+    DISK_READ_ONLY, /* a metadata write failed: writes and flushes of them answer -EIO */
+    DISK_FAILED,    /* metadata cannot be trusted or read: everything answers -EIO */
+} DiskMode;
+
+/* Takes a reference to image. guard_probe: refuse (-EPERM) writes that would plant a known magic at offset 0 of a
+ * raw image whose format was guessed. [main] */
+Disk *disk_new(Image *image, Pool *pool, bool guard_probe);
+
+/* The disk as a node; lives as long as the disk. */
+Node *disk_node(Disk *disk);
+
+DiskMode disk_mode(const Disk *disk); /* [any] */
+
+/* All requests are done: flushes, finishes the image, frees. 0 or the -errno of the last flush. May block. [main] */
+int disk_close(Disk *disk);
+
+#endif

@@ -1,0 +1,68 @@
+/*
+ * A request: one READ, WRITE, FLUSH, TRIM, WRITE ZEROES, CACHE or block status in flight.
+ *
+ *      fill in the public part -> node_submit -> ... -> done(request), once, on the same worker
+ *
+ * done may be called inside node_submit (the fast path) or later. The submitter owns request and buffer; both must
+ * stay until done. The engine owns the engine part from submit to done.
+ */
+#ifndef ENGINE_REQUEST_H
+#define ENGINE_REQUEST_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/pool.h"
+#include "base/worker.h"
+#include "map/extent.h"
+
+typedef enum {
+    REQUEST_READ,
+    REQUEST_WRITE,
+    REQUEST_FLUSH,
+    REQUEST_TRIM,
+    REQUEST_ZERO,
+    REQUEST_CACHE,
+    REQUEST_STATUS,
+} RequestType;
+
+typedef enum {
+    REQUEST_FUA = 1 << 0,       /* durable before it is answered */
+    REQUEST_NO_HOLE = 1 << 1,   /* ZERO: keep or make the space allocated */
+    REQUEST_FAST_ZERO = 1 << 2, /* ZERO: -ENOTSUP rather than writing zeroes */
+    REQUEST_HOLES_OK = 1 << 3,  /* READ: extents says which parts are zero, their buffer need not be filled */
+    REQUEST_ONE = 1 << 4,       /* STATUS: one extent is enough */
+} RequestFlags;
+
+typedef struct Request Request;
+
+struct Request {
+    RequestType type;
+    unsigned flags;  /* RequestFlags */
+    uint64_t offset; /* bytes; the range lies inside the disk (checked by the submitter) */
+    uint64_t length;
+    uint8_t *buffer; /* READ: to fill; WRITE: payload; else NULL */
+    Worker *worker;  /* on which it was submitted */
+    void (*done)(Request *request);
+
+    int result; /* 0 or a negative errno, valid in done */
+    /* READ with HOLES_OK: the map of the range; zero extents were not written to buffer. STATUS: the answer, which
+     * begins at offset and may end early. Valid in done; cleared by request_clear. */
+    ExtentList extents;
+
+    /* the engine's */
+    void *node; /* the disk */
+    struct Request *next, **link;
+    PoolJob job;
+    WorkerMessage message;
+    void *work; /* what a request that leaves the fast path needs more */
+    uint8_t state;
+    uint8_t lock_mode;
+    uint64_t lock_offset, lock_length;
+    struct Request *lock_next, *lock_previous;
+};
+
+void request_init(Request *request);  /* once, before the first use: zeroes it */
+void request_clear(Request *request); /* after done, before the next use or the end: frees what extents hold */
+
+#endif

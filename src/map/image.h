@@ -1,0 +1,87 @@
+/*
+ * An image: one opened disk image, its format, its stores, its backing. A chain: an image and all below it.
+ *
+ * Opening and closing are [main] or [pool] and block. image_map and chain_map are [pool], together with other
+ * maps, never beside allocate/commit/unmap of the same image (the gate of engine/gate.h sees to that; a tool with
+ * one thread needs no gate).
+ */
+#ifndef MAP_IMAGE_H
+#define MAP_IMAGE_H
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "map/extent.h"
+#include "store/store.h"
+
+typedef struct Format Format;
+typedef struct Image Image;
+
+#define IMAGE_CHAIN_MAX 64 /* images in a chain */
+#define IMAGE_PROBE_SIZE 4096
+
+typedef struct ImageOpen {
+    const Format *format;           /* NULL: found from the first bytes */
+    bool write;                     /* the top image; its backing is always opened read-only */
+    bool no_backing;                /* leave the backing closed (info without --chain, check) */
+    bool no_lock;                   /* look although another process writes */
+    bool repair;                    /* opened by check --repair: dirty and corrupt images open for writing */
+    const char *const *allow_paths; /* NULL-terminated, may be NULL: directories in which named files may lie */
+    uint64_t metadata_cache;        /* bytes an image; 0: the default of 32 MiB */
+} ImageOpen;
+
+#define IMAGE_METADATA_CACHE_DEFAULT (32u << 20)
+
+struct Image {
+    const Format *format;
+    bool format_guessed;       /* found by probing */
+    char *path;                /* as given or as resolved; for messages and "filename" */
+    Store *store;              /* the main file; the format may hold others */
+    Image *backing;            /* NULL when there is none (or no_backing) */
+    char *backing_name;        /* as written in the image, or NULL */
+    char *backing_format;      /* as written in the image, or NULL */
+    char *backing_path;        /* as resolved, or NULL */
+    uint64_t size;             /* virtual size, bytes */
+    uint64_t allocation_unit;  /* bytes, a power of two; 1 where the format allocates nothing (raw) */
+    bool write;
+    bool repair;
+    uint64_t metadata_cache;   /* bytes */
+    const char *const *allow_paths; /* valid during format->open only */
+    int refs;
+    void *state;               /* the format's */
+};
+
+/* Opens path and everything below it. Refuses loops, chains over IMAGE_CHAIN_MAX, names outside the allowed
+ * directories, locked files. When write and the top image is raw by guess, see format_guessed. */
+Image *image_open(const char *path, const ImageOpen *how, GError **error);
+
+/* The same on a store (which the image then refs), with a backing that is already open (ref taken; may be NULL) in
+ * place of the one that the image names. For tests and tools. */
+Image *image_open_store(Store *store, const ImageOpen *how, Image *backing, GError **error);
+
+Image *image_ref(Image *image);
+/* With the last reference: format->close, backing, stores. Does not flush: a writer calls image_finish before. */
+void image_unref(Image *image);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(Image, image_unref)
+
+/* What a writer does last: format->flush until nothing is pending, format->finish. 0 or -errno. [pool]/[main] */
+int image_finish(Image *image);
+
+/* Asks the format, checks the answer (order, gaps, range inside the store, flags) in this one place. At least one
+ * extent; may end before the range does, never after. 0 or -errno; -EIO for an answer that cannot be true. */
+int image_map(Image *image, uint64_t offset, uint64_t length, ExtentList *list);
+
+/* The whole chain's answer for all of the range: UNALLOCATED never appears, what no image has is ZERO (with
+ * image = NULL and depth of the last image asked); depth is filled in; only depth 0 may be WRITABLE. Stops early,
+ * after at least one extent, when the list reaches max_extents (0: no limit). 0 or -errno. */
+int chain_map(Image *top, uint64_t offset, uint64_t length, unsigned max_extents, ExtentList *list);
+
+/* Blocking read through chain_map, decode included; for tools and tests. 0 or -errno. [pool]/[main] */
+int chain_read(Image *top, void *buffer, uint64_t length, uint64_t offset);
+
+/* The rest is for formats. Opens a file that the image names, beneath the directory of the image or the allowed ones
+ * (openat2, RESOLVE_BENEATH); absolute names must lie in one of these. *resolved (may be NULL): free with g_free. */
+Store *image_open_named(Image *image, const char *name, bool write, char **resolved, GError **error);
+
+#endif
