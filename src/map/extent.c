@@ -1,8 +1,8 @@
 /*
  * Extent lists: ascending, gapless, merged where neighbours say the same.
  *
- * What must stay true: items[i + 1].offset == extent_end(items[i]); no item is empty. extent_list_add holds it, so
- * nobody else needs to check it.
+ * What must stay true: items[i + 1].offset == extent_end(items[i]); no item is empty.
+ * extent_list_add holds it, so nobody else needs to check it.
  */
 #include "map/extent.h"
 
