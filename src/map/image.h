@@ -42,13 +42,17 @@ struct Image {
     char *backing_name;        /* as written in the image, or NULL */
     char *backing_format;      /* as written in the image, or NULL */
     char *backing_path;        /* as resolved, or NULL */
+    char *backing_substitute;  /* tried beside the image when backing_name is not there or not allowed, or NULL
+                                  (vmdk: the hint may be an absolute path of another system) */
     uint64_t size;             /* virtual size, bytes */
     uint64_t allocation_unit;  /* bytes, a power of two; 1 where the format allocates nothing (raw) */
     bool write;
     bool repair;
+    bool no_lock;
+    bool no_names;             /* not opened by a path: what it names is never opened */
     uint64_t metadata_cache;   /* bytes */
     const char *const *allow_paths; /* valid during format->open only */
-    int refs;
+    _Atomic int refs;
     void *state;               /* the format's */
 };
 
@@ -69,12 +73,14 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Image, image_unref)
 int image_finish(Image *image);
 
 /* Asks the format, checks the answer (order, gaps, range inside the store, flags) in this one place. At least one
- * extent; may end before the range does, never after. 0 or -errno; -EIO for an answer that cannot be true. */
+ * extent; may end before the range does, never after. Appends to the list, which must be empty or end at offset.
+ * The range lies inside the disk. 0 or -errno; -EIO for an answer that cannot be true. */
 int image_map(Image *image, uint64_t offset, uint64_t length, ExtentList *list);
 
 /* The whole chain's answer for all of the range: UNALLOCATED never appears, what no image has is ZERO (with
- * image = NULL and depth of the last image asked); depth is filled in; only depth 0 may be WRITABLE. Stops early,
- * after at least one extent, when the list reaches max_extents (0: no limit). 0 or -errno. */
+ * image = NULL and depth of the last image asked); depth is filled in; only depth 0 may be WRITABLE. Appends to the
+ * list, which must be empty or end at offset. Stops early, after at least one extent, when the list reaches
+ * max_extents (0: no limit). The range lies inside the disk. 0 or -errno. */
 int chain_map(Image *top, uint64_t offset, uint64_t length, unsigned max_extents, ExtentList *list);
 
 /* Blocking read through chain_map, decode included; for tools and tests. 0 or -errno. [pool]/[main] */

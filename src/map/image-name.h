@@ -1,0 +1,22 @@
+/*
+ * Opening the files of images: those that the user names, and those that an image names.
+ *
+ * The descriptors are of regular files or block devices, nothing else, and are in blocking mode.
+ * May block. [main]/[pool]
+ */
+#ifndef MAP_IMAGE_NAME_H
+#define MAP_IMAGE_NAME_H
+
+#include "map/image.h"
+
+/* Opens a path that the user gave: trusted, no limits where it leads. -1 with *error. */
+int image_path_open(const char *path, bool write, GError **error);
+
+/* Opens the file called name in image, which must lie beneath the directory of the image or of an
+ * allowed one. -1 with *error: EACCES for a name that is not allowed. *resolved: the path for
+ * messages and for names in that file; free with g_free; also set when the file cannot be opened,
+ * unless the name says nothing of a file. */
+int image_name_open(const Image *image, const char *name, bool write, char **resolved,
+                    GError **error);
+
+#endif
