@@ -1,9 +1,11 @@
 /*
- * Asynchronous file I/O of a worker: io_uring where the kernel allows it, the pool where it does not.
+ * Asynchronous file I/O of a worker: io_uring where the kernel allows it, the pool where it does
+ * not.
  *
- * Chosen once per worker at its first use. A seccomp filter or /proc/sys/kernel/io_uring_disabled may refuse the
- * ring: then the pool serves, with one informational log line a process. COWNBD_AIO=pool|uring in the environment
- * forces one (tests; `uring` fails loudly where it is refused).
+ * Chosen once per worker at its first use. A seccomp filter or /proc/sys/kernel/io_uring_disabled
+ * may refuse the ring: then the pool serves, with one informational log line a process.
+ * COWNBD_AIO=pool|uring in the environment forces one (tests; `uring` fails loudly where it is
+ * refused).
  */
 #ifndef STORE_AIO_H
 #define STORE_AIO_H

@@ -1,15 +1,17 @@
 /*
- * A store: a flat run of bytes on which an image lies. A host file, a block device; in tests, memory.
+ * A store: a flat run of bytes on which an image lies. A host file, a block device; in tests,
+ * memory.
  *
- * Offsets and lengths are bytes. A read past the end of the store gives zeroes, it is no error: an image's last
- * cluster may be cut short. A write past the end grows the store. Functions return 0 or a negative errno unless
- * they say otherwise; short transfers and EINTR are finished inside.
+ * Offsets and lengths are bytes. A read past the end of the store gives zeroes, it is no error: an
+ * image's last cluster may be cut short. A write past the end grows the store. Functions return 0
+ * or a negative errno unless they say otherwise; short transfers and EINTR are finished inside.
  *
- * Threads: each function says [pool] where it may block, [worker] where it must not. All of one store's functions
- * may be called from many threads at once.
+ * Threads: each function says [pool] where it may block, [worker] where it must not. All of one
+ * store's functions may be called from many threads at once.
  *
- * Ordering: nothing but store_sync orders writes. After a cut any subset of the writes (punches, size changes)
- * since the last finished sync may be on the disk; this is what the power-cut tests enumerate.
+ * Ordering: nothing but store_sync orders writes. After a cut any subset of the writes (punches,
+ * size changes) since the last finished sync may be on the disk; this is what the power-cut tests
+ * enumerate.
  */
 #ifndef STORE_STORE_H
 #define STORE_STORE_H
@@ -29,9 +31,9 @@ typedef struct StoreOps StoreOps;
 
 typedef enum { STORE_IO_READ, STORE_IO_WRITE } StoreIoKind;
 
-/* One asynchronous transfer. Fill in the first block, submit; done is called once, on the submitting worker, never
- * inside store_submit. The iovec array and the memory behind it belong to the store until then (the store may
- * change the array's entries). */
+/* One asynchronous transfer. Fill in the first block, submit; done is called once, on the
+ * submitting worker, never inside store_submit. The iovec array and the memory behind it belong to
+ * the store until then (the store may change the array's entries). */
 struct StoreIo {
     StoreIoKind kind;
     Store *store;
@@ -45,6 +47,8 @@ struct StoreIo {
 
     /* the implementation's */
     uint64_t progress;
+    int fd;
+    StoreIo *next;
     Worker *worker;
     PoolJob job;
     WorkerMessage message;
@@ -52,9 +56,12 @@ struct StoreIo {
 
 typedef enum {
     STORE_PUNCH_FREE,      /* reads as zeroes afterwards, space given back where the host can */
-    STORE_PUNCH_KEEP_SPACE /* reads as zeroes afterwards, space stays allocated where the host can */
+    STORE_PUNCH_KEEP_SPACE /* reads as zeroes afterwards, space stays allocated where the host can
+                            */
 } StorePunch;
 
+/* read_nowait and write_nowait may be NULL (always -EAGAIN). punch and next_data are called with
+ * ranges inside the store, not empty; nothing that changes it is called on a read-only store. */
 struct StoreOps {
     const char *name;
     int (*preadv)(Store *store, const struct iovec *iov, int count, uint64_t offset);
@@ -73,18 +80,21 @@ struct StoreOps {
 /* The common head; an implementation embeds it first. */
 struct Store {
     const StoreOps *ops;
-    char *name;            /* for messages: the path */
+    char *name; /* for messages: the path */
     bool read_only;
     int refs;              /* atomic */
     _Atomic uint64_t size; /* current size in bytes, kept by the implementation */
 };
 
 void store_init(Store *store, const StoreOps *ops, const char *name, bool read_only, uint64_t size);
-Store *store_ref(Store *store);   /* [any] */
-void store_unref(Store *store);   /* closes with the last; may block. [pool] or [main] */
+Store *store_ref(Store *store); /* [any] */
+void store_unref(Store *store); /* closes with the last; may block. [pool] or [main] */
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Store, store_unref)
 
 uint64_t store_size(const Store *store); /* [any] */
+
+/* For implementations: the store reaches at least to end now. [any] */
+void store_raise_size(Store *store, uint64_t end);
 
 /* Blocking transfers of everything. [pool] */
 int store_read(Store *store, void *buffer, size_t length, uint64_t offset);
@@ -92,30 +102,31 @@ int store_write(Store *store, const void *buffer, size_t length, uint64_t offset
 int store_readv(Store *store, const struct iovec *iov, int count, uint64_t offset);
 int store_writev(Store *store, const struct iovec *iov, int count, uint64_t offset);
 
-/* Reads what is in the page cache, all of the range or nothing useful: 0, -EAGAIN (would wait; use store_submit),
- * or another -errno. [worker] */
+/* Reads what is in the page cache, all of the range or nothing useful: 0, -EAGAIN (would wait; use
+ * store_submit), or another -errno. [worker] */
 int store_read_nowait(Store *store, const struct iovec *iov, int count, uint64_t offset);
 
-/* Writes into the page cache where that is expected not to wait: 0, -EAGAIN (nothing useful was done; use
- * store_submit), or another -errno. The file store decides from what its last writes cost: when the host throttles
- * its writers, it answers -EAGAIN for a while. [worker] */
+/* Writes into the page cache where that is expected not to wait: 0, -EAGAIN (nothing useful was
+ * done; use store_submit), or another -errno. The file store decides from what its last writes
+ * cost: when the host throttles its writers, it answers -EAGAIN for a while. [worker] */
 int store_write_nowait(Store *store, const struct iovec *iov, int count, uint64_t offset);
 
 /* Starts an asynchronous transfer. [worker] */
 void store_submit(StoreIo *io);
 
-/* Makes the range read as zeroes. -ENOTSUP when the host cannot do it without writing; the caller writes zeroes
- * then. A range past the end is clipped; the size never changes. [pool] */
+/* Makes the range read as zeroes. -ENOTSUP when the host cannot do it without writing; the caller
+ * writes zeroes then. A range past the end is clipped; the size never changes. [pool] */
 int store_punch(Store *store, uint64_t offset, uint64_t length, StorePunch how);
 
-/* Whether the bytes at offset are (perhaps) data or surely a hole, and for how many bytes, at most length, that
- * stays true. A store that cannot tell says data. [pool] */
+/* Whether the bytes at offset are (perhaps) data or surely a hole, and for how many bytes, at most
+ * length, that stays true. A store that cannot tell says data. [pool] */
 int store_next_data(Store *store, uint64_t offset, uint64_t length, bool *data, uint64_t *run);
 
 int store_truncate(Store *store, uint64_t size); /* [pool] */
 
-/* Everything written before the call is on stable storage when it returns 0 (fdatasync). After a failure the store
- * remembers it: every later sync fails with the same error, for the kernel reports a lost page only once. [pool] */
+/* Everything written before the call is on stable storage when it returns 0 (fdatasync). After a
+ * failure the store remembers it: every later sync fails with the same error, for the kernel
+ * reports a lost page only once. [pool] */
 int store_sync(Store *store);
 
 uint64_t store_allocated_bytes(Store *store); /* space that the host uses [pool] */
