@@ -1,0 +1,347 @@
+/*
+ * qcow2: what its files share. Private to formats/qcow2*.c and their tests.
+ *
+ * Specification: docs/interop/qcow2.txt of QEMU. Numbers on disk are big endian. A *cluster* is the
+ * unit of everything; a cluster number is a host offset divided by the cluster size.
+ *
+ *     qcow2.c           probe, open, close, info            qcow2-write.c   allocate, commit,
+ * abandon, unmap qcow2-header.c    header, extensions, feature bits    qcow2-flush.c   flush,
+ * pending frees, finish qcow2-snapshot.c  the snapshot table, read only       qcow2-check*.c  check
+ * and repair qcow2-map.c       L1 and L2, map, decode              qcow2-create.c  create
+ *     qcow2-refcount.c  refcounts, their blocks and table
+ *     qcow2-alloc.c     search for free clusters
+ *
+ * Who may call what: "shared" functions run beside each other and beside flush; "exclusive" ones
+ * alone (formats/format.h: map is shared, allocate, commit, abandon, unmap, check are exclusive).
+ */
+#ifndef FORMATS_QCOW2_H
+#define FORMATS_QCOW2_H
+
+#include <glib.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/bytes.h"
+#include "formats/format.h"
+#include "map/image.h"
+#include "store/metacache.h"
+#include "store/store.h"
+
+#define QCOW2_MAGIC                    0x514649fbu /* "QFI\xfb" */
+#define QCOW2_MIN_CLUSTER_BITS         9
+#define QCOW2_MAX_CLUSTER_BITS         21
+#define QCOW2_MAX_REFCOUNT_ORDER       6
+#define QCOW2_MAX_L1_BYTES             (32u << 20)
+#define QCOW2_MAX_REFCOUNT_TABLE_BYTES (8u << 20)
+#define QCOW2_MAX_SNAPSHOTS            65536
+#define QCOW2_MAX_SNAPSHOT_EXTRA       1024
+#define QCOW2_MAX_SNAPSHOT_TABLE_BYTES (64u << 20)
+#define QCOW2_MAX_BITMAPS              65535
+#define QCOW2_MAX_BACKING_NAME         1023
+#define QCOW2_V2_HEADER_LENGTH         72
+#define QCOW2_V3_HEADER_LENGTH         104 /* the least of version 3; 112 with the compression type */
+
+/* incompatible_features */
+#define QCOW2_INCOMPAT_DIRTY       (UINT64_C(1) << 0)
+#define QCOW2_INCOMPAT_CORRUPT     (UINT64_C(1) << 1)
+#define QCOW2_INCOMPAT_DATA_FILE   (UINT64_C(1) << 2)
+#define QCOW2_INCOMPAT_COMPRESSION (UINT64_C(1) << 3)
+#define QCOW2_INCOMPAT_EXTENDED_L2 (UINT64_C(1) << 4)
+#define QCOW2_INCOMPAT_KNOWN       UINT64_C(0x1f)
+/* compatible_features */
+#define QCOW2_COMPAT_LAZY_REFCOUNTS (UINT64_C(1) << 0)
+/* autoclear_features */
+#define QCOW2_AUTOCLEAR_BITMAPS  (UINT64_C(1) << 0)
+#define QCOW2_AUTOCLEAR_DATA_RAW (UINT64_C(1) << 1)
+
+/* header extensions */
+#define QCOW2_EXT_END            0x00000000u
+#define QCOW2_EXT_BACKING_FORMAT 0xe2792acau
+#define QCOW2_EXT_FEATURE_NAMES  0x6803f857u
+#define QCOW2_EXT_BITMAPS        0x23852875u
+#define QCOW2_EXT_CRYPTO         0x0537be77u
+#define QCOW2_EXT_DATA_FILE      0x44415441u
+
+#define QCOW2_COMPRESSION_ZLIB   0
+#define QCOW2_COMPRESSION_ZSTD   1
+
+/* L1 and L2 entries, refcount table entries */
+#define QCOW2_COPIED          (UINT64_C(1) << 63) /* refcount is exactly 1: may be changed in place */
+#define QCOW2_COMPRESSED      (UINT64_C(1) << 62) /* L2 only */
+#define QCOW2_ZERO            (UINT64_C(1) << 0)  /* L2 only, version 3 */
+#define QCOW2_OFFSET_MASK     UINT64_C(0x00fffffffffffe00)
+#define QCOW2_L1_RESERVED     UINT64_C(0x7f000000000001ff)
+#define QCOW2_L2_RESERVED     UINT64_C(0x3f000000000001fe) /* without COPIED, COMPRESSED, ZERO */
+#define QCOW2_TABLE_RESERVED  UINT64_C(0x1ff)              /* refcount table entries */
+#define QCOW2_MAX_HOST_OFFSET (UINT64_C(1) << 56)          /* one past what an L2 entry can say */
+
+/* The header as it lies at offset 0, big endian. Version 2 ends before incompatible_features. */
+typedef struct __attribute__((packed)) Qcow2HeaderDisk {
+    uint32_t magic;                   /*   0 */
+    uint32_t version;                 /*   4 */
+    uint64_t backing_file_offset;     /*   8 */
+    uint32_t backing_file_size;       /*  16 */
+    uint32_t cluster_bits;            /*  20 */
+    uint64_t size;                    /*  24 */
+    uint32_t crypt_method;            /*  32 */
+    uint32_t l1_size;                 /*  36 entries */
+    uint64_t l1_table_offset;         /*  40 */
+    uint64_t refcount_table_offset;   /*  48 */
+    uint32_t refcount_table_clusters; /*  56 */
+    uint32_t nb_snapshots;            /*  60 */
+    uint64_t snapshots_offset;        /*  64 */
+    uint64_t incompatible_features;   /*  72 */
+    uint64_t compatible_features;     /*  80 */
+    uint64_t autoclear_features;      /*  88 */
+    uint32_t refcount_order;          /*  96 */
+    uint32_t header_length;           /* 100 */
+    uint8_t compression_type;         /* 104 */
+    uint8_t padding[7];               /* 105 */
+} Qcow2HeaderDisk;
+
+_Static_assert(sizeof(Qcow2HeaderDisk) == 112, "the header of version 3 with its compression type");
+
+/* The same, checked, in the machine's order; for version 2 the later fields have their defaults. */
+typedef struct Qcow2Header {
+    uint32_t version;
+    uint64_t backing_file_offset;
+    uint32_t backing_file_size;
+    uint32_t cluster_bits;
+    uint64_t size;
+    uint32_t crypt_method;
+    uint32_t l1_size;
+    uint64_t l1_table_offset;
+    uint64_t refcount_table_offset;
+    uint32_t refcount_table_clusters;
+    uint32_t nb_snapshots;
+    uint64_t snapshots_offset;
+    uint64_t incompatible_features;
+    uint64_t compatible_features;
+    uint64_t autoclear_features;
+    uint32_t refcount_order;
+    uint32_t header_length;
+    uint8_t compression_type;
+} Qcow2Header;
+
+/* A run of host clusters. */
+typedef struct Qcow2Run {
+    uint64_t first, count;
+} Qcow2Run;
+
+/* One internal snapshot, as its table says. Table offset and size are checked to lie in the file.
+ */
+typedef struct Qcow2Snapshot {
+    uint64_t l1_table_offset;
+    uint32_t l1_size; /* entries */
+    uint64_t disk_size;
+    uint64_t vm_state_size;
+    uint32_t date_sec, date_nsec;
+    uint64_t vm_clock_nsec;
+    uint64_t entry_offset; /* of its entry in the file */
+    uint32_t extra_size;
+    char *id, *name;
+} Qcow2Snapshot;
+
+typedef struct Qcow2State {
+    Qcow2Header header; /* what is on the disk */
+    uint32_t cluster_bits;
+    uint64_t cluster_size;
+    uint32_t l2_bits; /* log2 of entries in an L2 table */
+    uint32_t refcount_order;
+    uint32_t block_bits;   /* log2 of refcounts in a refcount block */
+    uint64_t refcount_max; /* the largest that the width can say */
+
+    MetaCache *meta;    /* pieces of L2 tables and refcount blocks */
+    uint32_t meta_size; /* its block size: min(cluster_size, 4096) */
+
+    /* The active L1 table, whole, as on disk but in the machine's order. */
+    uint64_t *l1;
+    uint32_t l1_size;
+    GHashTable *l1_dirty; /* set: 512-byte sectors of the table that must be written */
+    GHashTable *l1_new;   /* set: indices whose L2 table no L1 on the disk points to yet */
+
+    /* The refcount table: table_count entries in memory (the rest is 0), of table_entries that its
+     * space holds. */
+    uint64_t *table;
+    uint64_t table_count;
+    uint64_t table_entries;
+    uint64_t table_offset;   /* differs from the header's until flush has moved the table */
+    GHashTable *table_dirty; /* set: 512-byte sectors of the table that must be written */
+
+    GArray *snapshots;     /* Qcow2Snapshot, from open */
+    uint32_t bitmap_count; /* the bitmaps extension, if there is one */
+    uint64_t bitmap_directory_offset, bitmap_directory_size;
+
+    /* Writers only: where metadata lies (sorted cluster numbers of refcount blocks and active L2
+     * tables). */
+    GArray *metadata;
+
+    /* Writers only: free space. Every cluster at or above used_end is free; every one below
+     * gap_hint is not. */
+    bool space_known;
+    uint64_t used_end, gap_hint;
+    uint64_t fresh_start;  /* bytes; beyond it nothing was ever written */
+    uint64_t size_at_open; /* bytes of the store, cluster-aligned */
+
+    /* Writers only: pending frees. */
+    GArray *freed; /* Qcow2Run: no table in memory refers to them, tables on the disk may */
+    GArray *
+        unmapped; /* Qcow2Run: no table on the disk refers to them; refcounts still to be lowered */
+    bool second_pending; /* tables were written in phase 2 that no sync has covered */
+
+    int write_error;     /* an implicit flush failed: changes answer this until a flush succeeds */
+    atomic_bool dirty;   /* flush has something to write */
+    atomic_bool corrupt; /* damage was seen: no more changes */
+    pthread_mutex_t header_lock; /* header and header fields on the disk */
+} Qcow2State;
+
+static inline Qcow2State *qcow2_state(const Image *image)
+{
+    return image->state;
+}
+
+/* ---- header (qcow2-header.c) ---- */
+
+/* Unpacks and checks the first n bytes of an image, as far as that is possible without the rest of
+ * the file. name is for messages. */
+bool qcow2_header_unpack(const uint8_t *head, size_t n, const char *name, Qcow2Header *header,
+                         GError **error);
+
+/* The other way; for create. Writes header->header_length bytes' worth of fields (72, 104 or 112).
+ */
+void qcow2_header_pack(const Qcow2Header *header, Qcow2HeaderDisk *disk);
+
+/* Checks the header against the file: extensions, backing name, offsets of tables. Fills in
+ * image->backing_name, backing_format and the state's fields of bitmaps. */
+bool qcow2_header_read(Image *image, GError **error);
+
+/* Writes feature bits, durably, and keeps state->header in step. 0 or -errno. */
+int qcow2_header_set_features(Image *image, uint64_t incompatible, uint64_t autoclear);
+/* Writes where the refcount table is; not synced. Writes state->header. 0 or -errno. */
+int qcow2_header_set_refcount_table(Image *image, uint64_t offset, uint32_t clusters);
+
+/* The image is damaged: says so once in the log and, for a writer, sets the corrupt bit durably;
+ * from then on every change answers -EIO. Returns -EIO. [shared] */
+int qcow2_corrupt(Image *image, const char *format, ...) G_GNUC_PRINTF(2, 3);
+
+/* ---- snapshots (qcow2-snapshot.c) ---- */
+
+bool qcow2_snapshots_read(Image *image, GError **error); /* fills in state->snapshots */
+void qcow2_snapshots_free(Qcow2State *s);
+
+/* ---- L1 and L2 (qcow2-map.c) ---- */
+
+typedef enum {
+    QCOW2_CLUSTER_UNALLOCATED,
+    QCOW2_CLUSTER_ZERO,       /* no host cluster */
+    QCOW2_CLUSTER_ZERO_ALLOC, /* a host cluster is kept */
+    QCOW2_CLUSTER_DATA,
+    QCOW2_CLUSTER_COMPRESSED,
+    QCOW2_CLUSTER_DAMAGED, /* reserved bits, misaligned offset, zero flag in version 2 */
+} Qcow2ClusterType;
+
+typedef struct Qcow2Cluster {
+    Qcow2ClusterType type;
+    bool copied;
+    uint64_t host;          /* bytes; ZERO_ALLOC, DATA, COMPRESSED */
+    uint32_t stored_length; /* COMPRESSED: bytes from host to the end of its last sector */
+} Qcow2Cluster;
+
+/* What an L2 entry says. Does not look at the size of the file. Pure. */
+Qcow2Cluster qcow2_l2_decode(const Qcow2State *s, uint64_t entry);
+
+/* All host clusters that the entry refers to (count 0: none). */
+Qcow2Run qcow2_cluster_run(const Qcow2State *s, const Qcow2Cluster *cluster);
+
+/* Whether a table of that many clusters may lie at offset: aligned, not in cluster 0, inside the
+ * file (which may cut its last cluster short). */
+bool qcow2_table_offset_ok(const Image *image, uint64_t offset, uint64_t clusters);
+
+/* The offset of the L2 table of an L1 index (0: none), checked. 0 or -EIO. [shared] */
+int qcow2_l2_offset(Image *image, uint64_t l1_index, uint64_t *offset);
+
+/* Pins the piece of the L2 table that holds entry `index` (of the whole table); *first is the index
+ * of its first entry. [shared] */
+int qcow2_l2_get(Image *image, uint64_t l2_offset, uint64_t index, MetaBlock **block,
+                 uint64_t *first);
+
+int qcow2_map(Image *image, uint64_t offset, uint64_t length, ExtentList *list);
+int qcow2_decode(Image *image, const Extent *extent, const uint8_t *stored, size_t stored_length,
+                 uint8_t *unit);
+
+/* ---- refcounts (qcow2-refcount.c) ---- */
+
+/* The refcount at index in a refcount block (or a piece of one that starts on a byte). Pure. */
+uint64_t qcow2_refcount_load(const uint8_t *block, uint64_t index, uint32_t refcount_order);
+void qcow2_refcount_store(uint8_t *block, uint64_t index, uint32_t refcount_order, uint64_t value);
+
+/* Reads the refcount table from where the header says. */
+bool qcow2_refcount_table_read(Image *image, GError **error);
+
+/* Forgets all that is cached of L1, L2 and refcounts (dirty pieces too) and reads header fields, L1
+ * and refcount table again; for check after it has written behind the cache's back. [exclusive] */
+bool qcow2_reload(Image *image, GError **error);
+
+/* 0 for clusters that no block describes. -EIO (after qcow2_corrupt) for a damaged table entry.
+ * [shared] */
+int qcow2_refcount_get(Image *image, uint64_t cluster, uint64_t *refcount);
+
+/* Sets it in memory; written by the next flush, before tables. Makes a refcount block, and room in
+ * the table, where there is none (except to set 0). -ERANGE: more than the width can say.
+ * [exclusive] */
+int qcow2_refcount_set(Image *image, uint64_t cluster, uint64_t refcount);
+
+/* Adds (1) or takes away (-1) a reference of each cluster of a run; on error *done says how many
+ * were changed. [exclusive, and flush for -1] */
+int qcow2_refcount_drop(Image *image, Qcow2Run run, uint64_t *done);
+
+/* The refcount block of index i must exist afterwards, for the cluster at hand. It is put into the
+ * free cluster `at`; *made says whether that was needed. [exclusive] */
+int qcow2_refcount_need_block(Image *image, uint64_t at, bool *made);
+
+/* ---- free space (qcow2-alloc.c) ---- */
+
+/* Reserves up to `want` (at least 1) clusters that lie together: refcounts 1, the store grown to
+ * hold them. *fresh: they read as zeroes. 0 or -errno (-ENOSPC, -EFBIG, -EIO). [exclusive] */
+int qcow2_alloc_run(Image *image, uint64_t want, Qcow2Run *run, bool *fresh);
+
+/* Gives back what no table ever referred to. Never fails: at worst the space leaks. [exclusive] */
+void qcow2_alloc_return(Image *image, Qcow2Run run);
+
+/* Makes sure that the store is at least that long. 0, -ENOSPC, -EFBIG ... [exclusive] */
+int qcow2_store_grow(Image *image, uint64_t end);
+
+int qcow2_space_scan(Image *image);                      /* finds used_end [exclusive] */
+void qcow2_space_freed(Qcow2State *s, uint64_t cluster); /* a refcount became 0 */
+
+/* Whether metadata lies in the run: header, L1, active L2 tables, refcount table and blocks,
+ * snapshot table and the snapshots' L1 tables. Writers only. [shared] */
+bool qcow2_overlaps_metadata(const Image *image, Qcow2Run run);
+void qcow2_metadata_add(Qcow2State *s, uint64_t cluster);
+void qcow2_metadata_remove(Qcow2State *s, uint64_t cluster);
+void qcow2_metadata_index(Image *image); /* builds it anew from L1 and refcount table */
+
+/* ---- changes (qcow2-write.c) and flush (qcow2-flush.c) ---- */
+
+int qcow2_allocate(Image *image, Allocation **list, unsigned count);
+int qcow2_commit(Image *image, Allocation **list, unsigned count);
+void qcow2_abandon(Image *image, Allocation **list, unsigned count);
+int qcow2_unmap(Image *image, uint64_t offset, uint64_t length, UnmapFlags flags);
+
+int qcow2_flush(Image *image);
+int qcow2_finish(Image *image);
+bool qcow2_is_dirty(const Image *image);
+void qcow2_update_dirty(Qcow2State *s); /* after any change */
+void qcow2_free_later(Qcow2State *s,
+                      Qcow2Run run);    /* no table in memory refers to the run any more */
+void qcow2_flush_if_full(Image *image); /* what changes run at their end */
+
+/* ---- tools (qcow2-check*.c, qcow2-create.c) ---- */
+
+extern const FormatOption qcow2_create_options[];
+bool qcow2_create(Store *store, const FormatCreate *how, GError **error);
+bool qcow2_check(Image *image, CheckRepair repair, CheckResult *result, GError **error);
+
+#endif
