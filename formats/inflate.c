@@ -1,8 +1,8 @@
 /*
  * Compressed units of images, by zlib and libzstd.
  *
- * Both loops must end whatever the stream says: zlib is given all of its input and output at once; the zstd loop goes on
- * only while a call has consumed or produced something.
+ * Both loops must end whatever the stream says: zlib is given all of its input and output at once;
+ * the zstd loop goes on only while a call has consumed or produced something.
  */
 #include "formats/inflate.h"
 
