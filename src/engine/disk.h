@@ -19,8 +19,8 @@ typedef enum {
     DISK_FAILED,    /* metadata cannot be trusted or read: everything answers -EIO */
 } DiskMode;
 
-/* Takes a reference to image. guard_probe: refuse (-EPERM) writes that would plant a known magic at offset 0 of a
- * raw image whose format was guessed. [main] */
+/* Takes a reference to image. guard_probe: refuse (-EPERM) writes that would plant a known magic at
+ * offset 0 of a raw image whose format was guessed. [main] */
 Disk *disk_new(Image *image, Pool *pool, bool guard_probe);
 
 /* The disk as a node; lives as long as the disk. */
@@ -28,7 +28,8 @@ Node *disk_node(Disk *disk);
 
 DiskMode disk_mode(const Disk *disk); /* [any] */
 
-/* All requests are done: flushes, finishes the image, frees. 0 or the -errno of the last flush. May block. [main] */
+/* All requests are done: flushes, finishes the image, frees. 0 or the -errno of the last flush. May
+ * block. [main] */
 int disk_close(Disk *disk);
 
 #endif

@@ -3,8 +3,8 @@
  *
  *      fill in the public part -> node_submit -> ... -> done(request), once, on the same worker
  *
- * done may be called inside node_submit (the fast path) or later. The submitter owns request and buffer; both must
- * stay until done. The engine owns the engine part from submit to done.
+ * done may be called inside node_submit (the fast path) or later. The submitter owns request and
+ * buffer; both must stay until done. The engine owns the engine part from submit to done.
  */
 #ifndef ENGINE_REQUEST_H
 #define ENGINE_REQUEST_H
@@ -12,8 +12,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "base/pool.h"
 #include "base/worker.h"
+#include "engine/gate.h"
+#include "engine/rangelock.h"
 #include "map/extent.h"
 
 typedef enum {
@@ -30,8 +31,11 @@ typedef enum {
     REQUEST_FUA = 1 << 0,       /* durable before it is answered */
     REQUEST_NO_HOLE = 1 << 1,   /* ZERO: keep or make the space allocated */
     REQUEST_FAST_ZERO = 1 << 2, /* ZERO: -ENOTSUP rather than writing zeroes */
-    REQUEST_HOLES_OK = 1 << 3,  /* READ: extents says which parts are zero, their buffer need not be filled */
-    REQUEST_ONE = 1 << 4,       /* STATUS: one extent is enough */
+    REQUEST_HOLES_OK =
+        1 << 3, /* READ: extents says which parts are zero, their buffer need not be filled */
+    REQUEST_ONE = 1 << 4, /* STATUS: one extent is enough */
+    REQUEST_ALL_ZERO =
+        1 << 5, /* WRITE: the payload is zeroes; parts that read as zeroes are left alone */
 } RequestFlags;
 
 typedef struct Request Request;
@@ -46,23 +50,25 @@ struct Request {
     void (*done)(Request *request);
 
     int result; /* 0 or a negative errno, valid in done */
-    /* READ with HOLES_OK: the map of the range; zero extents were not written to buffer. STATUS: the answer, which
-     * begins at offset and may end early. Valid in done; cleared by request_clear. */
+    /* STATUS: the answer, which begins at offset and may end early. READ with HOLES_OK: the map of
+     * the range, whose zero extents were not written to buffer; empty: the whole buffer is filled.
+     * Valid in done; cleared by request_clear. */
     ExtentList extents;
 
     /* the engine's */
-    void *node; /* the disk */
-    struct Request *next, **link;
-    PoolJob job;
+    void *node;                       /* the disk */
+    void (*mapped)(Request *request); /* what goes on when the map is there */
+    void (*resume)(Request *request); /* what goes on when the message below arrives */
     WorkerMessage message;
-    void *work; /* what a request that leaves the fast path needs more */
-    uint8_t state;
-    uint8_t lock_mode;
-    uint64_t lock_offset, lock_length;
-    struct Request *lock_next, *lock_previous;
+    GateJob job;
+    RangeHold hold;
+    struct Request *next; /* in a queue of the disk */
+    uint64_t progress;    /* bytes that are done */
+    void *work;           /* what a request that left the fast path needs more */
 };
 
-void request_init(Request *request);  /* once, before the first use: zeroes it */
-void request_clear(Request *request); /* after done, before the next use or the end: frees what extents hold */
+void request_init(Request *request); /* once, before the first use */
+void request_clear(
+    Request *request); /* after done, before the next use or the end: frees what extents hold */
 
 #endif

@@ -1,0 +1,236 @@
+/*
+ * The change job: allocations, commits and discards of a disk, in batches behind the exclusive
+ * gate.
+ *
+ * Whatever the format answers, the map cache says the same before the gate is left.
+ */
+#include "engine/change.h"
+
+#include "base/cleanup.h"
+
+/* Extents of the old map looked at for one change: one unit of 2 MiB over a backing with clusters
+ * of 512 bytes has 4096. A longer change is shortened; its request comes back for the rest. */
+#define CHANGE_EXTENTS_MAX 8192
+
+static void change_job_run(PoolJob *job);
+
+void change_init(Disk *disk)
+{
+    pthread_mutex_init(&disk->change_lock, NULL);
+    disk->changes_end = &disk->changes;
+}
+
+Change *change_new(Request *request, uint64_t offset, uint64_t length)
+{
+    Change *change = g_new0(Change, 1);
+    change->request = request;
+    change->offset = offset;
+    change->length = length;
+    extent_list_init(&change->old);
+    extent_list_init(&change->allocation.extents);
+    return change;
+}
+
+void change_free(Change *change)
+{
+    extent_list_clear(&change->old);
+    extent_list_clear(&change->allocation.extents);
+    g_free(change);
+}
+
+void change_start(Change *change, ChangeKind kind, void (*resume)(Request *request))
+{
+    Disk *disk = request_disk(change->request);
+    change->kind = kind;
+    change->next = NULL;
+    change->result = 0;
+    change->request->resume = resume;
+    with_mutex(&disk->change_lock);
+    *disk->changes_end = change;
+    disk->changes_end = &change->next;
+    if (!disk->change_running) {
+        disk->change_running = true;
+        disk->change_job.job.run = change_job_run;
+        gate_enter(&disk->gate, &disk->change_job, GATE_EXCLUSIVE);
+    }
+}
+
+/* Shortens the change to the units at its beginning that are not writable now; perhaps to none. */
+static int find_what_to_allocate(Disk *disk, Change *change)
+{
+    int r =
+        chain_map(disk->image, change->offset, change->length, CHANGE_EXTENTS_MAX, &change->old);
+    if (r < 0) {
+        return r;
+    }
+    uint64_t end = change->offset;
+    for (unsigned i = 0; i < change->old.count; i++) {
+        const Extent *extent = &change->old.items[i];
+        if (extent->type == EXTENT_DATA && (extent->flags & EXTENT_WRITABLE)) {
+            break;
+        }
+        end = extent_end(extent);
+    }
+    uint64_t whole_end = change->offset + change->length;
+    if (end < whole_end) {
+        end -= end % disk->image->allocation_unit;
+    }
+    change->length = end - change->offset;
+    return 0;
+}
+
+static void gather_allocate(Disk *disk, Change *change, GPtrArray *allocations)
+{
+    change->result = disk_write_refusal(disk);
+    if (change->result == 0) {
+        change->result = find_what_to_allocate(disk, change);
+    }
+    if (change->result == 0 && change->length > 0) {
+        change->allocation.offset = change->offset;
+        change->allocation.length = change->length;
+        g_ptr_array_add(allocations, &change->allocation);
+    }
+}
+
+static void allocate(Disk *disk, Change *changes)
+{
+    g_autoptr(GPtrArray) allocations = g_ptr_array_new();
+    for (Change *change = changes; change != NULL; change = change->next) {
+        if (change->kind == CHANGE_ALLOCATE) {
+            gather_allocate(disk, change, allocations);
+        }
+    }
+    if (allocations->len == 0) {
+        return;
+    }
+    disk->image->format->allocate(disk->image, (Allocation **)allocations->pdata, allocations->len);
+    for (Change *change = changes; change != NULL; change = change->next) {
+        if (change->kind == CHANGE_ALLOCATE && change->result == 0) {
+            change->result = change->allocation.result;
+        }
+    }
+}
+
+static bool was_encoded(const Change *change)
+{
+    for (unsigned i = 0; i < change->old.count; i++) {
+        if (change->old.items[i].type == EXTENT_ENCODED) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The new extents as map would show them. */
+static void show_in_mapcache(Disk *disk, const Change *change)
+{
+    with_mutex(&disk->map_lock);
+    for (unsigned i = 0; i < change->allocation.extents.count; i++) {
+        Extent extent = change->allocation.extents.items[i];
+        extent.flags = EXTENT_WRITABLE;
+        extent.image = disk->image;
+        mapcache_insert(disk->mapcache, &extent);
+    }
+}
+
+static void forget_in_mapcache(Disk *disk, const Change *change)
+{
+    with_mutex(&disk->map_lock);
+    mapcache_erase(disk->mapcache, change->offset, change->length);
+}
+
+static void commit(Disk *disk, Change *changes)
+{
+    g_autoptr(GPtrArray) allocations = g_ptr_array_new();
+    for (Change *change = changes; change != NULL; change = change->next) {
+        if (change->kind == CHANGE_COMMIT) {
+            g_ptr_array_add(allocations, &change->allocation);
+        }
+    }
+    if (allocations->len == 0) {
+        return;
+    }
+    int r = disk_write_refusal(disk);
+    if (r == 0) {
+        r = disk->image->format->commit(disk->image, (Allocation **)allocations->pdata,
+                                        allocations->len);
+        if (r < 0) {
+            disk_degrade(disk, DISK_READ_ONLY, "making new data visible", r);
+        }
+    }
+    for (Change *change = changes; change != NULL; change = change->next) {
+        if (change->kind == CHANGE_COMMIT) {
+            change->result = r;
+            if (r == 0) {
+                show_in_mapcache(disk, change);
+            } else {
+                forget_in_mapcache(disk, change);
+            }
+            if (was_encoded(change)) {
+                unitcache_clear(disk->units);
+            }
+        }
+    }
+}
+
+static void abandon(Disk *disk, Change *change)
+{
+    Allocation *allocation = &change->allocation;
+    disk->image->format->abandon(disk->image, &allocation, 1);
+}
+
+static void unmap(Disk *disk, Change *change)
+{
+    const Format *format = disk->image->format;
+    change->result = disk_write_refusal(disk);
+    if (change->result < 0) {
+        return;
+    }
+    change->result = format->unmap == NULL ? -ENOTSUP
+                                           : format->unmap(disk->image, change->offset,
+                                                           change->length, change->unmap_flags);
+    forget_in_mapcache(disk, change);
+    unitcache_clear(disk->units);
+}
+
+static Change *take_all(Disk *disk)
+{
+    with_mutex(&disk->change_lock);
+    Change *all = disk->changes;
+    disk->changes = NULL;
+    disk->changes_end = &disk->changes;
+    return all;
+}
+
+/* Waits at the gate once more when changes have come meanwhile, so that maps in between get their
+ * turn. */
+static void leave_or_go_on(Disk *disk)
+{
+    with_mutex(&disk->change_lock);
+    disk->change_running = disk->changes != NULL;
+    if (disk->change_running) {
+        gate_enter(&disk->gate, &disk->change_job, GATE_EXCLUSIVE);
+    }
+    gate_leave(&disk->gate, GATE_EXCLUSIVE);
+}
+
+static void change_job_run(PoolJob *job)
+{
+    Disk *disk = (Disk *)((char *)job - offsetof(Disk, change_job.job));
+    Change *all = take_all(disk);
+    commit(disk, all);
+    for (Change *change = all; change != NULL; change = change->next) {
+        if (change->kind == CHANGE_UNMAP) {
+            unmap(disk, change);
+        } else if (change->kind == CHANGE_ABANDON) {
+            abandon(disk, change);
+        }
+    }
+    allocate(disk, all);
+    leave_or_go_on(disk);
+    while (all != NULL) { /* once resumed, a change and its disk may be gone */
+        Change *change = all;
+        all = change->next;
+        request_resume(change->request, change->request->resume);
+    }
+}

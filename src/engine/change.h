@@ -1,0 +1,36 @@
+/*
+ * Changes: what alters a disk's map, done by one job at a time behind the exclusive gate. One job
+ * takes all changes that wait, so that a busy disk pays for the gate once, not once a request.
+ *
+ *      change_start(ALLOCATE) -> resume on the worker: data is written -> change_start(COMMIT or
+ * ABANDON) -> resume change_start(UNMAP)    -> resume
+ *
+ * The request holds CHANGE on the range from before the first until after the last.
+ */
+#ifndef ENGINE_CHANGE_H
+#define ENGINE_CHANGE_H
+
+#include "engine/disk-impl.h"
+
+typedef enum { CHANGE_ALLOCATE, CHANGE_COMMIT, CHANGE_ABANDON, CHANGE_UNMAP } ChangeKind;
+
+struct Change {
+    ChangeKind kind;
+    Request *request;
+    Change *next;
+    uint64_t offset, length; /* whole units; ALLOCATE may shorten length, to 0 */
+    UnmapFlags unmap_flags;  /* UNMAP */
+    int result;              /* 0 or -errno */
+    ExtentList old;          /* ALLOCATE: the map as it was */
+    Allocation allocation;   /* ALLOCATE, COMMIT, ABANDON: where the data goes */
+};
+
+Change *change_new(Request *request, uint64_t offset, uint64_t length);
+void change_free(Change *change);
+
+/* Queues it; request->resume(request) is posted when it is done. [worker] */
+void change_start(Change *change, ChangeKind kind, void (*resume)(Request *request));
+
+void change_init(Disk *disk);
+
+#endif

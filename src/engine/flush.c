@@ -1,0 +1,111 @@
+/*
+ * FLUSH, and FUA as a FLUSH behind a write.
+ *
+ * A flush covers every write that was answered before it came. While one runs, those that come wait
+ * and then share the next one:
+ *
+ *      idle --request--> running --ends, nobody waits--> idle
+ *                           |  ^
+ *                           +--+ ends, some wait: they all share the next
+ *
+ * With metadata to write the job goes through the write-back gate; otherwise it only syncs the
+ * data.
+ */
+#include "base/cleanup.h"
+#include "engine/disk-impl.h"
+
+static void flush_job_run(PoolJob *job);
+static void sync_job_run(PoolJob *job);
+
+void flush_init(Disk *disk)
+{
+    pthread_mutex_init(&disk->flush_lock, NULL);
+}
+
+/* flush_lock is held, no flush is active, somebody waits. [any] */
+static void flush_begin(Disk *disk)
+{
+    disk->flush_active = true;
+    disk->flush_running = disk->flush_waiting;
+    disk->flush_waiting = NULL;
+    const Image *image = disk->image;
+    if (image->format->is_dirty != NULL && image->format->is_dirty(image)) {
+        disk->flush_job.job.run = flush_job_run;
+        gate_enter(&disk->gate, &disk->flush_job, GATE_WRITEBACK);
+    } else {
+        disk->flush_job.job.run = sync_job_run;
+        pool_submit(disk->pool, &disk->flush_job.job);
+    }
+}
+
+static void flush_answer(Request *request)
+{
+    request_complete(request, request->result);
+}
+
+/* [pool] */
+static void flush_end(Disk *disk, int result)
+{
+    Request *done = disk->flush_running;
+    pthread_mutex_lock(&disk->flush_lock);
+    disk->flush_running = NULL;
+    disk->flush_active = false;
+    if (disk->flush_waiting != NULL) {
+        flush_begin(disk);
+    }
+    pthread_mutex_unlock(&disk->flush_lock);
+    while (done != NULL) { /* the last use of disk: who is answered may close it */
+        Request *request = done;
+        done = request->next;
+        request->result = result;
+        request_resume(request, flush_answer);
+    }
+}
+
+static Disk *job_disk(PoolJob *job)
+{
+    return (Disk *)((char *)job - offsetof(Disk, flush_job.job));
+}
+
+static void flush_job_run(PoolJob *job)
+{
+    Disk *disk = job_disk(job);
+    int r = disk_mode(disk) == DISK_NORMAL ? disk->image->format->flush(disk->image) : -EIO;
+    gate_leave(&disk->gate, GATE_WRITEBACK);
+    /* Without space nothing is broken: what could not be written is still in memory, and may be
+     * tried again. */
+    if (r < 0 && r != -ENOSPC && r != -EDQUOT) {
+        disk_degrade(disk, DISK_READ_ONLY, "flush", r);
+    }
+    flush_end(disk, r);
+}
+
+static void sync_job_run(PoolJob *job)
+{
+    Disk *disk = job_disk(job);
+    flush_end(disk, store_sync(disk->image->store));
+}
+
+void flush_start(Request *request)
+{
+    Disk *disk = request_disk(request);
+    if (!disk->image->write) {
+        request_complete(request, 0);
+        return;
+    }
+    with_mutex(&disk->flush_lock);
+    request->next = disk->flush_waiting;
+    disk->flush_waiting = request;
+    if (!disk->flush_active) {
+        flush_begin(disk);
+    }
+}
+
+void request_complete_changed(Request *request, int result)
+{
+    if (result == 0 && (request->flags & REQUEST_FUA)) {
+        flush_start(request);
+    } else {
+        request_complete(request, result);
+    }
+}

@@ -1,0 +1,357 @@
+/*
+ * WRITE, part by part. A part is either a run that may be overwritten in place, or a run that needs
+ * new space:
+ *
+ *      map (STABLE) ──all writable──> write in place ─────────────────────────────┐
+ *           │ not writable                                                        v
+ *           └─> CHANGE on whole units ─> allocate ─> read edges ─> write ─> commit ─> next part, or
+ * complete └─ failed: abandon
+ *
+ * Edges are the parts of the first and the last unit that the client does not overwrite. They are
+ * read from the old place and written together with the client's bytes; on FRESH space they need
+ * nothing where the old place read as zeroes.
+ *
+ * What must stay true (docs/architecture.md, what a crash may do, rule 1): commit is asked for only
+ * after every byte of the unit, edges included, has been written. Another request may have
+ * allocated the same unit between the two locks; the change job maps again and then shortens this
+ * change to nothing, and the part starts over.
+ */
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/log.h"
+#include "engine/change.h"
+#include "engine/transfer.h"
+
+typedef struct NewWrite {
+    Change *change;
+    uint64_t start, end;  /* the client's bytes in this part, guest offsets */
+    uint8_t *head, *tail; /* edges to write, or NULL */
+} NewWrite;
+
+static void write_next_part(Request *request);
+
+static const uint8_t *payload_at(const Request *request, uint64_t offset)
+{
+    return request->buffer + (offset - request->offset);
+}
+
+static void part_done(Request *request, int result, uint64_t end)
+{
+    disk_release(request_disk(request), request);
+    request->progress = end - request->offset;
+    if (result < 0 || request->progress == request->length) {
+        extent_list_reset(&request->extents);
+        request_complete_changed(request, result);
+    } else {
+        write_next_part(request);
+    }
+}
+
+/* In place. */
+
+static void write_in_place_done(Request *request, int result)
+{
+    part_done(request, result, extent_list_end(&request->extents));
+}
+
+static struct iovec payload_iov(const Request *request, const Extent *extent)
+{
+    return (struct iovec){(void *)payload_at(request, extent->offset), extent->length};
+}
+
+static void write_in_place_rest(Request *request, unsigned index)
+{
+    Transfer *transfer = transfer_new(request_disk(request), request, write_in_place_done);
+    for (unsigned i = index; i < request->extents.count; i++) {
+        const Extent *extent = &request->extents.items[i];
+        struct iovec iov = payload_iov(request, extent);
+        transfer_write(transfer, extent->store, extent->host_offset, &iov, 1);
+    }
+    transfer_start(transfer);
+}
+
+static void write_in_place(Request *request)
+{
+    for (unsigned i = 0; i < request->extents.count; i++) {
+        const Extent *extent = &request->extents.items[i];
+        struct iovec iov = payload_iov(request, extent);
+        int r = store_write_nowait(extent->store, &iov, 1, extent->host_offset);
+        if (r == -EAGAIN) {
+            write_in_place_rest(request, i);
+            return;
+        }
+        if (r < 0) {
+            write_in_place_done(request, r);
+            return;
+        }
+    }
+    write_in_place_done(request, 0);
+}
+
+/* Into new space. */
+
+static NewWrite *new_write(const Request *request)
+{
+    return request->work;
+}
+
+static void new_write_end(Request *request, int result)
+{
+    NewWrite *new = new_write(request);
+    uint64_t end = new->end;
+    request->work = NULL;
+    change_free(new->change);
+    g_free(new->head);
+    g_free(new->tail);
+    g_free(new);
+    part_done(request, result, end);
+}
+
+static void abandoned(Request *request)
+{
+    new_write_end(request, request->result);
+}
+
+static void committed(Request *request)
+{
+    new_write_end(request, new_write(request)->change->result);
+}
+
+static void new_write_failed(Request *request, int result)
+{
+    request->result = result;
+    change_start(new_write(request)->change, CHANGE_ABANDON, abandoned);
+}
+
+static void data_written(Request *request, int result)
+{
+    if (result < 0) {
+        new_write_failed(request, result);
+    } else {
+        change_start(new_write(request)->change, CHANGE_COMMIT, committed);
+    }
+}
+
+/* Writes the part of [from, to) that lies in the new extent: edge, client's bytes, edge, in one
+ * call. */
+static void write_new_extent(Transfer *transfer, Request *request, const Extent *extent)
+{
+    const NewWrite *new = new_write(request);
+    const Change *change = new->change;
+    uint64_t from = new->head != NULL ? change->offset : new->start;
+    uint64_t to = new->tail != NULL ? change->offset + change->length : new->end;
+    from = max_u64(from, extent->offset);
+    to = min_u64(to, extent_end(extent));
+    struct iovec iov[TRANSFER_IOV_MAX];
+    int count = 0;
+    if (from < new->start) {
+        uint64_t end = min_u64(to, new->start);
+        iov[count++] = (struct iovec){new->head + (from - change->offset), end - from};
+    }
+    uint64_t start = max_u64(from, new->start), end = min_u64(to, new->end);
+    if (start < end) {
+        iov[count++] = (struct iovec){(void *)payload_at(request, start), end - start};
+    }
+    if (to > new->end) {
+        uint64_t tail_start = max_u64(from, new->end);
+        iov[count++] = (struct iovec){new->tail + (tail_start - new->end), to - tail_start};
+    }
+    transfer_write(transfer, extent->store, extent->host_offset + (from - extent->offset), iov,
+                   count);
+}
+
+static void edges_read(Request *request, int result)
+{
+    if (result < 0) {
+        new_write_failed(request, result);
+        return;
+    }
+    const ExtentList *extents = &new_write(request)->change->allocation.extents;
+    Transfer *transfer = transfer_new(request_disk(request), request, data_written);
+    for (unsigned i = 0; i < extents->count; i++) {
+        write_new_extent(transfer, request, &extents->items[i]);
+    }
+    transfer_start(transfer);
+}
+
+/* True when the range need not be written: it was zero and the new space reads as zeroes. */
+static bool edge_needs_nothing(const Change *change, uint64_t offset, uint64_t length)
+{
+    for (unsigned i = 0; i < change->old.count; i++) {
+        Extent old = change->old.items[i];
+        if (extent_clip(&old, offset, length) && !extent_is_zero(&old)) {
+            return false;
+        }
+    }
+    for (unsigned i = 0; i < change->allocation.extents.count; i++) {
+        Extent extent = change->allocation.extents.items[i];
+        if (extent_clip(&extent, offset, length) && !(extent.flags & EXTENT_FRESH)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Adds the reads of an edge to the transfer. False when there is no memory; *edge stays NULL when
+ * it needs nothing. */
+static bool read_edge(Transfer *transfer, const Change *change, uint64_t offset, uint64_t length,
+                      uint8_t **edge)
+{
+    if (length == 0 || edge_needs_nothing(change, offset, length)) {
+        return true;
+    }
+    *edge = g_try_malloc(length);
+    if (*edge == NULL) {
+        return false;
+    }
+    for (unsigned i = 0; i < change->old.count; i++) {
+        Extent old = change->old.items[i];
+        if (extent_clip(&old, offset, length)) {
+            transfer_read(transfer, &old, *edge + (old.offset - offset));
+        }
+    }
+    return true;
+}
+
+static void allocated(Request *request)
+{
+    NewWrite *new = new_write(request);
+    Change *change = new->change;
+    uint64_t change_end = change->offset + change->length;
+    if (change->result < 0 || change->length == 0) {
+        new->end = new->start; /* nothing was done: report, or look again */
+        new_write_end(request, change->result);
+        return;
+    }
+    new->end = min_u64(new->end, change_end);
+    Transfer *transfer = transfer_new(request_disk(request), request, edges_read);
+    bool memory =
+        read_edge(transfer, change, change->offset, new->start - change->offset, &new->head) &&
+        read_edge(transfer, change, new->end, change_end - new->end, &new->tail);
+    if (!memory) {
+        transfer_fail(transfer, -ENOMEM);
+    }
+    transfer_start(transfer);
+}
+
+static void change_granted(Request *request)
+{
+    change_start(new_write(request)->change, CHANGE_ALLOCATE, allocated);
+}
+
+/* [start, end) is not writable: take the units around it for a change. */
+static void write_new(Request *request, uint64_t start, uint64_t end)
+{
+    Disk *disk = request_disk(request);
+    uint64_t unit = disk->image->allocation_unit;
+    uint64_t from = align_down(start, unit);
+    uint64_t to = min_u64(align_up(end, unit), disk->node.size);
+    NewWrite *new = g_new0(NewWrite, 1);
+    new->start = start;
+    new->end = end;
+    new->change = change_new(request, from, to - from);
+    request->work = new;
+    disk_release(disk, request);
+    request->resume = change_granted;
+    pthread_mutex_lock(&disk->map_lock);
+    bool granted = rangelock_acquire(&disk->ranges, &request->hold, RANGE_CHANGE, from, to - from);
+    pthread_mutex_unlock(&disk->map_lock);
+    if (granted) {
+        change_granted(request);
+    }
+}
+
+/* What the first extents of the mapped range have in common decides what the part is. */
+typedef enum { PART_WRITABLE, PART_ZERO_ALREADY, PART_NEW } PartKind;
+
+static PartKind part_kind(const Request *request, const Extent *extent)
+{
+    if (extent->type == EXTENT_DATA && (extent->flags & EXTENT_WRITABLE)) {
+        return PART_WRITABLE;
+    }
+    bool zero_already = (request->flags & REQUEST_ALL_ZERO) && extent_is_zero(extent);
+    return zero_already ? PART_ZERO_ALREADY : PART_NEW;
+}
+
+static void write_mapped(Request *request)
+{
+    ExtentList *list = &request->extents;
+    uint64_t start = request->offset + request->progress;
+    if (request->result < 0) {
+        part_done(request, request->result, start);
+        return;
+    }
+    PartKind kind = part_kind(request, &list->items[0]);
+    unsigned same = 1;
+    while (same < list->count && part_kind(request, &list->items[same]) == kind) {
+        same++;
+    }
+    list->count = same;
+    switch (kind) {
+    case PART_WRITABLE:
+        write_in_place(request);
+        break;
+    case PART_ZERO_ALREADY:
+        part_done(request, 0, extent_list_end(list));
+        break;
+    case PART_NEW:
+        write_new(request, start, extent_list_end(list));
+        break;
+    }
+}
+
+static void write_next_part(Request *request)
+{
+    map_start(request, request->offset + request->progress, request->length - request->progress,
+              write_mapped);
+}
+
+/*
+ * An image whose format was guessed to be raw must not become something else by what a guest writes
+ * to its first bytes: the next open would follow names that the guest chose.
+ */
+static void guard_done(Request *request)
+{
+    if (request->result < 0) {
+        request_complete(request, request->result);
+    } else {
+        write_next_part(request);
+    }
+}
+
+static void guard_job(PoolJob *job)
+{
+    Request *request = (Request *)((char *)job - offsetof(Request, job.job));
+    Disk *disk = request_disk(request);
+    uint8_t head[IMAGE_PROBE_SIZE] = {0};
+    uint64_t size = min_u64(sizeof head, disk->node.size);
+    request->result = store_read(disk->image->store, head, size, 0);
+    if (request->result == 0) {
+        uint64_t length = min_u64(request->length, size - request->offset);
+        memcpy(head + request->offset, request->buffer, length);
+        if (format_probe(head, size, disk->image->path) != disk->image->format) {
+            log_limited(
+                LOG_LEVEL_WARNING,
+                "%s: a write that would make this raw image look like another format was refused: "
+                "say -f raw to allow it",
+                disk->image->path);
+            request->result = -EPERM;
+        }
+    }
+    request_resume(request, guard_done);
+}
+
+void write_start(Request *request)
+{
+    Disk *disk = request_disk(request);
+    int refusal = disk_write_refusal(disk);
+    if (refusal < 0) {
+        request_complete(request, refusal);
+    } else if (disk->guard_probe && request->offset < IMAGE_PROBE_SIZE) {
+        request->job.job.run = guard_job;
+        pool_submit(disk->pool, &request->job.job);
+    } else {
+        write_next_part(request);
+    }
+}
