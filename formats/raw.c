@@ -1,0 +1,97 @@
+/*
+ * raw: the file is the disk, byte for byte.
+ *
+ * The whole map is one extent. There is nothing to allocate and there is no metadata, so a flush is
+ * a sync. Holes of the file are reported by EXTENT_SPARSE: the report asks the store, reads and
+ * writes need not know.
+ */
+#include "base/errors.h"
+#include "formats/format.h"
+
+static int raw_probe(const uint8_t *head, size_t n, const char *path)
+{
+    return 1; /* anything is a raw image; every format with a magic is surer of itself */
+}
+
+static bool raw_open(Image *image, GError **error)
+{
+    image->size = store_size(image->store);
+    image->allocation_unit = 1;
+    return true;
+}
+
+static void raw_close(Image *image)
+{
+}
+
+static int raw_map(Image *image, uint64_t offset, uint64_t length, ExtentList *list)
+{
+    extent_list_add(list, &(Extent){
+                              .offset = offset,
+                              .length = length,
+                              .host_offset = offset,
+                              .store = image->store,
+                              .image = image,
+                              .type = EXTENT_DATA,
+                              .flags = EXTENT_SPARSE | (image->write ? EXTENT_WRITABLE : 0),
+                          });
+    return 0;
+}
+
+static int raw_unmap(Image *image, uint64_t offset, uint64_t length, UnmapFlags flags)
+{
+    StorePunch how = flags & UNMAP_KEEP_SPACE ? STORE_PUNCH_KEEP_SPACE : STORE_PUNCH_FREE;
+    int result = store_punch(image->store, offset, length, how);
+    if (result == -ENOTSUP && !(flags & UNMAP_ZERO)) {
+        return 0; /* a discard is advice: keeping the bytes is a right answer, writing zeroes would
+                     cost */
+    }
+    return result;
+}
+
+static int raw_flush(Image *image)
+{
+    return store_sync(image->store);
+}
+
+static bool raw_is_dirty(const Image *image)
+{
+    return false;
+}
+
+static const FormatOption raw_create_options[] = {{NULL, NULL}};
+
+static bool raw_create(Store *store, const FormatCreate *how, GError **error)
+{
+    if (how->backing_name) {
+        return error_set(
+            error, EINVAL,
+            "%s: a raw image cannot have a backing file: use -f qcow2, or leave out -b",
+            store->name);
+    }
+    if (store_size(store) != how->size) {
+        int result = store_truncate(store, how->size);
+        if (result < 0) {
+            return error_set_errno(error, -result, "%s: cannot set the size to %" G_GUINT64_FORMAT,
+                                   store->name, how->size);
+        }
+    }
+    int result = store_sync(store);
+    if (result < 0) {
+        return error_set_errno(error, -result, "%s: cannot sync", store->name);
+    }
+    return true;
+}
+
+const Format format_raw = {
+    .name = "raw",
+    .probe = raw_probe,
+    .open = raw_open,
+    .close = raw_close,
+    .map = raw_map,
+    .unmap = raw_unmap,
+    .flush = raw_flush,
+    .is_dirty = raw_is_dirty,
+    .create_options = raw_create_options,
+    .create = raw_create,
+};

@@ -1,0 +1,13 @@
+/*
+ * The subcommands. Each gets its own name as argv[0], parses the rest, and returns the exit status. [main]
+ */
+#ifndef CLI_CLI_H
+#define CLI_CLI_H
+
+int cli_serve(int argc, char **argv);
+int cli_info(int argc, char **argv);
+int cli_map(int argc, char **argv);
+int cli_check(int argc, char **argv);
+int cli_create(int argc, char **argv);
+
+#endif

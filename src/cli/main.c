@@ -1,0 +1,141 @@
+/*
+ * cownbd: one program with subcommands. This finds the subcommand.
+ */
+#include <locale.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+#include <glib.h>
+
+#include "cli/cli.h"
+
+typedef struct Command {
+    const char *name;
+    const char *summary;
+    int (*run)(int argc, char **argv);
+} Command;
+
+static const Command commands[] = {
+    {"serve", "serve images over NBD", cli_serve},
+    {"info", "format, sizes, backing chain and features of an image", cli_info},
+    {"map", "which parts of a disk are data, zero or not there, and where", cli_map},
+    {"check", "find and repair damage", cli_check},
+    {"create", "make a new image", cli_create},
+};
+
+static const Command *find_command(const char *name)
+{
+    for (unsigned i = 0; i < G_N_ELEMENTS(commands); i++) {
+        if (strcmp(commands[i].name, name) == 0) {
+            return &commands[i];
+        }
+    }
+    return NULL;
+}
+
+static unsigned min3(unsigned a, unsigned b, unsigned c)
+{
+    return MIN(a, MIN(b, c));
+}
+
+/* How many letters must be changed, added or dropped to turn a into b; long words are never near. */
+static unsigned word_distance(const char *a, const char *b)
+{
+    enum { LONGEST = 16 };
+    unsigned rows[2][LONGEST + 1];
+    size_t a_length = strlen(a), b_length = strlen(b);
+    if (a_length > LONGEST || b_length > LONGEST) {
+        return LONGEST;
+    }
+    for (size_t j = 0; j <= b_length; j++) {
+        rows[0][j] = j;
+    }
+    for (size_t i = 1; i <= a_length; i++) {
+        unsigned *above = rows[(i - 1) % 2], *row = rows[i % 2];
+        row[0] = i;
+        for (size_t j = 1; j <= b_length; j++) {
+            row[j] = min3(above[j] + 1, row[j - 1] + 1, above[j - 1] + (a[i - 1] != b[j - 1]));
+        }
+    }
+    return rows[a_length % 2][b_length];
+}
+
+static const Command *nearest_command(const char *name)
+{
+    const Command *nearest = NULL;
+    unsigned best = 3;
+    for (unsigned i = 0; i < G_N_ELEMENTS(commands); i++) {
+        unsigned distance = word_distance(name, commands[i].name);
+        if (distance < best) {
+            best = distance;
+            nearest = &commands[i];
+        }
+    }
+    return nearest;
+}
+
+static int print_help(void)
+{
+    puts("Usage:\n"
+         "  cownbd COMMAND [OPTION...] ...\n"
+         "\n"
+         "An NBD server for copy-on-write disk images, and tools for them.\n"
+         "\n"
+         "Commands:");
+    for (unsigned i = 0; i < G_N_ELEMENTS(commands); i++) {
+        printf("  %-10s %s\n", commands[i].name, commands[i].summary);
+    }
+    puts("\n"
+         "Example:\n"
+         "  cownbd create -f qcow2 -b base.img -F raw overlay.qcow2\n"
+         "  cownbd serve overlay.qcow2\n"
+         "\n"
+         "cownbd COMMAND --help says more about each; cownbd --version tells the version.");
+    return 0;
+}
+
+static int unknown_command(const char *name)
+{
+    const Command *nearest = nearest_command(name);
+    if (nearest) {
+        fprintf(stderr, "cownbd: '%s' is not a command: did you mean '%s'?\n", name, nearest->name);
+    } else {
+        fprintf(stderr, "cownbd: '%s' is not a command: cownbd --help lists them\n", name);
+    }
+    return 1;
+}
+
+static bool is_one_of(const char *word, const char *a, const char *b, const char *c)
+{
+    return strcmp(word, a) == 0 || strcmp(word, b) == 0 || strcmp(word, c) == 0;
+}
+
+static int help_for(const char *name)
+{
+    const Command *command = find_command(name);
+    if (!command) {
+        return unknown_command(name);
+    }
+    char word[32], flag[] = "--help";
+    g_strlcpy(word, name, sizeof word);
+    char *arguments[] = {word, flag, NULL};
+    return command->run(2, arguments);
+}
+
+int main(int argc, char **argv)
+{
+    setlocale(LC_ALL, "");
+    if (argc < 2) {
+        fprintf(stderr, "cownbd: no command given: cownbd --help lists them\n");
+        return 1;
+    }
+    if (is_one_of(argv[1], "--help", "-h", "help")) {
+        return argc > 2 ? help_for(argv[2]) : print_help();
+    }
+    if (is_one_of(argv[1], "--version", "-V", "version")) {
+        puts("cownbd " COWNBD_VERSION);
+        return 0;
+    }
+    const Command *command = find_command(argv[1]);
+    return command ? command->run(argc - 1, argv + 1) : unknown_command(argv[1]);
+}

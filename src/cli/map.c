@@ -1,0 +1,199 @@
+/*
+ * cownbd map: the merged map of a chain, with the keys and the meanings of qemu-img map.
+ *
+ * A line is an extent: "depth" is the image of the chain that decides what is read there, "present" whether that
+ * image has it (false: no image has it, and it reads as zeroes), "data" and "zero" what it holds, "offset" where in
+ * the host file. Holes of raw files are asked of the host. Neighbours that say the same are one line.
+ */
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cli/cli.h"
+#include "cli/options.h"
+#include "cli/output.h"
+#include "base/errors.h"
+
+#define EXTENTS_AT_ONCE 256
+
+typedef struct MapLine {
+    uint64_t start, length;
+    uint64_t host_offset;
+    const char *file; /* NULL: no offset to tell */
+    unsigned depth;
+    bool present, zero, data, compressed;
+} MapLine;
+
+typedef struct MapPrinter {
+    bool json;
+    bool first;
+    MapLine line; /* the last one, not yet printed: it may grow; length 0: none */
+} MapPrinter;
+
+static void print_json(const MapLine *line, bool first)
+{
+    printf("%s{ \"start\": %" PRIu64 ", \"length\": %" PRIu64 ", \"depth\": %u, \"present\": %s, "
+           "\"zero\": %s, \"data\": %s, \"compressed\": %s",
+           first ? "" : ",\n", line->start, line->length, line->depth,
+           line->present ? "true" : "false", line->zero ? "true" : "false",
+           line->data ? "true" : "false", line->compressed ? "true" : "false");
+    if (line->file) {
+        g_autofree char *name = output_json_string(line->file);
+        printf(", \"offset\": %" PRIu64 ", \"filename\": %s", line->host_offset, name);
+    }
+    printf("}");
+}
+
+static void print_human(const MapLine *line)
+{
+    if (!line->data || line->zero) {
+        return;
+    }
+    printf("%#-16" PRIx64 "%#-16" PRIx64, line->start, line->length);
+    if (line->file) {
+        printf("%#-16" PRIx64 "%s\n", line->host_offset, line->file);
+    } else {
+        printf("%s\n", "compressed");
+    }
+}
+
+static void printer_flush(MapPrinter *printer)
+{
+    if (printer->line.length == 0) {
+        return;
+    }
+    if (printer->json) {
+        print_json(&printer->line, printer->first);
+    } else {
+        print_human(&printer->line);
+    }
+    printer->first = false;
+    printer->line.length = 0;
+}
+
+static bool goes_on(const MapLine *a, const MapLine *b)
+{
+    return a->length > 0 && a->depth == b->depth && a->present == b->present &&
+           a->zero == b->zero && a->data == b->data && a->compressed == b->compressed &&
+           g_strcmp0(a->file, b->file) == 0 &&
+           (!a->file || a->host_offset + a->length == b->host_offset);
+}
+
+static void printer_add(MapPrinter *printer, const MapLine *line)
+{
+    if (goes_on(&printer->line, line)) {
+        printer->line.length += line->length;
+        return;
+    }
+    printer_flush(printer);
+    printer->line = *line;
+}
+
+/* What the host knows about a range that may have holes. A hole of a raw file is no data; in a format that keeps
+ * its own map the range stays data, and reads as zero. */
+static int add_sparse(MapPrinter *printer, const Extent *extent, MapLine line)
+{
+    for (uint64_t done = 0; done < extent->length;) {
+        bool data = true;
+        uint64_t run = extent->length - done;
+        int result = store_next_data(extent->store, extent->host_offset + done,
+                                     extent->length - done, &data, &run);
+        if (result < 0) {
+            return result;
+        }
+        line.start = extent->offset + done;
+        line.host_offset = extent->host_offset + done;
+        line.length = run;
+        line.zero = !data;
+        line.data = data || extent->image->format != &format_raw;
+        printer_add(printer, &line);
+        done += run;
+    }
+    return 0;
+}
+
+static int add_extent(MapPrinter *printer, const Extent *extent)
+{
+    bool placed = extent->type == EXTENT_DATA ||
+                  (extent->type == EXTENT_ZERO && extent->flags & EXTENT_HAS_HOST);
+    MapLine line = {
+        .start = extent->offset,
+        .length = extent->length,
+        .host_offset = extent->host_offset,
+        .file = placed ? extent->store->name : NULL,
+        .depth = extent->depth,
+        .present = extent->image != NULL,
+        .zero = extent->type == EXTENT_ZERO,
+        .data = extent->type != EXTENT_ZERO,
+        .compressed = extent->type == EXTENT_ENCODED,
+    };
+    if (extent->type == EXTENT_DATA && extent->flags & EXTENT_SPARSE) {
+        return add_sparse(printer, extent, line);
+    }
+    printer_add(printer, &line);
+    return 0;
+}
+
+static int map_range(Image *image, uint64_t offset, MapPrinter *printer, uint64_t *next)
+{
+    ExtentList list;
+    extent_list_init(&list);
+    int result = chain_map(image, offset, image->size - offset, EXTENTS_AT_ONCE, &list);
+    for (unsigned i = 0; i < list.count && result == 0; i++) {
+        result = add_extent(printer, &list.items[i]);
+        *next = extent_end(&list.items[i]);
+    }
+    extent_list_clear(&list);
+    return result;
+}
+
+static int print_map(Image *image, bool json)
+{
+    MapPrinter printer = {.json = json, .first = true};
+    if (json) {
+        printf("[");
+    } else {
+        printf("%-16s%-16s%-16s%s\n", "Offset", "Length", "Mapped to", "File");
+    }
+    for (uint64_t offset = 0; offset < image->size;) {
+        uint64_t at = offset;
+        int result = map_range(image, at, &printer, &offset);
+        if (result < 0) {
+            fflush(stdout);
+            fprintf(stderr, "cownbd: %s: cannot map offset %" PRIu64 ": %s\n", image->path, at,
+                    g_strerror(-result));
+            return 1;
+        }
+    }
+    printer_flush(&printer);
+    if (json) {
+        printf("]\n");
+    }
+    return output_finish(0);
+}
+
+int cli_map(int argc, char **argv)
+{
+    static const CliUsage usage = {
+        .command = "map",
+        .arguments = "IMAGE",
+        .summary = "Shows which parts of the disk are data, zero or not there, and where they lie.",
+        .example = "  cownbd map overlay.qcow2\n"
+                   "  cownbd map --json overlay.qcow2 | jq 'map(select(.data)) | length'",
+        .flags = CLI_FLAG_FORMAT | CLI_FLAG_JSON | CLI_FLAG_SHARE | CLI_FLAG_ALLOW,
+    };
+    g_auto(CliCommon) common = {0};
+    g_autoptr(GError) error = NULL;
+    if (!cli_parse(&usage, NULL, &common, &argc, &argv, &error)) {
+        return cli_fail_usage(&usage, "%s", error->message);
+    }
+    if (argc != 2) {
+        return cli_fail_usage(&usage, "%d images given: must be one", argc - 1);
+    }
+    ImageOpen how = {0};
+    if (!cli_image_open(&common, &how, &error)) {
+        return cli_fail(error);
+    }
+    g_autoptr(Image) image = image_open(argv[1], &how, &error);
+    return image ? print_map(image, common.json) : cli_fail(error);
+}

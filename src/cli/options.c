@@ -1,0 +1,158 @@
+/*
+ * The command line that the subcommands share.
+ *
+ * GOption does the parsing; this adds what is common: flags that mean the same everywhere stand in one table, every
+ * --help ends with an example, and every mistake is one line on stderr that says what would be right.
+ */
+#include "cli/options.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/errors.h"
+
+void cli_common_clear(CliCommon *common)
+{
+    g_free(common->format);
+    g_free(common->output);
+    g_strfreev(common->allow_paths);
+    *common = (CliCommon){0};
+}
+
+static void add_common(GOptionContext *context, unsigned flags, CliCommon *common)
+{
+    const struct {
+        unsigned flag;
+        GOptionEntry entry;
+    } rows[] = {
+        {CLI_FLAG_FORMAT,
+         {"format", 'f', 0, G_OPTION_ARG_FILENAME, &common->format,
+          "Format of the image (default: found from its first bytes)", "FMT"}},
+        {CLI_FLAG_JSON, {"json", 0, 0, G_OPTION_ARG_NONE, &common->json, "Print JSON", NULL}},
+        {CLI_FLAG_JSON,
+         {"output", 0, 0, G_OPTION_ARG_FILENAME, &common->output, "human (default) or json",
+          "HOW"}},
+        {CLI_FLAG_SHARE,
+         {"force-share", 'U', 0, G_OPTION_ARG_NONE, &common->force_share,
+          "Look although another process writes the image", NULL}},
+        {CLI_FLAG_ALLOW,
+         {"allow-path", 0, 0, G_OPTION_ARG_FILENAME_ARRAY, &common->allow_paths,
+          "Files that the image names may also lie in DIR (repeatable)", "DIR"}},
+    };
+    GOptionEntry entries[G_N_ELEMENTS(rows) + 1] = {0};
+    unsigned count = 0;
+    for (unsigned i = 0; i < G_N_ELEMENTS(rows); i++) {
+        if (flags & rows[i].flag) {
+            entries[count++] = rows[i].entry;
+        }
+    }
+    g_option_context_add_main_entries(context, entries, NULL);
+}
+
+static bool check_output(CliCommon *common, GError **error)
+{
+    if (!common->output || strcmp(common->output, "human") == 0) {
+        return true;
+    }
+    if (strcmp(common->output, "json") != 0) {
+        return error_set(error, EINVAL, "--output is '%s': must be human or json", common->output);
+    }
+    common->json = TRUE;
+    return true;
+}
+
+bool cli_parse(const CliUsage *usage, const GOptionEntry *own, CliCommon *common, int *argc,
+               char ***argv, GError **error)
+{
+    g_autofree char *program = g_strdup_printf("cownbd %s", usage->command);
+    g_autofree char *example = g_strdup_printf("Example:\n%s\n", usage->example);
+    g_set_prgname(program);
+    g_autoptr(GOptionContext) context = g_option_context_new(usage->arguments);
+    g_option_context_set_summary(context, usage->summary);
+    g_option_context_set_description(context, example);
+    if (own) {
+        g_option_context_add_main_entries(context, own, NULL);
+    }
+    add_common(context, usage->flags, common);
+    return g_option_context_parse(context, argc, argv, error) && check_output(common, error);
+}
+
+int cli_fail(const GError *error)
+{
+    fprintf(stderr, "cownbd: %s\n", error->message);
+    return 1;
+}
+
+int cli_fail_usage(const CliUsage *usage, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    g_autofree char *text = g_strdup_vprintf(format, arguments);
+    va_end(arguments);
+    fprintf(stderr, "cownbd: %s: %s: see cownbd %s --help\n", usage->command, text,
+            usage->command);
+    return 1;
+}
+
+const Format *cli_format(const char *name, GError **error)
+{
+    const Format *format = format_find(name);
+    if (!format) {
+        g_autofree char *names = format_names();
+        error_set(error, EINVAL, "format '%s' is not known: must be one of %s", name, names);
+    }
+    return format;
+}
+
+bool cli_image_open(const CliCommon *common, ImageOpen *how, GError **error)
+{
+    how->allow_paths = (const char *const *)common->allow_paths;
+    how->no_lock = common->force_share;
+    if (common->format) {
+        how->format = cli_format(common->format, error);
+        return how->format != NULL;
+    }
+    return true;
+}
+
+GHashTable *cli_option_table(void)
+{
+    return g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
+}
+
+/* Takes one "k=v" off the front of *text, up to a comma that is not doubled. */
+static char *next_item(const char **text)
+{
+    GString *item = g_string_new(NULL);
+    const char *p = *text;
+    for (; *p; p++) {
+        if (*p == ',') {
+            if (p[1] != ',') {
+                break;
+            }
+            p++;
+        }
+        g_string_append_c(item, *p);
+    }
+    *text = *p ? p + 1 : p;
+    return g_string_free(item, FALSE);
+}
+
+bool cli_option_lists(char **lists, GHashTable *options, GError **error)
+{
+    for (; lists && *lists; lists++) {
+        for (const char *text = *lists; *text;) {
+            g_autofree char *item = next_item(&text);
+            char *equals = strchr(item, '=');
+            size_t name_length = equals ? (size_t)(equals - item) : strlen(item);
+            if (name_length == 0) {
+                return error_set(error, EINVAL,
+                                 "-o '%s' has an option without a name: must be NAME=VALUE,...",
+                                 *lists);
+            }
+            g_hash_table_insert(options, g_strndup(item, name_length),
+                                g_strdup(equals ? equals + 1 : "on"));
+        }
+    }
+    return true;
+}

@@ -1,0 +1,63 @@
+/*
+ * The command line that the subcommands share: common flags, help, errors of one line, -o lists. [main]
+ */
+#ifndef CLI_OPTIONS_H
+#define CLI_OPTIONS_H
+
+#include <glib.h>
+#include <stdbool.h>
+
+#include "formats/format.h"
+#include "map/image.h"
+
+/* Which of the common flags a subcommand has. */
+typedef enum {
+    CLI_FLAG_FORMAT = 1 << 0, /* -f, --format FMT */
+    CLI_FLAG_JSON = 1 << 1,   /* --json, --output=json|human */
+    CLI_FLAG_SHARE = 1 << 2,  /* -U, --force-share */
+    CLI_FLAG_ALLOW = 1 << 3,  /* --allow-path DIR */
+} CliFlags;
+
+typedef struct CliCommon {
+    char *format;
+    char *output;
+    char **allow_paths; /* NULL-terminated or NULL */
+    gboolean json;
+    gboolean force_share;
+} CliCommon;
+
+void cli_common_clear(CliCommon *common);
+G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(CliCommon, cli_common_clear)
+
+typedef struct CliUsage {
+    const char *command;   /* "info" */
+    const char *arguments; /* "IMAGE" */
+    const char *summary;   /* what it does, a sentence or a few */
+    const char *example;   /* command lines, each with two spaces before it */
+    unsigned flags;        /* CliFlags */
+} CliUsage;
+
+/* Parses options, takes them out of argv; argv[0] stays. own ends with a NULL name, may be NULL. --help prints and
+ * exits. False: *error says what is wrong. */
+bool cli_parse(const CliUsage *usage, const GOptionEntry *own, CliCommon *common, int *argc, char ***argv,
+               GError **error);
+
+/* Prints "cownbd: MESSAGE" and gives 1, the exit status of failure. */
+int cli_fail(const GError *error);
+
+/* The same for a mistake in how the command was called: names the command and its help. */
+int cli_fail_usage(const CliUsage *usage, const char *format, ...) G_GNUC_PRINTF(2, 3);
+
+/* Fills in how from the common flags: format, allow_paths, no_lock. False when -f names no format. how must not
+ * outlive common. */
+bool cli_image_open(const CliCommon *common, ImageOpen *how, GError **error);
+
+/* The format called name; an error lists the known ones. */
+const Format *cli_format(const char *name, GError **error);
+
+/* Adds the "k=v,k=v" of each string of lists to options (char * -> char *, made by cli_option_table). A comma in a
+ * value is written twice. A name alone means "on". */
+bool cli_option_lists(char **lists, GHashTable *options, GError **error);
+GHashTable *cli_option_table(void);
+
+#endif
