@@ -1,0 +1,444 @@
+/*
+ * A sparse vmdk extent ("hosted sparse", KDMV): which grains it has, and where.
+ *
+ *     offset size  meaning (all little endian; offsets and lengths in sectors of 512 bytes)
+ *          0    4  magic "KDMV"
+ *          4    4  version, 1 to 3
+ *          8    4  flags: 1 newline test, 2 redundant directory, 4 zero grains, 0x10000 compressed, 0x20000 markers
+ *         12    8  capacity
+ *         20    8  grainSize, a power of two
+ *         28    8  descriptorOffset: the embedded descriptor, 0 when there is none
+ *         36    8  descriptorSize
+ *         44    4  numGTEsPerGT, entries of one grain table
+ *         48    8  rgdOffset, the redundant directory
+ *         56    8  gdOffset, or -1: look into the footer, a copy of the header 1024 bytes before the end of the file
+ *         64    8  overHead
+ *         72    1  uncleanShutdown
+ *         73    4  LF, space, CR, LF: damaged by whatever changes the ends of lines
+ *         77    2  compressAlgorithm, 1 is deflate
+ *
+ *     grain directory           grain tables                   grains
+ *     [sector of table] ------> [sector of grain]  ----------> grainSize sectors of data, or
+ *     [0: none]                 [0: not here, ask the parent]  sector (8), bytes (4), zlib stream
+ *                               [1: zeroes, with flag 4]
+ *
+ * Directory and tables are read through the metadata cache, so that opening costs no memory, whatever capacity the
+ * header claims. A compressed grain's marker is read when the grain is mapped: only it says how long the stream is.
+ *
+ * What must stay true: no entry is read from beyond the end of the file (a store would give zeroes there, which say
+ * "not here", and old data of the parent would show).
+ */
+#include "formats/vmdk.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/errors.h"
+#include "base/log.h"
+
+#define FLAG_NEWLINE_TEST   0x1u
+#define FLAG_ZERO_GRAINS    0x4u
+#define FLAG_COMPRESSED     0x10000u
+#define FLAG_MARKERS        0x20000u
+
+#define DIRECTORY_IN_FOOTER UINT64_MAX
+#define MARKER_FOOTER       3u
+#define MARKER_SIZE         512u /* of the special ones */
+#define GRAIN_MARKER_SIZE   12u  /* sector, length of the stream */
+
+#define GRAIN_MIN           4096u       /* bytes */
+#define GRAIN_MAX           (16u << 20) /* bytes; 64 KiB is usual */
+#define ENTRIES_MAX         512u        /* in a grain table */
+#define ENTRY_SIZE          4u
+#define CACHE_BLOCK         4096u
+#define MARKERS_READ        16u   /* in one answer: each costs a read */
+#define DIRECTORY_RUN       4096u /* empty directory entries in one answer */
+
+typedef struct __attribute__((packed)) VmdkHeaderDisk {
+    uint32_t magic, version, flags;
+    uint64_t capacity, grain_size, descriptor_offset, descriptor_size;
+    uint32_t entries_per_table;
+    uint64_t redundant_directory_offset, directory_offset, overhead;
+    uint8_t unclean_shutdown;
+    char newlines[4];
+    uint16_t compression;
+    uint8_t padding[433];
+} VmdkHeaderDisk;
+
+G_STATIC_ASSERT(sizeof(VmdkHeaderDisk) == VMDK_SECTOR);
+
+static bool read_header(Store *store, uint64_t offset, const char *what, VmdkHeaderDisk *disk,
+                        GError **error)
+{
+    if (!range_within(offset, sizeof *disk, store_size(store))) {
+        return error_set(error, EUCLEAN,
+                         "%s: image is truncated: it ends at %" G_GUINT64_FORMAT
+                         ", inside the %s at %" G_GUINT64_FORMAT,
+                         store->name, store_size(store), what, offset);
+    }
+    int r = store_read(store, disk, sizeof *disk, offset);
+    if (r < 0) {
+        return error_set_errno(error, -r, "%s: cannot read the %s", store->name, what);
+    }
+    if (le32toh(disk->magic) != VMDK_MAGIC) {
+        return error_set(error, EUCLEAN, "%s: the magic of the %s is %08x: must be %08x (KDMV)",
+                         store->name, what, le32toh(disk->magic), VMDK_MAGIC);
+    }
+    return true;
+}
+
+/* A stream that was written in one go: the header that counts comes last, between two markers. */
+static bool read_footer(Store *store, VmdkHeaderDisk *disk, GError **error)
+{
+    uint64_t size = store_size(store);
+    if (size < 4 * VMDK_SECTOR) {
+        return error_set(error, EUCLEAN,
+                         "%s: image is truncated: no room for the footer of gdOffset -1",
+                         store->name);
+    }
+    uint8_t marker[16];
+    uint64_t offset = size - 2 * VMDK_SECTOR;
+    int r = store_read(store, marker, sizeof marker, offset - MARKER_SIZE);
+    if (r < 0) {
+        return error_set_errno(error, -r, "%s: cannot read the footer's marker", store->name);
+    }
+    if (load_le32(marker + 8) != 0 || load_le32(marker + 12) != MARKER_FOOTER) {
+        return error_set(
+            error, EUCLEAN,
+            "%s: gdOffset is -1, but the marker before the footer has size %u, type %u: "
+            "must be 0, %u (image is truncated?)",
+            store->name, load_le32(marker + 8), load_le32(marker + 12), MARKER_FOOTER);
+    }
+    if (!read_header(store, offset, "footer", disk, error)) {
+        return false;
+    }
+    if (le64toh(disk->directory_offset) == DIRECTORY_IN_FOOTER) {
+        return error_set(error, EUCLEAN, "%s: gdOffset of the footer is -1: must be a sector",
+                         store->name);
+    }
+    return true;
+}
+
+static bool check_version(const char *name, const VmdkHeaderDisk *disk, GError **error)
+{
+    uint32_t version = le32toh(disk->version);
+    if (version < 1 || version > 3) {
+        return error_set(error, ENOTSUP, "%s: version is %u: must be 1, 2 or 3", name, version);
+    }
+    if ((le32toh(disk->flags) & FLAG_NEWLINE_TEST) && memcmp(disk->newlines, "\n \r\n", 4) != 0) {
+        return error_set(
+            error, EUCLEAN,
+            "%s: the newline test is %02x %02x %02x %02x: must be 0a 20 0d 0a (the file "
+            "was copied as text?)",
+            name, (uint8_t)disk->newlines[0], (uint8_t)disk->newlines[1],
+            (uint8_t)disk->newlines[2], (uint8_t)disk->newlines[3]);
+    }
+    return true;
+}
+
+static bool unpack_compression(VmdkSparse *out, const char *name, const VmdkHeaderDisk *disk,
+                               GError **error)
+{
+    uint32_t flags = le32toh(disk->flags);
+    uint16_t compression = le16toh(disk->compression);
+    out->compressed = flags & FLAG_COMPRESSED;
+    out->has_markers = flags & FLAG_MARKERS;
+    out->has_zero_grains = flags & FLAG_ZERO_GRAINS;
+    if (compression != (out->compressed ? 1 : 0)) {
+        return error_set(error, EUCLEAN,
+                         "%s: compressAlgorithm is %u: must be %s, as flags are 0x%x", name,
+                         compression, out->compressed ? "1 (deflate)" : "0", flags);
+    }
+    return true;
+}
+
+static bool unpack_sizes(VmdkSparse *out, const char *name, const VmdkHeaderDisk *disk,
+                         GError **error)
+{
+    uint64_t capacity = le64toh(disk->capacity), grain = le64toh(disk->grain_size);
+    if (capacity == 0 || capacity > INT64_MAX / VMDK_SECTOR) {
+        return error_set(error, EUCLEAN,
+                         "%s: capacity is %" G_GUINT64_FORMAT " sectors: must be 1 to 2^54 - 1",
+                         name, capacity);
+    }
+    if (!is_power_of_two(grain) || grain < GRAIN_MIN / VMDK_SECTOR ||
+        grain > GRAIN_MAX / VMDK_SECTOR) {
+        return error_set(error, EUCLEAN,
+                         "%s: grainSize is %" G_GUINT64_FORMAT
+                         " sectors: must be a power of two from %u to %u",
+                         name, grain, GRAIN_MIN / VMDK_SECTOR, GRAIN_MAX / VMDK_SECTOR);
+    }
+    uint32_t entries = le32toh(disk->entries_per_table);
+    if (entries == 0 || entries > ENTRIES_MAX) {
+        return error_set(error, EUCLEAN, "%s: numGTEsPerGT is %u: must be 1 to %u", name, entries,
+                         ENTRIES_MAX);
+    }
+    out->size = capacity * VMDK_SECTOR;
+    out->grain = grain * VMDK_SECTOR;
+    out->entries_per_table = entries;
+    return true;
+}
+
+/* A run of sectors that must lie in the file, as bytes. */
+static bool unpack_range(const VmdkSparse *sparse, const char *field, uint64_t sector,
+                         uint64_t length, uint64_t *offset, GError **error)
+{
+    uint64_t size = store_size(sparse->store);
+    if (!mul_u64(sector, VMDK_SECTOR, offset) || !range_within(*offset, length, size)) {
+        return error_set(error, EUCLEAN,
+                         "%s: %s is sector %" G_GUINT64_FORMAT ", with %" G_GUINT64_FORMAT
+                         " bytes: must end within the file, which has %" G_GUINT64_FORMAT " bytes",
+                         sparse->store->name, field, sector, length, size);
+    }
+    return true;
+}
+
+static bool unpack_places(VmdkSparse *out, const VmdkHeaderDisk *disk, GError **error)
+{
+    uint64_t table_covers = out->grain * out->entries_per_table;
+    uint64_t directory_length = div_round_up(out->size, table_covers) * ENTRY_SIZE;
+    uint64_t directory = le64toh(disk->directory_offset);
+    if (directory == 0) {
+        return error_set(error, EUCLEAN, "%s: gdOffset is 0: must be behind the header",
+                         out->store->name);
+    }
+    if (!unpack_range(out, "gdOffset", directory, directory_length, &out->directory_offset,
+                      error)) {
+        return false;
+    }
+    uint64_t descriptor = le64toh(disk->descriptor_offset);
+    uint64_t sectors = le64toh(disk->descriptor_size);
+    if (descriptor == 0) {
+        return true;
+    }
+    if (sectors > VMDK_DESCRIPTOR_MAX / VMDK_SECTOR) {
+        return error_set(error, EUCLEAN,
+                         "%s: descriptorSize is %" G_GUINT64_FORMAT " sectors: must be %u at most",
+                         out->store->name, sectors, VMDK_DESCRIPTOR_MAX / VMDK_SECTOR);
+    }
+    out->descriptor_length = sectors * VMDK_SECTOR;
+    return unpack_range(out, "descriptorOffset", descriptor, out->descriptor_length,
+                        &out->descriptor_offset, error);
+}
+
+static bool header_unpack(VmdkSparse *out, const VmdkHeaderDisk *disk, GError **error)
+{
+    const char *name = out->store->name;
+    return check_version(name, disk, error) && unpack_compression(out, name, disk, error) &&
+           unpack_sizes(out, name, disk, error) && unpack_places(out, disk, error);
+}
+
+VmdkSparse *vmdk_sparse_open(Store *store, uint64_t cache_limit, GError **error)
+{
+    g_autoptr(VmdkSparse) sparse = g_new0(VmdkSparse, 1);
+    sparse->store = store;
+    VmdkHeaderDisk disk;
+    if (!read_header(store, 0, "header", &disk, error) ||
+        !check_version(store->name, &disk, error)) {
+        return NULL;
+    }
+    if (le64toh(disk.directory_offset) == DIRECTORY_IN_FOOTER &&
+        !read_footer(store, &disk, error)) {
+        return NULL;
+    }
+    if (!header_unpack(sparse, &disk, error)) {
+        return NULL;
+    }
+    sparse->cache = metacache_new(store, CACHE_BLOCK, max_u64(cache_limit, 16 * CACHE_BLOCK));
+    return g_steal_pointer(&sparse);
+}
+
+void vmdk_sparse_close(VmdkSparse *sparse)
+{
+    if (sparse) {
+        g_clear_pointer(&sparse->cache, metacache_free);
+        g_free(sparse);
+    }
+}
+
+/* Reads entries that lie side by side with one look into the cache. */
+typedef struct Entries {
+    MetaCache *cache;
+    MetaBlock *block; /* pinned, or NULL */
+} Entries;
+
+static void entries_end(Entries *entries)
+{
+    if (entries->block) {
+        metacache_put(entries->cache, entries->block);
+    }
+}
+
+static int entries_read(Entries *entries, uint64_t offset, uint32_t *value)
+{
+    uint64_t start = align_down(offset, CACHE_BLOCK);
+    if (!entries->block || entries->block->offset != start) {
+        entries_end(entries);
+        entries->block = NULL;
+        int r = metacache_get(entries->cache, start, &entries->block);
+        if (r < 0) {
+            return r;
+        }
+    }
+    *value = load_le32(entries->block->data + (offset - start));
+    return 0;
+}
+
+/* A map call: the range that is still to be answered, in offsets of the extent. */
+typedef struct SparseMap {
+    const VmdkSparse *sparse;
+    uint64_t guest_base, offset, end;
+    unsigned markers_read;
+    ExtentList *list;
+} SparseMap;
+
+static void add_extent(SparseMap *map, Extent extent, uint64_t end)
+{
+    extent.offset = map->guest_base + map->offset;
+    extent.length = end - map->offset;
+    extent_list_add(map->list, &extent);
+    map->offset = end;
+}
+
+static int refuse_grain(const SparseMap *map, uint64_t host_offset, const char *what)
+{
+    log_limited(
+        LOG_LEVEL_ERROR,
+        "%s: the grain at offset %" G_GUINT64_FORMAT ", host offset %" G_GUINT64_FORMAT ": %s",
+        map->sparse->store->name, align_down(map->offset, map->sparse->grain), host_offset, what);
+    return -EIO;
+}
+
+/* Where the stream of the grain at host_offset begins and how long it is. */
+static int find_stream(SparseMap *map, uint64_t host_offset, Extent *extent)
+{
+    const VmdkSparse *sparse = map->sparse;
+    uint64_t size = store_size(sparse->store);
+    uint64_t longest = 2 * sparse->grain; /* nothing that was worth compressing is longer */
+    if (!range_within(host_offset, GRAIN_MARKER_SIZE, size)) {
+        return refuse_grain(map, host_offset, "image is truncated: it lies beyond the end of file");
+    }
+    if (!sparse->has_markers) {
+        extent->host_offset = host_offset;
+        extent->stored_length = min_u64(longest, size - host_offset);
+        return 0;
+    }
+    uint8_t marker[GRAIN_MARKER_SIZE];
+    int r = store_read(sparse->store, marker, sizeof marker, host_offset);
+    if (r < 0) {
+        return r;
+    }
+    if (load_le64(marker) != align_down(map->offset, sparse->grain) / VMDK_SECTOR) {
+        return refuse_grain(map, host_offset, "its marker belongs to another grain");
+    }
+    uint32_t length = load_le32(marker + 8);
+    if (length == 0 || length > longest ||
+        !range_within(host_offset + GRAIN_MARKER_SIZE, length, size)) {
+        return refuse_grain(map, host_offset, "the length in its marker cannot be true");
+    }
+    extent->host_offset = host_offset + GRAIN_MARKER_SIZE;
+    extent->stored_length = length;
+    return 0;
+}
+
+static int map_grain(SparseMap *map, uint32_t entry, uint64_t end)
+{
+    const VmdkSparse *sparse = map->sparse;
+    if (entry == 0 || (entry == 1 && sparse->has_zero_grains)) {
+        add_extent(map, (Extent){.type = entry ? EXTENT_ZERO : EXTENT_UNALLOCATED}, end);
+        return 0;
+    }
+    uint64_t host_offset = (uint64_t)entry * VMDK_SECTOR;
+    uint64_t inside = map->offset & (sparse->grain - 1);
+    Extent extent = {
+        .type = EXTENT_DATA,
+        .store = sparse->store,
+        .host_offset = host_offset + inside,
+    };
+    if (sparse->compressed) {
+        extent.type = EXTENT_ENCODED;
+        extent.unit_offset = inside;
+        extent.unit_length = sparse->grain;
+        map->markers_read++;
+        int r = find_stream(map, host_offset, &extent);
+        if (r < 0) {
+            return r;
+        }
+    }
+    add_extent(map, extent, end);
+    return 0;
+}
+
+/* The grains of one table, which lies at sector table. */
+static int map_table(SparseMap *map, uint32_t table)
+{
+    const VmdkSparse *sparse = map->sparse;
+    uint64_t table_offset = (uint64_t)table * VMDK_SECTOR;
+    uint64_t table_covers = sparse->grain * sparse->entries_per_table;
+    uint64_t first = map->offset - map->offset % table_covers;
+    uint64_t end = min_u64(map->end, first + table_covers);
+    if (!range_within(table_offset, sparse->entries_per_table * ENTRY_SIZE,
+                      store_size(sparse->store))) {
+        return refuse_grain(map, table_offset, "its grain table lies beyond the end of file");
+    }
+    int r = 0;
+    Entries entries = {.cache = sparse->cache};
+    while (r == 0 && map->offset < end && map->markers_read < MARKERS_READ) {
+        uint32_t entry;
+        uint64_t index = (map->offset - first) / sparse->grain;
+        r = entries_read(&entries, table_offset + index * ENTRY_SIZE, &entry);
+        if (r == 0) {
+            uint64_t grain_end = first + (index + 1) * sparse->grain;
+            r = map_grain(map, entry, min_u64(end, grain_end));
+        }
+    }
+    entries_end(&entries);
+    return r;
+}
+
+/* How many directory entries, from index to last, name no table; *table is the one that the next names. */
+static int find_table(const VmdkSparse *sparse, uint64_t index, uint64_t last, uint64_t *none,
+                      uint32_t *table)
+{
+    int r = 0;
+    Entries entries = {.cache = sparse->cache};
+    *none = 0;
+    *table = 0;
+    while (r == 0 && *table == 0 && index + *none <= last && *none < DIRECTORY_RUN) {
+        r = entries_read(&entries, sparse->directory_offset + (index + *none) * ENTRY_SIZE, table);
+        if (r == 0 && *table == 0) {
+            ++*none;
+        }
+    }
+    entries_end(&entries);
+    return *none > 0 ? 0 : r;
+}
+
+/* Stops at the end of a table, of a run of directory entries that name none, or before what cannot be read. */
+int vmdk_sparse_map(const VmdkSparse *sparse, uint64_t guest_base, uint64_t offset, uint64_t length,
+                    ExtentList *list)
+{
+    SparseMap map = {
+        .sparse = sparse,
+        .guest_base = guest_base,
+        .offset = offset,
+        .end = offset + length,
+        .list = list,
+    };
+    uint64_t table_covers = sparse->grain * sparse->entries_per_table;
+    uint64_t index = offset / table_covers, last = (map.end - 1) / table_covers;
+    uint64_t none;
+    uint32_t table;
+    int r = find_table(sparse, index, last, &none, &table);
+    if (r < 0) {
+        return r;
+    }
+    if (none > 0) {
+        uint64_t end = min_u64(map.end, (index + none) * table_covers);
+        add_extent(&map, (Extent){.type = EXTENT_UNALLOCATED}, end);
+        return 0;
+    }
+    r = map_table(&map, table);
+    return map.offset > offset ? 0 : r;
+}
