@@ -2,8 +2,8 @@
  * Changes: what alters a disk's map, done by one job at a time behind the exclusive gate. One job
  * takes all changes that wait, so that a busy disk pays for the gate once, not once a request.
  *
- *      change_start(ALLOCATE) -> resume on the worker: data is written -> change_start(COMMIT or
- * ABANDON) -> resume change_start(UNMAP)    -> resume
+ *     change_start(ALLOCATE) -> resume: data is written -> change_start(COMMIT, ABANDON) -> resume
+ *     change_start(UNMAP)    -> resume
  *
  * The request holds CHANGE on the range from before the first until after the last.
  */

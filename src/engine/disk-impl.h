@@ -3,12 +3,14 @@
  *
  * How a request goes through them:
  *
- *     disk.c     disk_submit ──┬─> read.c    map, move, complete
- *                              ├─> write.c   map, in place: move, complete
- *                              │             otherwise ──> change.c: allocate ── move ── commit,
- * complete ├─> discard.c             ──> change.c: unmap, complete ├─> status.c  map, complete └─>
- * flush.c   one flush for all who wait map.c      STABLE lock and map of a range: from the cache,
- * or by a job in the pool transfer.c the bytes of extents, to and from stores
+ *     disk.c     submit ─┬─> read.c     map, move, complete
+ *                        ├─> write.c    map; in place: move, complete
+ *                        │              otherwise ──> change.c allocate, move, commit, complete
+ *                        ├─> discard.c  ──> change.c unmap, complete
+ *                        ├─> status.c   map, complete
+ *                        └─> flush.c    one flush for all who wait
+ *     map.c      STABLE lock and map of a range: from the cache, or by a job in the pool
+ *     transfer.c the bytes of extents, to and from stores
  *
  * Lock order: map_lock, change_lock and flush_lock are never held together, nor while calling a
  * format or a store.

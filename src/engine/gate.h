@@ -1,11 +1,10 @@
 /*
  * The gate: admits jobs that use an image's metadata to the pool.
  *
- *                 beside SHARED   beside WRITEBACK   beside EXCLUSIVE
- *     SHARED           yes              yes                no            map
- *     WRITEBACK        yes              no                 no            flush: writes tables,
- * changes none EXCLUSIVE        no               no                 no            allocate, commit,
- * unmap
+ *                  beside SHARED   beside WRITEBACK   beside EXCLUSIVE
+ *     SHARED            yes              yes                no           map
+ *     WRITEBACK         yes              no                 no           flush: changes no table
+ *     EXCLUSIVE         no               no                 no           allocate, commit, unmap
  *
  * The job waits, never a thread. Admission is in the order of arrival.
  */

@@ -2,10 +2,10 @@
  * WRITE, part by part. A part is either a run that may be overwritten in place, or a run that needs
  * new space:
  *
- *      map (STABLE) ──all writable──> write in place ─────────────────────────────┐
- *           │ not writable                                                        v
- *           └─> CHANGE on whole units ─> allocate ─> read edges ─> write ─> commit ─> next part, or
- * complete └─ failed: abandon
+ *     map (STABLE) ──all writable──> write in place ──────────────────> next part, or complete
+ *          │ not writable                                                  ^
+ *          └─> CHANGE on whole units ─> allocate ─> read edges ─> write ─> commit
+ *                                                                  └─ failed: abandon, complete
  *
  * Edges are the parts of the first and the last unit that the client does not overwrite. They are
  * read from the old place and written together with the client's bytes; on FRESH space they need
