@@ -1,0 +1,128 @@
+/*
+ * A connection's output: the queue of replies and the vectored sends that empty it.
+ *
+ * Replies of one callback or turn leave in one send. When much is queued they leave at once, so that the client
+ * works on the first while we make the next. What must stay true: the queue's requests stay counted in flight until
+ * their last byte is sent, so a client that reads nothing stops at its budget; and a request is freed only after
+ * the queue has let go of it.
+ */
+#include <errno.h>
+#include <event2/event.h>
+#include <sys/socket.h>
+
+#include "base/bytes.h"
+#include "nbd/conn.h"
+
+#define SEND_AT_ONCE     (64u << 10) /* bytes queued that do not wait for the end of the callback */
+#define SEND_IOV_MAX     128
+#define SEND_BYTES_PIECE (1u << 20)
+
+static unsigned gather(const Conn *conn, struct iovec *iov, size_t *length)
+{
+    unsigned count = 0;
+    *length = 0;
+    for (const NbdRequest *request = conn->queue; request != NULL; request = request->next) {
+        if (count + request->iov_count > SEND_IOV_MAX) {
+            break;
+        }
+        memcpy(iov + count, request->iov, request->iov_count * sizeof *iov);
+        count += request->iov_count;
+        *length += request->reply_length;
+    }
+    return count;
+}
+
+/* Moves the head of a reply forward by sent bytes, fewer than it has. */
+static void advance(NbdRequest *request, size_t sent)
+{
+    request->reply_length -= sent;
+    while (sent >= request->iov->iov_len) {
+        sent -= request->iov->iov_len;
+        request->iov++;
+        request->iov_count--;
+    }
+    request->iov->iov_base = (uint8_t *)request->iov->iov_base + sent;
+    request->iov->iov_len -= sent;
+}
+
+static void retire(Conn *conn, size_t sent)
+{
+    conn->queued_bytes -= sent;
+    while (sent > 0) {
+        NbdRequest *request = conn->queue;
+        if (sent < request->reply_length) {
+            advance(request, sent);
+            return;
+        }
+        sent -= request->reply_length;
+        conn->queue = request->next;
+        if (conn->queue == NULL) {
+            conn->queue_last = &conn->queue;
+        }
+        nbd_request_free(request);
+    }
+}
+
+static void block(Conn *conn)
+{
+    conn->blocked = true;
+    conn->writing = true;
+    if (event_add(conn->write_event, NULL) != 0) {
+        conn_break(conn);
+    }
+}
+
+void conn_flush(Conn *conn)
+{
+    while (conn->queue != NULL && !conn->blocked && !conn->broken) {
+        struct iovec iov[SEND_IOV_MAX];
+        size_t length;
+        struct msghdr message = {.msg_iov = iov, .msg_iovlen = gather(conn, iov, &length)};
+        ssize_t sent = sendmsg(conn->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (sent >= 0) {
+            retire(conn, sent);
+            if ((size_t)sent < length) {
+                block(conn);
+            }
+        } else if (errno == EAGAIN) {
+            block(conn);
+        } else if (errno != EINTR) {
+            conn_break(conn);
+        }
+    }
+    if (conn->writing && conn->queue == NULL) {
+        conn->writing = false;
+        event_del(conn->write_event);
+    }
+}
+
+void conn_send(Conn *conn, NbdRequest *request)
+{
+    request->next = NULL;
+    *conn->queue_last = request;
+    conn->queue_last = &request->next;
+    conn->queued_bytes += request->reply_length;
+    if (conn->queued_bytes >= SEND_AT_ONCE) {
+        conn_flush(conn);
+    }
+    conn_schedule(conn);
+}
+
+void conn_send_bytes(Conn *conn, const void *bytes, size_t length)
+{
+    const uint8_t *from = bytes;
+    while (length > 0 && !conn->broken) {
+        uint32_t piece = min_u64(length, SEND_BYTES_PIECE);
+        NbdRequest *request = nbd_request_new(conn, 0);
+        if (!nbd_request_take_buffer(request, piece)) {
+            nbd_request_free(request);
+            conn_break(conn);
+            return;
+        }
+        memcpy(request->buffer, from, piece);
+        reply_make_bytes(request, piece);
+        conn_send(conn, request);
+        from += piece;
+        length -= piece;
+    }
+}

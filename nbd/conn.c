@@ -1,0 +1,434 @@
+/*
+ * A connection: its life and its input. Its output is in conn-send.c.
+ *
+ * One receive a wake-up goes into the worker's scratch memory, where requests are parsed in place. The payload of a
+ * WRITE is received straight into the request's buffer, so far as it was not in scratch already. A connection that
+ * waits holds no memory but its structure: what is left of the input is at most a partial header, which has a room
+ * in it. (Two exceptions, both bounded: an option that is still arriving, and the input that was in hand when the
+ * budget was used up.)
+ *
+ * What must stay true:
+ *  1. The stash is empty while a payload is outstanding: the bytes before it were used to find out that it comes.
+ *  2. Parsing happens only at the top of a callback (receive, resume), never inside a request's done: so a done that
+ *     runs inside node_submit may queue and even send replies, but never recurses.
+ *  3. The socket is closed in conn_settle alone, the last thing of each callback.
+ */
+#include "nbd/conn.h"
+
+#include <errno.h>
+#include <event2/event.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/bytes.h"
+#include "base/log.h"
+#include "nbd/handshake.h"
+#include "nbd/transmission.h"
+
+#define RECEIVE_SIZE     (128u << 10) /* asked of one receive */
+#define RECEIVE_TURN_MAX (1u << 20) /* bytes taken in one callback, so that others get their turn */
+#define HANDSHAKE_QUEUE_MAX \
+    (1u << 20)       /* bytes of unsent answers at which no more options are read */
+#define STOP_GRACE 5 /* seconds to take the last replies in */
+
+G_STATIC_ASSERT(NBD_SCRATCH_SIZE >= RECEIVE_SIZE + HANDSHAKE_OPTION_MAX + NBD_OPTION_SIZE);
+G_STATIC_ASSERT(CONN_STASH_ROOM >= NBD_REQUEST_SIZE);
+
+static bool may_read(const Conn *conn)
+{
+    return !conn->paused && !conn->draining && !conn->broken;
+}
+
+/* The stash */
+
+static const uint8_t *stash_bytes(const ConnStash *stash)
+{
+    return (stash->memory != NULL ? stash->memory : stash->room) + stash->start;
+}
+
+static void stash_clear(ConnStash *stash)
+{
+    g_free(stash->memory);
+    stash->memory = NULL;
+    stash->start = stash->length = 0;
+}
+
+/* Keeps bytes for the next receive; they may lie in the stash itself (then they are its tail). */
+static void stash_keep(ConnStash *stash, const uint8_t *bytes, size_t length)
+{
+    if (length == 0) {
+        stash_clear(stash);
+        return;
+    }
+    if (stash->memory != NULL && length > CONN_STASH_ROOM) {
+        stash->start += stash->length - length;
+    } else if (length > CONN_STASH_ROOM) {
+        stash->memory = g_memdup2(bytes, length);
+    } else {
+        memmove(stash->room, bytes, length);
+        g_free(g_steal_pointer(&stash->memory));
+        stash->start = 0;
+    }
+    stash->length = length;
+}
+
+/* Moves the stash to the head of scratch. */
+static size_t stash_move(ConnStash *stash, uint8_t *scratch)
+{
+    size_t length = stash->length;
+    if (length > 0) {
+        memcpy(scratch, stash_bytes(stash), length);
+        stash_clear(stash);
+    }
+    return length;
+}
+
+/* Input */
+
+static size_t skip_some(Conn *conn, size_t length)
+{
+    size_t used = min_u64(conn->skip, length);
+    conn->skip -= used;
+    if (conn->skip == 0 && conn->skipped != NULL) {
+        NbdRequest *request = conn->skipped;
+        conn->skipped = NULL;
+        conn_send(conn, request);
+    }
+    return used;
+}
+
+/* Uses up as much of the bytes as it can and stashes the rest. */
+static void consume(Conn *conn, const uint8_t *bytes, size_t length)
+{
+    while (length > 0 && may_read(conn)) {
+        size_t used;
+        if (conn->skip > 0) {
+            used = skip_some(conn, length);
+        } else if (conn->phase == CONN_TRANSMISSION) {
+            used = transmission_consume(conn, bytes, length);
+        } else if (conn->queued_bytes > HANDSHAKE_QUEUE_MAX) {
+            used = 0;
+            conn_admit(conn, UINT64_MAX);
+        } else {
+            used = handshake_consume(conn, bytes, length);
+        }
+        if (used == 0) {
+            break;
+        }
+        bytes += used;
+        length -= used;
+    }
+    stash_keep(&conn->stash, bytes, conn->draining || conn->broken ? 0 : length);
+}
+
+static size_t receive_size(const Conn *conn, size_t held)
+{
+    if (conn->expect_large && held < NBD_REQUEST_SIZE && conn->skip == 0) {
+        return NBD_REQUEST_SIZE - held;
+    }
+    return RECEIVE_SIZE;
+}
+
+/* One receive and what follows from it. Returns the bytes received, 0 for none; *more: there may be more. */
+static size_t receive_once(Conn *conn, bool *more)
+{
+    uint8_t *scratch = conn->local->scratch;
+    NbdRequest *payload = conn->payload;
+    size_t held = stash_move(&conn->stash, scratch);
+    size_t room = receive_size(conn, held);
+    size_t rest = payload != NULL ? payload->length - conn->payload_got : 0;
+    ssize_t got;
+    if (rest > 0) {
+        struct iovec iov[2] = {{(uint8_t *)payload->buffer + conn->payload_got, rest},
+                               {scratch, room}};
+        struct msghdr message = {.msg_iov = iov, .msg_iovlen = 2};
+        got = recvmsg(conn->fd, &message, MSG_DONTWAIT);
+    } else {
+        got = recv(conn->fd, scratch + held, room, MSG_DONTWAIT);
+    }
+    *more = got == (ssize_t)(rest + room);
+    if (got <= 0) {
+        stash_keep(&conn->stash, scratch, held);
+        if (got == 0 || (errno != EAGAIN && errno != EINTR)) {
+            conn_drain(
+                conn); /* what is in flight may still reach a client that only stopped sending */
+        }
+        return 0;
+    }
+    size_t to_payload = min_u64(rest, got);
+    if (to_payload > 0) {
+        conn->payload_got += to_payload;
+        if (to_payload == rest) {
+            transmission_payload_done(conn);
+        }
+    }
+    consume(conn, scratch, held + got - to_payload);
+    return got;
+}
+
+static void receive(Conn *conn)
+{
+    size_t total = 0;
+    bool more = true;
+    while (more && total < RECEIVE_TURN_MAX && may_read(conn)) {
+        total += receive_once(conn, &more);
+    }
+}
+
+static bool resumable(const Conn *conn)
+{
+    if (conn->phase != CONN_TRANSMISSION) {
+        return conn->queued_bytes <= HANDSHAKE_QUEUE_MAX;
+    }
+    return conn->in_flight == 0 ||
+           conn->in_flight_bytes + conn->resume_charge <= conn->local->server->limits.client_memory;
+}
+
+/* Goes on with what was stashed when the budget was used up. */
+static void resume(Conn *conn)
+{
+    while (conn->paused && !conn->draining && !conn->broken && resumable(conn)) {
+        conn->paused = false;
+        consume(conn, stash_bytes(&conn->stash), conn->stash.length);
+        conn_flush(conn);
+    }
+}
+
+/* Ends and begins of a callback */
+
+static void discard_input(Conn *conn)
+{
+    stash_clear(&conn->stash);
+    NbdRequest *unfinished[] = {conn->payload, conn->skipped};
+    conn->payload = conn->skipped = NULL;
+    conn->skip = 0;
+    for (unsigned i = 0; i < G_N_ELEMENTS(unfinished); i++) {
+        if (unfinished[i] != NULL) {
+            nbd_request_free(unfinished[i]);
+        }
+    }
+}
+
+static void free_event(struct event **event)
+{
+    if (*event != NULL) {
+        event_free(*event);
+        *event = NULL;
+    }
+}
+
+static void conn_close(Conn *conn)
+{
+    conn->closed = true;
+    *conn->link = conn->next;
+    if (conn->next != NULL) {
+        conn->next->link = conn->link;
+    }
+    free_event(&conn->read_event);
+    free_event(&conn->write_event);
+    free_event(&conn->timer);
+    close(conn->fd);
+    discard_input(conn);
+    while (conn->queue != NULL) {
+        NbdRequest *request = conn->queue;
+        conn->queue = request->next;
+        nbd_request_free(request);
+    }
+    log_debug("client %d gone", conn->fd);
+    conn_unref(conn);
+}
+
+static void conn_settle(Conn *conn)
+{
+    if (conn->closed) {
+        return;
+    }
+    resume(conn);
+    if (conn->broken || (conn->draining && conn->in_flight == 0)) {
+        conn_close(conn);
+        return;
+    }
+    bool want = may_read(conn);
+    if (want != conn->reading) {
+        conn->reading = want;
+        if ((want ? event_add(conn->read_event, NULL) : event_del(conn->read_event)) != 0) {
+            log_limited(LOG_LEVEL_ERROR, "client dropped: cannot watch its socket: %s",
+                        g_strerror(errno));
+            conn_close(conn);
+        }
+    }
+}
+
+static void callback_begin(Conn *conn)
+{
+    conn->refs++;
+    conn->busy = true;
+}
+
+static void callback_end(Conn *conn)
+{
+    if (!conn->closed) {
+        conn_flush(conn);
+    }
+    conn_settle(conn);
+    conn->busy = false;
+    conn_unref(conn);
+}
+
+static void readable_cb(evutil_socket_t fd, short what, void *argument)
+{
+    Conn *conn = argument;
+    callback_begin(conn);
+    receive(conn);
+    callback_end(conn);
+}
+
+static void writable_cb(evutil_socket_t fd, short what, void *argument)
+{
+    Conn *conn = argument;
+    callback_begin(conn);
+    conn->blocked = false;
+    callback_end(conn);
+}
+
+static void timer_cb(evutil_socket_t fd, short what, void *argument)
+{
+    Conn *conn = argument;
+    callback_begin(conn);
+    log_limited(LOG_LEVEL_INFO, "client dropped: silent for too long");
+    conn_break(conn);
+    callback_end(conn);
+}
+
+static void turn_end(WorkerMessage *message)
+{
+    Conn *conn = (Conn *)(void *)((uint8_t *)message - G_STRUCT_OFFSET(Conn, message));
+    conn->message_queued = false;
+    callback_begin(conn);
+    callback_end(conn);
+    conn_unref(conn);
+}
+
+/* Life */
+
+static bool set_timer(Conn *conn, unsigned seconds)
+{
+    if (conn->timer == NULL) {
+        conn->timer = evtimer_new(worker_base(conn->local->worker), timer_cb, conn);
+    }
+    struct timeval time = {.tv_sec = seconds};
+    return conn->timer != NULL && event_add(conn->timer, &time) == 0;
+}
+
+static bool make_events(Conn *conn)
+{
+    struct event_base *base = worker_base(conn->local->worker);
+    conn->read_event = event_new(base, conn->fd, EV_READ | EV_PERSIST, readable_cb, conn);
+    conn->write_event = event_new(base, conn->fd, EV_WRITE | EV_PERSIST, writable_cb, conn);
+    unsigned timeout = conn->local->server->limits.handshake_timeout;
+    return conn->read_event != NULL && conn->write_event != NULL &&
+           (timeout == 0 || set_timer(conn, timeout));
+}
+
+static void conn_start(WorkerMessage *message)
+{
+    Conn *conn = (Conn *)(void *)((uint8_t *)message - G_STRUCT_OFFSET(Conn, message));
+    NbdLocal *local = conn->local;
+    conn->message.run = turn_end;
+    conn->next = local->conns;
+    conn->link = &local->conns;
+    if (conn->next != NULL) {
+        conn->next->link = &conn->next;
+    }
+    local->conns = conn;
+    if (local->scratch == NULL) {
+        local->scratch = g_malloc(NBD_SCRATCH_SIZE);
+    }
+    callback_begin(conn);
+    if (local->stopping || !make_events(conn)) {
+        conn_break(conn);
+    } else {
+        handshake_start(conn);
+    }
+    callback_end(conn);
+}
+
+void conn_new(NbdLocal *local, int fd)
+{
+    Conn *conn = g_new0(Conn, 1);
+    conn->local = local;
+    conn->fd = fd;
+    conn->refs = 1;
+    conn->queue_last = &conn->queue;
+    conn->message.run = conn_start;
+    worker_post(local->worker, &conn->message);
+}
+
+void conn_unref(Conn *conn)
+{
+    if (--conn->refs == 0) {
+        NbdLocal *local = conn->local;
+        g_free(conn);
+        nbd_server_conn_gone(local);
+    }
+}
+
+void conn_schedule(Conn *conn)
+{
+    if (!conn->busy && !conn->message_queued && !conn->closed) {
+        conn->message_queued = true;
+        conn->refs++;
+        worker_at_turn_end(conn->local->worker, &conn->message);
+    }
+}
+
+bool conn_admit(Conn *conn, uint64_t charge)
+{
+    conn->resume_charge = charge;
+    conn->paused = !resumable(conn);
+    return !conn->paused;
+}
+
+void conn_drain(Conn *conn)
+{
+    conn->draining = true;
+    discard_input(conn);
+}
+
+void conn_break(Conn *conn)
+{
+    conn->broken = true;
+}
+
+void conn_skip(Conn *conn, uint64_t length, NbdRequest *request)
+{
+    conn->skip = length;
+    conn->skipped = request;
+}
+
+void conn_restart_timer(Conn *conn)
+{
+    unsigned timeout = conn->local->server->limits.handshake_timeout;
+    if (timeout != 0 && !set_timer(conn, timeout)) {
+        conn_break(conn);
+    }
+}
+
+void conn_start_transmission(Conn *conn, const Export *export)
+{
+    free_event(&conn->timer);
+    conn->export = export;
+    conn->phase = CONN_TRANSMISSION;
+    conn->expect_large = false;
+    atomic_store(&conn->local->server->served, true);
+}
+
+void conn_stop(Conn *conn)
+{
+    callback_begin(conn);
+    conn_drain(conn);
+    if (!set_timer(conn, STOP_GRACE)) {
+        conn_break(conn);
+    }
+    callback_end(conn);
+}

@@ -1,0 +1,111 @@
+/*
+ * A connection: one client's socket, its input, its send queue, its budget. Belongs to one worker for life. [worker]
+ *
+ *      FLAGS --client flags--> OPTIONS --GO, EXPORT_NAME--> TRANSMISSION
+ *        |                        |ABORT                       |DISC, end of input
+ *        +--nonsense, time-out----+----> draining: reads no more, finishes what is in flight, closes
+ *
+ * Input comes as runs of bytes: handshake_consume and transmission_consume each take what they can use and say how
+ * much that was; the rest is stashed. The socket is closed in one place, at the end of a callback, never inside a
+ * consume or a request's done; so neither of these can find the connection gone.
+ */
+#ifndef NBD_CONN_H
+#define NBD_CONN_H
+
+#include "control/export.h"
+#include "nbd/reply.h"
+#include "nbd/server.h"
+
+struct event;
+
+typedef enum { CONN_FLAGS, CONN_OPTIONS, CONN_TRANSMISSION } ConnPhase;
+
+#define CONN_STASH_ROOM 32 /* a partial request fits */
+
+/* Bytes received and not yet used. In room when they are few, else in memory of their own. */
+typedef struct ConnStash {
+    uint8_t *memory; /* NULL: in room */
+    uint32_t start, length;
+    uint8_t room[CONN_STASH_ROOM];
+} ConnStash;
+
+struct Conn {
+    NbdLocal *local;
+    Conn *next, **link;    /* of local->conns */
+    WorkerMessage message; /* start, then the end of a turn */
+    struct event *read_event, *write_event, *timer;
+    int fd;
+    int refs; /* open, each request, each callback under way, message */
+    ConnPhase phase;
+
+    bool reading;  /* read_event is added */
+    bool blocked;  /* the socket takes no more */
+    bool writing;  /* write_event is added; stays so until the queue is empty */
+    bool paused;   /* over budget: reads no more until resume_charge fits */
+    bool draining; /* reads no more for good, closes when nothing is in flight */
+    bool broken;   /* closes at the end of the callback */
+    bool closed;   /* fd is gone; requests in flight may remain */
+    bool busy;     /* inside a callback that will flush and settle */
+    bool message_queued;
+
+    /* what was negotiated */
+    bool fixed_newstyle, no_zeroes, structured;
+    bool allocation;           /* base:allocation for export */
+    const Export *meta_export; /* for which base:allocation was chosen, or NULL */
+    const Export *export;      /* set in TRANSMISSION */
+
+    /* input */
+    ConnStash stash;
+    NbdRequest *payload;  /* WRITE whose payload is still arriving */
+    uint32_t payload_got; /* bytes of it */
+    bool expect_large;    /* the last request was a large WRITE: receive just a header next */
+    uint64_t skip;        /* bytes to throw away */
+    NbdRequest *skipped;  /* its error is sent when skip is 0; may be NULL */
+
+    /* budget and output */
+    unsigned in_flight; /* requests and handshake replies that exist */
+    uint64_t in_flight_bytes;
+    uint64_t resume_charge;
+    uint64_t queued_bytes;
+    NbdRequest *queue, **queue_last;
+};
+
+/* Takes fd. Its life goes on by itself on local's worker. [any] */
+void conn_new(NbdLocal *local, int fd);
+
+void conn_unref(Conn *conn);
+
+/* True when a request of charge bytes may start; else the connection is paused until it may. */
+bool conn_admit(Conn *conn, uint64_t charge);
+
+/* Queues a request that has its reply. Sent at the end of the callback or turn, or now when much is queued. */
+void conn_send(Conn *conn, NbdRequest *request);
+
+/* Queues bytes (handshake). */
+void conn_send_bytes(Conn *conn, const void *bytes, size_t length);
+
+/* Sends what the socket takes; in a callback of this connection that follows by itself. */
+void conn_flush(Conn *conn);
+
+/* Sees to it that the end of this turn flushes and settles, where no callback does. */
+void conn_schedule(Conn *conn);
+
+/* Reads no more, finishes what is in flight, closes. */
+void conn_drain(Conn *conn);
+
+/* Closes, as soon as the callback ends. */
+void conn_break(Conn *conn);
+
+/* The next length bytes are thrown away; then request (may be NULL) is sent. */
+void conn_skip(Conn *conn, uint64_t length, NbdRequest *request);
+
+/* The handshake is over: no more time-out. */
+void conn_start_transmission(Conn *conn, const Export *export);
+
+/* The handshake has gone on a step: the time-out begins anew. */
+void conn_restart_timer(Conn *conn);
+
+/* The server stops: drains, and closes by force after a few seconds. */
+void conn_stop(Conn *conn);
+
+#endif

@@ -1,0 +1,292 @@
+/*
+ * The handshake.
+ *
+ *      S: greeting    C: flags    { C: option    S: replies }...    C: GO | EXPORT_NAME    -> transmission
+ *
+ * An option is worked on when all of its data is here; data beyond HANDSHAKE_OPTION_MAX is read past. All replies of
+ * an option are put together and queued as one run of bytes. What must stay true: every option gets a final reply
+ * (ACK or an error) and the connection is kept, but for what the protocol ends it for: client flags or a magic that
+ * we do not know, and EXPORT_NAME, which has no way to say no.
+ */
+#include "nbd/handshake.h"
+
+#include "base/bytes.h"
+#include "base/log.h"
+#include "nbd/conn.h"
+#include "nbd/meta-context.h"
+#include "nbd/transmission.h"
+
+void handshake_put_reply(GByteArray *out, uint32_t option, uint32_t type, const void *data,
+                         size_t length)
+{
+    uint8_t header[NBD_OPTION_REPLY_SIZE];
+    g_byte_array_append(out, header, nbd_pack_option_reply(header, option, type, length));
+    if (length > 0) {
+        g_byte_array_append(out, data, length);
+    }
+}
+
+void handshake_put_error(GByteArray *out, uint32_t option, uint32_t type, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    g_autofree char *text = g_strdup_vprintf(format, arguments);
+    va_end(arguments);
+    handshake_put_reply(out, option, type, text, MIN(strlen(text), NBD_STRING_MAX));
+}
+
+void handshake_start(Conn *conn)
+{
+    uint8_t greeting[NBD_GREETING_SIZE];
+    conn_send_bytes(conn, greeting, nbd_pack_greeting(greeting));
+}
+
+static size_t take_client_flags(Conn *conn, const uint8_t *bytes, size_t length)
+{
+    if (length < NBD_CLIENT_FLAGS_SIZE) {
+        return 0;
+    }
+    uint32_t flags = load_be32(bytes);
+    if (flags & ~(NBD_FLAG_C_FIXED_NEWSTYLE | NBD_FLAG_C_NO_ZEROES)) {
+        log_limited(LOG_LEVEL_WARNING, "client dropped: unknown handshake flags 0x%x", flags);
+        conn_break(conn);
+        return 0;
+    }
+    conn->fixed_newstyle = flags & NBD_FLAG_C_FIXED_NEWSTYLE;
+    conn->no_zeroes = flags & NBD_FLAG_C_NO_ZEROES;
+    conn->phase = CONN_OPTIONS;
+    return NBD_CLIENT_FLAGS_SIZE;
+}
+
+static void begin_transmission(Conn *conn, const Export *export)
+{
+    conn->allocation = conn->structured && conn->meta_export == export;
+    conn_start_transmission(conn, export);
+    log_debug("client %d uses '%s'", conn->fd, export->name);
+}
+
+/* EXPORT_NAME: the reply is not an option reply; the only error is to hang up. */
+static void answer_export_name(Conn *conn, const uint8_t *data, size_t length)
+{
+    const Export *export =
+        export_table_find(conn->local->server->exports, (const char *)data, length);
+    if (export == NULL) {
+        log_limited(LOG_LEVEL_INFO, "client dropped: it asked for an export that is not here");
+        conn_break(conn);
+        return;
+    }
+    uint8_t reply[NBD_EXPORT_REPLY_SIZE + NBD_EXPORT_REPLY_ZEROES] = {0};
+    size_t reply_length = nbd_pack_export_reply(reply, export->node->size,
+                                                transmission_flags(export, conn->structured));
+    conn_send_bytes(conn, reply,
+                    conn->no_zeroes ? reply_length : reply_length + NBD_EXPORT_REPLY_ZEROES);
+    begin_transmission(conn, export);
+}
+
+static void put_info_export(GByteArray *out, uint32_t option, const Export *export, bool structured)
+{
+    uint8_t info[12];
+    store_be16(info, NBD_INFO_EXPORT);
+    store_be64(info + 2, export->node->size);
+    store_be16(info + 10, transmission_flags(export, structured));
+    handshake_put_reply(out, option, NBD_REP_INFO, info, sizeof info);
+}
+
+static void put_info_block_size(GByteArray *out, uint32_t option, const Node *node)
+{
+    uint8_t info[14];
+    store_be16(info, NBD_INFO_BLOCK_SIZE);
+    store_be32(info + 2, node->block_minimum);
+    store_be32(info + 6, node->block_preferred);
+    store_be32(info + 10, MIN(node->block_maximum, TRANSMISSION_LENGTH_MAX));
+    handshake_put_reply(out, option, NBD_REP_INFO, info, sizeof info);
+}
+
+static void put_info_text(GByteArray *out, uint32_t option, uint16_t info, const char *text)
+{
+    size_t length = MIN(strlen(text), NBD_STRING_MAX);
+    g_autofree uint8_t *data = g_malloc(2 + length);
+    store_be16(data, info);
+    memcpy(data + 2, text, length);
+    handshake_put_reply(out, option, NBD_REP_INFO, data, 2 + length);
+}
+
+/* What the client asked for beyond INFO_EXPORT; each at most once, what we do not know is passed over. */
+static void put_wanted_infos(GByteArray *out, uint32_t option, const Export *export,
+                             const NbdInfoRequest *asked)
+{
+    bool wanted[NBD_INFO_BLOCK_SIZE + 1] = {false};
+    for (unsigned i = 0; i < asked->info_count; i++) {
+        uint16_t info = load_be16(asked->infos + 2 * i);
+        if (info <= NBD_INFO_BLOCK_SIZE) {
+            wanted[info] = true;
+        }
+    }
+    if (wanted[NBD_INFO_NAME]) {
+        put_info_text(out, option, NBD_INFO_NAME, export->name);
+    }
+    if (wanted[NBD_INFO_DESCRIPTION] && export->description != NULL) {
+        put_info_text(out, option, NBD_INFO_DESCRIPTION, export->description);
+    }
+    if (wanted[NBD_INFO_BLOCK_SIZE]) {
+        put_info_block_size(out, option, export->node);
+    }
+}
+
+/* INFO and GO. Returns the export to begin transmission with, NULL to go on with options. */
+static const Export *answer_info(Conn *conn, uint32_t option, const uint8_t *data, size_t length,
+                                 GByteArray *out)
+{
+    NbdInfoRequest asked;
+    if (!nbd_unpack_info_request(data, length, &asked)) {
+        handshake_put_error(out, option, NBD_REP_ERR_INVALID,
+                            "the lengths inside the option do not add up");
+        return NULL;
+    }
+    const Export *export =
+        export_table_find(conn->local->server->exports, asked.name, asked.name_length);
+    if (export == NULL) {
+        handshake_put_error(out, option, NBD_REP_ERR_UNKNOWN, "no export is called '%.*s'",
+                            (int)asked.name_length, asked.name);
+        return NULL;
+    }
+    put_info_export(out, option, export, conn->structured);
+    put_wanted_infos(out, option, export, &asked);
+    handshake_put_reply(out, option, NBD_REP_ACK, NULL, 0);
+    return option == NBD_OPT_GO ? export : NULL;
+}
+
+static void answer_list(Conn *conn, size_t length, GByteArray *out)
+{
+    if (length > 0) {
+        handshake_put_error(out, NBD_OPT_LIST, NBD_REP_ERR_INVALID, "LIST has no data");
+        return;
+    }
+    const ExportTable *exports = conn->local->server->exports;
+    for (unsigned i = 0; i < export_table_count(exports); i++) {
+        const Export *export = export_table_get(exports, i);
+        uint32_t name_length = strlen(export->name);
+        g_autoptr(GByteArray) item = g_byte_array_new();
+        uint8_t number[4];
+        store_be32(number, name_length);
+        g_byte_array_append(item, number, sizeof number);
+        g_byte_array_append(item, (const uint8_t *)export->name, name_length);
+        if (export->description != NULL) {
+            g_byte_array_append(item, (const uint8_t *)export->description,
+                                MIN(strlen(export->description), NBD_STRING_MAX));
+        }
+        handshake_put_reply(out, NBD_OPT_LIST, NBD_REP_SERVER, item->data, item->len);
+    }
+    handshake_put_reply(out, NBD_OPT_LIST, NBD_REP_ACK, NULL, 0);
+}
+
+static void answer_structured_reply(Conn *conn, size_t length, GByteArray *out)
+{
+    if (length > 0 || conn->structured) {
+        handshake_put_error(out, NBD_OPT_STRUCTURED_REPLY, NBD_REP_ERR_INVALID,
+                            length > 0 ? "STRUCTURED_REPLY has no data"
+                                       : "structured replies are negotiated already");
+        return;
+    }
+    conn->structured = true;
+    handshake_put_reply(out, NBD_OPT_STRUCTURED_REPLY, NBD_REP_ACK, NULL, 0);
+}
+
+/* All options but EXPORT_NAME, whole. */
+static void answer(Conn *conn, uint32_t option, const uint8_t *data, size_t length)
+{
+    g_autoptr(GByteArray) out = g_byte_array_new();
+    const Export *chosen = NULL;
+    switch (option) {
+    case NBD_OPT_ABORT:
+        handshake_put_reply(out, option, NBD_REP_ACK, NULL, 0);
+        break;
+    case NBD_OPT_LIST:
+        answer_list(conn, length, out);
+        break;
+    case NBD_OPT_INFO:
+    case NBD_OPT_GO:
+        chosen = answer_info(conn, option, data, length, out);
+        break;
+    case NBD_OPT_STRUCTURED_REPLY:
+        answer_structured_reply(conn, length, out);
+        break;
+    case NBD_OPT_LIST_META_CONTEXT:
+    case NBD_OPT_SET_META_CONTEXT:
+        meta_context_answer(conn, option, data, length, out);
+        break;
+    case NBD_OPT_STARTTLS:
+        handshake_put_error(out, option, NBD_REP_ERR_POLICY, "TLS is off on this server");
+        break;
+    default:
+        handshake_put_error(out, option, NBD_REP_ERR_UNSUP, "option %u is not known here", option);
+        break;
+    }
+    conn_send_bytes(conn, out->data, out->len);
+    if (option == NBD_OPT_ABORT) {
+        conn_drain(conn);
+    } else if (chosen != NULL) {
+        begin_transmission(conn, chosen);
+    }
+}
+
+/* A header that ends the connection, or whose data is not looked at. Returns true when that is so. */
+static bool refuse_header(Conn *conn, const NbdOptionHeader *header)
+{
+    if (!conn->fixed_newstyle && header->option != NBD_OPT_EXPORT_NAME) {
+        log_limited(LOG_LEVEL_INFO, "client dropped: not fixed newstyle, but sends option %u",
+                    header->option);
+        conn_break(conn);
+        return true;
+    }
+    if (header->length <= HANDSHAKE_OPTION_MAX) {
+        return false;
+    }
+    if (header->option == NBD_OPT_EXPORT_NAME) {
+        log_limited(LOG_LEVEL_WARNING, "client dropped: an export name of %u bytes",
+                    header->length);
+        conn_break(conn);
+        return true;
+    }
+    g_autoptr(GByteArray) out = g_byte_array_new();
+    handshake_put_error(out, header->option, NBD_REP_ERR_TOO_BIG,
+                        "an option may have at most %u bytes of data", HANDSHAKE_OPTION_MAX);
+    conn_send_bytes(conn, out->data, out->len);
+    conn_skip(conn, header->length, NULL);
+    return true;
+}
+
+static size_t take_option(Conn *conn, const uint8_t *bytes, size_t length)
+{
+    NbdOptionHeader header;
+    if (length < NBD_OPTION_SIZE) {
+        return 0;
+    }
+    if (!nbd_unpack_option(bytes, &header)) {
+        log_limited(LOG_LEVEL_WARNING, "client dropped: an option without its magic");
+        conn_break(conn);
+        return 0;
+    }
+    if (refuse_header(conn, &header)) {
+        return NBD_OPTION_SIZE;
+    }
+    if (length - NBD_OPTION_SIZE < header.length) {
+        return 0;
+    }
+    conn_restart_timer(conn);
+    const uint8_t *data = bytes + NBD_OPTION_SIZE;
+    if (header.option == NBD_OPT_EXPORT_NAME) {
+        answer_export_name(conn, data, header.length);
+    } else {
+        answer(conn, header.option, data, header.length);
+    }
+    return NBD_OPTION_SIZE + header.length;
+}
+
+size_t handshake_consume(Conn *conn, const uint8_t *bytes, size_t length)
+{
+    if (conn->phase == CONN_FLAGS) {
+        return take_client_flags(conn, bytes, length);
+    }
+    return take_option(conn, bytes, length);
+}

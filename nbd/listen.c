@@ -1,0 +1,366 @@
+/*
+ * Listening sockets.
+ *
+ * Binding happens in main, where an error can be told; accepting on a worker. When the process is out of file
+ * descriptors the listener stops looking for a moment: the waiting client keeps a level-triggered event ready for
+ * ever, and a loop that accepts in vain would take a whole CPU from those that are served.
+ *
+ * What must stay true: the file of a unix socket is removed only when nobody listens on it (before binding), or when
+ * it is still the one that we made (at the end).
+ */
+#include "nbd/listen.h"
+
+#include <errno.h>
+#include <event2/event.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/errors.h"
+#include "base/log.h"
+#include "nbd/nbd-wire.h"
+
+#define ACCEPTS_A_TURN 64
+#define PAUSE_USEC     100000
+#define LOG_EVERY_USEC G_USEC_PER_SEC
+
+struct Listener {
+    int fd;
+    char *uri;
+    char *path; /* of the unix socket that we made, else NULL */
+    dev_t device;
+    ino_t inode;
+
+    Worker *worker; /* NULL: not started */
+    WorkerMessage start_message, stop_message;
+    ListenerAccept accept;
+    void *argument;
+    struct event *event, *pause;
+    int64_t logged; /* when we last said that we are out of descriptors */
+
+    pthread_mutex_t lock; /* over stopped */
+    pthread_cond_t changed;
+    bool stopped;
+};
+
+/* Opening */
+
+static Listener *listener_new(int fd, char *uri)
+{
+    Listener *listener = g_new0(Listener, 1);
+    listener->fd = fd;
+    listener->uri = uri;
+    pthread_mutex_init(&listener->lock, NULL);
+    pthread_cond_init(&listener->changed, NULL);
+    return listener;
+}
+
+/* True when somebody accepts on the unix socket at address. */
+static bool is_alive(const struct sockaddr_un *address)
+{
+    autofd int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    return fd < 0 || connect(fd, (const struct sockaddr *)address, sizeof *address) == 0 ||
+           errno != ECONNREFUSED;
+}
+
+static bool is_socket(const char *path)
+{
+    struct stat st;
+    return lstat(path, &st) == 0 && S_ISSOCK(st.st_mode);
+}
+
+/* Binds; a socket file that nobody listens on gives way. 0 or an errno. */
+static int bind_unix(int fd, const struct sockaddr_un *address)
+{
+    if (bind(fd, (const struct sockaddr *)address, sizeof *address) == 0) {
+        return 0;
+    }
+    if (errno != EADDRINUSE || !is_socket(address->sun_path) || is_alive(address)) {
+        return errno == ECONNREFUSED ? EADDRINUSE : errno;
+    }
+    if (unlink(address->sun_path) != 0 && errno != ENOENT) {
+        return errno;
+    }
+    return bind(fd, (const struct sockaddr *)address, sizeof *address) == 0 ? 0 : errno;
+}
+
+static bool open_unix(const char *path, GPtrArray *listeners, GError **error)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    if (path[0] == '\0' || strlen(path) >= sizeof address.sun_path) {
+        return error_set(error, EINVAL, "unix:%s: the path must have 1 to %zu bytes", path,
+                         sizeof address.sun_path - 1);
+    }
+    strcpy(address.sun_path, path);
+    autofd int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int err = fd < 0 ? errno : bind_unix(fd, &address);
+    if (err == 0 && listen(fd, SOMAXCONN) != 0) {
+        err = errno;
+    }
+    if (err == EADDRINUSE) {
+        return error_set(error, err,
+                         is_socket(path) ? "unix:%s: in use: another server listens on it"
+                                         : "unix:%s: the file exists and is not a socket",
+                         path);
+    }
+    if (err != 0) {
+        return error_set_errno(error, err, "unix:%s: cannot listen", path);
+    }
+    g_autofree char *absolute = g_canonicalize_filename(path, NULL);
+    g_autofree char *escaped = g_uri_escape_string(absolute, "/", TRUE);
+    Listener *listener =
+        listener_new(fd_steal(&fd), g_strdup_printf("nbd+unix:///?socket=%s", escaped));
+    struct stat st;
+    if (stat(path, &st) == 0) {
+        listener->path = g_steal_pointer(&absolute);
+        listener->device = st.st_dev;
+        listener->inode = st.st_ino;
+    }
+    g_ptr_array_add(listeners, listener);
+    return true;
+}
+
+/* Splits HOST:PORT, [ADDRESS]:PORT, :PORT, HOST. */
+static bool split_address(const char *address, char **host, char **port)
+{
+    const char *colon = strrchr(address, ':');
+    if (address[0] == '[') {
+        const char *end = strchr(address, ']');
+        if (end == NULL || (end[1] != '\0' && end[1] != ':')) {
+            return false;
+        }
+        *host = g_strndup(address + 1, end - address - 1);
+        colon = end[1] == ':' ? end + 1 : NULL;
+    } else if (colon != NULL && strchr(address, ':') != colon) {
+        return false; /* an IPv6 address without brackets */
+    } else {
+        *host = colon != NULL ? g_strndup(address, colon - address) : g_strdup(address);
+    }
+    *port = g_strdup(colon != NULL ? colon + 1 : NBD_DEFAULT_PORT);
+    return true;
+}
+
+static char *tcp_uri(int fd)
+{
+    struct sockaddr_storage address;
+    socklen_t length = sizeof address;
+    char host[NI_MAXHOST], port[NI_MAXSERV];
+    if (getsockname(fd, (struct sockaddr *)&address, &length) != 0 ||
+        getnameinfo((struct sockaddr *)&address, length, host, sizeof host, port, sizeof port,
+                    NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
+        return g_strdup("nbd://?/");
+    }
+    bool v6 = address.ss_family == AF_INET6;
+    return g_strdup_printf(v6 ? "nbd://[%s]:%s/" : "nbd://%s:%s/", host, port);
+}
+
+/* A listening socket at one address, or -1 with *err set. */
+static int open_tcp_socket(const struct addrinfo *info, int *err)
+{
+    int on = 1;
+    autofd int fd = socket(info->ai_family, info->ai_socktype | SOCK_CLOEXEC | SOCK_NONBLOCK,
+                           info->ai_protocol);
+    if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) != 0 ||
+        (info->ai_family == AF_INET6 &&
+         setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on) != 0) ||
+        bind(fd, info->ai_addr, info->ai_addrlen) != 0 || listen(fd, SOMAXCONN) != 0) {
+        *err = errno;
+        return -1;
+    }
+    return fd_steal(&fd);
+}
+
+static in_port_t *port_of(struct sockaddr *address)
+{
+    return address->sa_family == AF_INET6 ? &((struct sockaddr_in6 *)(void *)address)->sin6_port
+                                          : &((struct sockaddr_in *)(void *)address)->sin_port;
+}
+
+/* The port that a socket bound to port 0 was given. */
+static in_port_t given_port(int fd)
+{
+    struct sockaddr_storage address;
+    socklen_t length = sizeof address;
+    if (getsockname(fd, (struct sockaddr *)&address, &length) != 0) {
+        return 0;
+    }
+    return *port_of((struct sockaddr *)&address);
+}
+
+/* Every address of the host; one that this machine does not have (IPv6 switched off) is passed over. */
+static bool open_infos(const char *address, struct addrinfo *infos, GPtrArray *listeners,
+                       GError **error)
+{
+    unsigned opened = 0;
+    in_port_t port = 0;
+    int err = EADDRNOTAVAIL;
+    for (struct addrinfo *info = infos; info != NULL; info = info->ai_next) {
+        if (*port_of(info->ai_addr) == 0) {
+            *port_of(info->ai_addr) = port;
+        }
+        int fd = open_tcp_socket(info, &err);
+        if (fd >= 0) {
+            port = given_port(fd);
+            g_ptr_array_add(listeners, listener_new(fd, tcp_uri(fd)));
+            opened++;
+        } else if (err == EADDRINUSE) {
+            return error_set(error, err, "%s: the port is in use: choose another with --listen",
+                             address);
+        }
+    }
+    return opened > 0 || error_set_errno(error, err, "%s: cannot listen", address);
+}
+
+static bool open_tcp(const char *address, GPtrArray *listeners, GError **error)
+{
+    g_autofree char *host = NULL, *port = NULL;
+    if (!split_address(address, &host, &port)) {
+        return error_set(error, EINVAL, "%s: must be HOST:PORT, [ADDRESS]:PORT, :PORT or unix:PATH",
+                         address);
+    }
+    struct addrinfo hints = {.ai_flags = AI_PASSIVE, .ai_socktype = SOCK_STREAM};
+    struct addrinfo *infos;
+    int code = getaddrinfo(host[0] != '\0' ? host : NULL, port, &hints, &infos);
+    if (code != 0) {
+        return error_set(error, EINVAL, "%s: cannot listen: %s", address, gai_strerror(code));
+    }
+    bool ok = open_infos(address, infos, listeners, error);
+    freeaddrinfo(infos);
+    return ok;
+}
+
+bool listener_open(const char *address, GPtrArray *listeners, GError **error)
+{
+    if (g_str_has_prefix(address, "unix:")) {
+        return open_unix(address + strlen("unix:"), listeners, error);
+    }
+    return open_tcp(address, listeners, error);
+}
+
+const char *listener_uri(const Listener *listener)
+{
+    return listener->uri;
+}
+
+/* Accepting */
+
+/* Errors that the next accept will have too, until somebody gives something back. */
+static bool is_shortage(int err)
+{
+    return err == EMFILE || err == ENFILE || err == ENOBUFS || err == ENOMEM;
+}
+
+static void pause_for_shortage(Listener *listener, int err)
+{
+    int64_t now = g_get_monotonic_time();
+    if (listener->logged == 0 || now - listener->logged >= LOG_EVERY_USEC) {
+        listener->logged = now;
+        log_error("%s: clients must wait: %s", listener->uri, g_strerror(err));
+    }
+    struct timeval time = {.tv_usec = PAUSE_USEC};
+    event_del(listener->event);
+    event_add(listener->pause, &time);
+}
+
+static void set_options(const Listener *listener, int fd)
+{
+    int on = 1;
+    if (listener->path == NULL) {
+        /* Before the first byte is sent. A peer that has vanished is noticed by keep-alive. */
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+        setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+    }
+}
+
+static void accept_cb(evutil_socket_t listening, short what, void *argument)
+{
+    Listener *listener = argument;
+    for (unsigned i = 0; i < ACCEPTS_A_TURN; i++) {
+        int fd = accept4(listening, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+        if (fd >= 0) {
+            set_options(listener, fd);
+            listener->accept(fd, listener->argument);
+        } else if (is_shortage(errno)) {
+            pause_for_shortage(listener, errno);
+            return;
+        } else if (errno != EINTR && errno != ECONNABORTED) {
+            return;
+        }
+    }
+}
+
+static void pause_over_cb(evutil_socket_t fd, short what, void *argument)
+{
+    Listener *listener = argument;
+    event_add(listener->event, NULL);
+}
+
+static void start_accepting(WorkerMessage *message)
+{
+    Listener *listener = (void *)((uint8_t *)message - G_STRUCT_OFFSET(Listener, start_message));
+    struct event_base *base = worker_base(listener->worker);
+    listener->event = event_new(base, listener->fd, EV_READ | EV_PERSIST, accept_cb, listener);
+    listener->pause = evtimer_new(base, pause_over_cb, listener);
+    if (listener->event == NULL || listener->pause == NULL ||
+        event_add(listener->event, NULL) != 0) {
+        log_error("%s: cannot watch the socket: %s", listener->uri, g_strerror(errno));
+    }
+}
+
+void listener_start(Listener *listener, Worker *worker, ListenerAccept accept, void *argument)
+{
+    listener->worker = worker;
+    listener->accept = accept;
+    listener->argument = argument;
+    listener->start_message.run = start_accepting;
+    worker_post(worker, &listener->start_message);
+}
+
+static void stop_accepting(WorkerMessage *message)
+{
+    Listener *listener = (void *)((uint8_t *)message - G_STRUCT_OFFSET(Listener, stop_message));
+    g_clear_pointer(&listener->event, event_free);
+    g_clear_pointer(&listener->pause, event_free);
+    with_mutex(&listener->lock);
+    listener->stopped = true;
+    pthread_cond_signal(&listener->changed);
+}
+
+void listener_stop(Listener *listener)
+{
+    if (listener->worker != NULL) {
+        listener->stop_message.run = stop_accepting;
+        worker_post(listener->worker, &listener->stop_message);
+        with_mutex(&listener->lock);
+        while (!listener->stopped) {
+            pthread_cond_wait(&listener->changed, &listener->lock);
+        }
+        listener->worker = NULL;
+    }
+    if (listener->fd >= 0) {
+        close(fd_steal(&listener->fd));
+    }
+}
+
+void listener_free(Listener *listener)
+{
+    listener_stop(listener);
+    struct stat st;
+    if (listener->path != NULL && stat(listener->path, &st) == 0 && st.st_dev == listener->device &&
+        st.st_ino == listener->inode) {
+        unlink(listener->path);
+    }
+    pthread_mutex_destroy(&listener->lock);
+    pthread_cond_destroy(&listener->changed);
+    g_free(listener->path);
+    g_free(listener->uri);
+    g_free(listener);
+}

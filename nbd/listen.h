@@ -1,0 +1,37 @@
+/*
+ * Listening sockets: TCP over IPv4 and IPv6, and unix.
+ *
+ *      HOST:PORT  [ADDRESS]:PORT  :PORT (all interfaces)  HOST (port 10809)  unix:PATH
+ *
+ * A port of 0 takes a free one; listener_uri tells which.
+ */
+#ifndef NBD_LISTEN_H
+#define NBD_LISTEN_H
+
+#include <glib.h>
+#include <stdbool.h>
+
+#include "base/worker.h"
+
+typedef struct Listener Listener;
+
+/* Takes fd: a connected socket, non-blocking, ready to serve. [worker] */
+typedef void (*ListenerAccept)(int fd, void *argument);
+
+/* Binds and listens; appends a Listener for each socket (a host may have several addresses). A unix socket file on
+ * which nobody listens is replaced. [main] */
+bool listener_open(const char *address, GPtrArray *listeners, GError **error);
+
+/* "nbd://127.0.0.1:10809/" or "nbd+unix:///?socket=/path"; valid as long as the listener. */
+const char *listener_uri(const Listener *listener);
+
+/* Accepts on worker from now on. [main] */
+void listener_start(Listener *listener, Worker *worker, ListenerAccept accept, void *argument);
+
+/* Accepts no more; returns when that is so, and closes the socket. [main] */
+void listener_stop(Listener *listener);
+
+/* Stopped or never started. Removes the unix socket's file. [main] */
+void listener_free(Listener *listener);
+
+#endif

@@ -1,0 +1,68 @@
+/*
+ * A request of a client and its reply, one structure: the request comes back as the entry of the send queue.
+ *
+ *      nbd_request_new -> (payload received) -> node_submit -> done -> reply_make -> conn_send -> sent -> free
+ *
+ * Structures come from the worker's free list and payload buffers from its cache: a steady stream of requests
+ * allocates nothing. All [worker].
+ */
+#ifndef NBD_REPLY_H
+#define NBD_REPLY_H
+
+#include <sys/uio.h>
+
+#include "engine/request.h"
+#include "nbd/nbd-wire.h"
+#include "nbd/server.h"
+
+#define REPLY_HEADER_MAX         32
+#define REPLY_STATUS_MAX         4096 /* descriptors in one answer to BLOCK_STATUS */
+#define REPLY_CONTEXT_ALLOCATION 1    /* our number for base:allocation */
+
+struct NbdRequest {
+    Request request; /* the engine's; first, so that its done finds the rest */
+    Conn *conn;      /* a reference */
+    uint64_t cookie;
+    uint16_t command; /* NbdCommand */
+    uint16_t flags;   /* NBD_CMD_FLAG_* */
+    uint32_t length;  /* as asked */
+    uint64_t charge;  /* bytes counted against the connection's budget */
+
+    void *buffer; /* payload or reply data; from the worker's cache */
+    uint32_t buffer_length;
+    void *chunks; /* a ReplyChunks, when the reply has more than one */
+
+    /* The reply, when it is queued. Sending moves iov and its entries forward. */
+    NbdRequest *next;
+    struct iovec *iov;
+    unsigned iov_count;
+    uint64_t reply_length; /* bytes not yet sent */
+    struct iovec iov_room[2];
+    uint8_t header[REPLY_HEADER_MAX];
+};
+
+/* What a request costs beside its payload, for the budget. */
+#define NBD_REQUEST_CHARGE sizeof(NbdRequest)
+
+/* A request of conn, cleared, counted in flight. Never NULL. */
+NbdRequest *nbd_request_new(Conn *conn, uint64_t charge);
+
+/* Gives it a buffer of length bytes; false when there is no memory. */
+bool nbd_request_take_buffer(NbdRequest *request, uint32_t length);
+
+/* Back to the free list; the connection's count and budget go down. May free the connection. */
+void nbd_request_free(NbdRequest *request);
+
+/* Frees a worker's free list. [main] */
+void nbd_request_free_spare(NbdLocal *local);
+
+/* Makes the reply from request->request.result and extents. */
+void reply_make(NbdRequest *request);
+
+/* Makes an error reply; text is a literal, shown to the user of a client that speaks structured replies. */
+void reply_make_error(NbdRequest *request, uint32_t nbd_error, const char *text);
+
+/* Makes a reply of the first length bytes of the request's buffer (handshake). */
+void reply_make_bytes(NbdRequest *request, uint32_t length);
+
+#endif

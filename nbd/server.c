@@ -1,0 +1,122 @@
+/*
+ * The shared part of the server: which worker gets a connection, how many there are, how all of them end.
+ *
+ * What must stay true: conn_count counts every Conn that exists, so that 0 means that no request is in flight and
+ * the workers may end. A connection accepted while the server stops is closed by its own start.
+ */
+#include "nbd/server.h"
+
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "nbd/conn.h"
+#include "nbd/reply.h"
+
+static void stop_local(WorkerMessage *message)
+{
+    NbdLocal *local = (NbdLocal *)(void *)((uint8_t *)message - G_STRUCT_OFFSET(NbdLocal, stop));
+    local->stopping = true;
+    for (Conn *conn = local->conns, *next; conn != NULL; conn = next) {
+        next = conn->next;
+        conn_stop(conn);
+    }
+}
+
+NbdServer *nbd_server_new(const ExportTable *exports, const NbdLimits *limits,
+                          Worker *const *workers, unsigned worker_count)
+{
+    NbdServer *server = g_new0(NbdServer, 1);
+    server->exports = exports;
+    server->limits = *limits;
+    server->idle_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    g_assert(server->idle_fd >= 0);
+    server->locals = g_new0(NbdLocal, worker_count);
+    server->local_count = worker_count;
+    for (unsigned i = 0; i < worker_count; i++) {
+        server->locals[i].server = server;
+        server->locals[i].worker = workers[i];
+        server->locals[i].stop.run = stop_local;
+    }
+    return server;
+}
+
+/* Says so when it was the last one, refused or served. */
+static void count_gone(NbdServer *server)
+{
+    if (atomic_fetch_sub(&server->conn_count, 1) == 1) {
+        eventfd_write(server->idle_fd, 1);
+    }
+}
+
+/* The worker with the fewest connections; among equals each in turn. */
+static NbdLocal *least_loaded(NbdServer *server)
+{
+    unsigned start = atomic_fetch_add(&server->next_local, 1);
+    NbdLocal *best = NULL;
+    unsigned best_count = 0;
+    for (unsigned i = 0; i < server->local_count; i++) {
+        NbdLocal *local = &server->locals[(start + i) % server->local_count];
+        unsigned count = atomic_load(&local->conn_count);
+        if (best == NULL || count < best_count) {
+            best = local;
+            best_count = count;
+        }
+    }
+    return best;
+}
+
+void nbd_server_accept(NbdServer *server, int fd)
+{
+    if (atomic_fetch_add(&server->conn_count, 1) >= server->limits.max_clients) {
+        log_limited(LOG_LEVEL_WARNING, "client refused: %u are connected: see --max-clients",
+                    server->limits.max_clients);
+        close(fd);
+        count_gone(server);
+        return;
+    }
+    NbdLocal *local = least_loaded(server);
+    atomic_fetch_add(&local->conn_count, 1);
+    conn_new(local, fd);
+}
+
+void nbd_server_conn_gone(NbdLocal *local)
+{
+    atomic_fetch_sub(&local->conn_count, 1);
+    count_gone(local->server);
+}
+
+void nbd_server_stop(NbdServer *server)
+{
+    for (unsigned i = 0; i < server->local_count; i++) {
+        worker_post(server->locals[i].worker, &server->locals[i].stop);
+    }
+}
+
+int nbd_server_idle_fd(const NbdServer *server)
+{
+    return server->idle_fd;
+}
+
+unsigned nbd_server_connections(const NbdServer *server)
+{
+    return atomic_load(&server->conn_count);
+}
+
+bool nbd_server_has_served(const NbdServer *server)
+{
+    return atomic_load(&server->served);
+}
+
+void nbd_server_free(NbdServer *server)
+{
+    for (unsigned i = 0; i < server->local_count; i++) {
+        NbdLocal *local = &server->locals[i];
+        nbd_request_free_spare(local);
+        buffers_clear(&local->buffers);
+        g_free(local->scratch);
+    }
+    close(server->idle_fd);
+    g_free(server->locals);
+    g_free(server);
+}

@@ -1,0 +1,79 @@
+/*
+ * The server: what all connections share, and for each worker what its connections share.
+ *
+ * Connections are spread over the workers, each to the one with the fewest; it stays there for life.
+ */
+#ifndef NBD_SERVER_H
+#define NBD_SERVER_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/worker.h"
+#include "control/export.h"
+#include "nbd/buffers.h"
+
+typedef struct Conn Conn;
+typedef struct NbdRequest NbdRequest;
+typedef struct NbdServer NbdServer;
+
+typedef struct NbdLimits {
+    unsigned max_clients;   /* connections at once; one more is closed unanswered */
+    uint64_t client_memory; /* bytes in flight a connection; a single request may always go */
+    unsigned
+        handshake_timeout; /* seconds that a client may be silent before transmission; 0: for ever */
+} NbdLimits;
+
+#define NBD_SCRATCH_SIZE (192u << 10)
+#define NBD_SPARE_MAX    1024 /* request structures kept by a worker */
+
+/* What the connections of one worker share; touched by that worker alone but for conn_count. */
+typedef struct NbdLocal {
+    NbdServer *server;
+    Worker *worker;
+    Conn *conns;      /* all open ones */
+    uint8_t *scratch; /* where a receive goes; nothing stays in it from one callback to the next */
+    Buffers buffers;
+    NbdRequest *spare; /* free list */
+    unsigned spare_count;
+    bool stopping;
+    WorkerMessage stop;
+    atomic_uint conn_count; /* [any] */
+} NbdLocal;
+
+struct NbdServer {
+    const ExportTable *exports;
+    NbdLimits limits;
+    NbdLocal *locals;
+    unsigned local_count;
+    atomic_uint next_local; /* where the search for the least loaded worker begins */
+    atomic_uint
+        conn_count;     /* connections that exist, closed ones with requests in flight included */
+    atomic_bool served; /* a client has come as far as transmission */
+    int idle_fd;        /* eventfd, written when conn_count becomes 0 */
+};
+
+/* The workers and the exports must outlive the server. [main] */
+NbdServer *nbd_server_new(const ExportTable *exports, const NbdLimits *limits,
+                          Worker *const *workers, unsigned worker_count);
+
+/* Serves a connected socket (non-blocking, options set). Takes fd; closes it when there are too many. [any] */
+void nbd_server_accept(NbdServer *server, int fd);
+
+/* Every connection reads no more, finishes what is in flight, and closes; one that does not take its replies is
+ * closed after a few seconds. Returns at once: wait for idle_fd. [main] */
+void nbd_server_stop(NbdServer *server);
+
+/* Readable (read 8 bytes to clear) after the last connection has gone. [any] */
+int nbd_server_idle_fd(const NbdServer *server);
+unsigned nbd_server_connections(const NbdServer *server); /* [any] */
+bool nbd_server_has_served(const NbdServer *server);      /* [any] */
+
+/* No connection is left and the workers have ended. [main] */
+void nbd_server_free(NbdServer *server);
+
+/* For conn.c: one connection more or less. */
+void nbd_server_conn_gone(NbdLocal *local); /* [worker] */
+
+#endif

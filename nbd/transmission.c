@@ -1,0 +1,259 @@
+/*
+ * The transmission phase.
+ *
+ *      header -> check -> admit (budget) -> [payload] -> node_submit ... done -> reply queued
+ *                  |
+ *                  +-> error reply, after the payload of a refused WRITE was read past
+ *
+ * What a command may do is one table; a request passes all checks before anything is allocated for it. A node may
+ * call done inside node_submit; that only queues a reply. What must stay true: nothing from the client reaches a
+ * node unless it lies inside the disk and the export allows it.
+ */
+#include "nbd/transmission.h"
+
+#include "base/bytes.h"
+#include "base/log.h"
+#include "nbd/conn.h"
+
+#define LARGE_PAYLOAD \
+    (64u << 10) /* after such a WRITE, the next one's payload is not caught in scratch */
+
+typedef struct Command {
+    bool known, writes, buffered;
+    uint8_t type;          /* RequestType */
+    uint16_t flags;        /* allowed, beside FUA */
+    uint32_t past_the_end; /* the error of a range that leaves the disk */
+} Command;
+
+static const Command COMMANDS[] = {
+    [NBD_CMD_READ] = {.known = true,
+                      .buffered = true,
+                      .type = REQUEST_READ,
+                      .flags = NBD_CMD_FLAG_DF,
+                      .past_the_end = NBD_EINVAL},
+    [NBD_CMD_WRITE] = {.known = true,
+                       .writes = true,
+                       .buffered = true,
+                       .type = REQUEST_WRITE,
+                       .past_the_end = NBD_ENOSPC},
+    [NBD_CMD_FLUSH] = {.known = true, .type = REQUEST_FLUSH, .past_the_end = NBD_EINVAL},
+    [NBD_CMD_TRIM] = {.known = true,
+                      .writes = true,
+                      .type = REQUEST_TRIM,
+                      .past_the_end = NBD_EINVAL},
+    [NBD_CMD_CACHE] = {.known = true, .type = REQUEST_CACHE, .past_the_end = NBD_EINVAL},
+    [NBD_CMD_WRITE_ZEROES] = {.known = true,
+                              .writes = true,
+                              .type = REQUEST_ZERO,
+                              .flags = NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_FAST_ZERO,
+                              .past_the_end = NBD_ENOSPC},
+    [NBD_CMD_BLOCK_STATUS] = {.known = true,
+                              .type = REQUEST_STATUS,
+                              .flags = NBD_CMD_FLAG_REQ_ONE,
+                              .past_the_end = NBD_EINVAL},
+};
+
+uint16_t transmission_flags(const Export *export, bool structured)
+{
+    return NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_TRIM |
+           NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_CAN_MULTI_CONN | NBD_FLAG_SEND_CACHE |
+           NBD_FLAG_SEND_FAST_ZERO | (export->read_only ? NBD_FLAG_READ_ONLY : 0) |
+           (structured ? NBD_FLAG_SEND_DF : 0);
+}
+
+/* The checks that ask only for the command and its flags. */
+static uint32_t check_form(const Conn *conn, const NbdRequestHeader *header, const char **text)
+{
+    if (header->command >= G_N_ELEMENTS(COMMANDS) || !COMMANDS[header->command].known) {
+        *text = "unknown command";
+        return NBD_EINVAL;
+    }
+    uint16_t allowed = COMMANDS[header->command].flags | NBD_CMD_FLAG_FUA;
+    if (!conn->structured) {
+        allowed &= ~NBD_CMD_FLAG_DF;
+    }
+    if (header->flags & ~allowed) {
+        *text = "a flag that this command does not have, or that was not negotiated";
+        return NBD_EINVAL;
+    }
+    if (header->command == NBD_CMD_BLOCK_STATUS && (!conn->allocation || header->length == 0)) {
+        *text = conn->allocation ? "block status of no bytes"
+                                 : "block status without a negotiated meta context";
+        return NBD_EINVAL;
+    }
+    if (header->command == NBD_CMD_FLUSH && (header->offset != 0 || header->length != 0)) {
+        *text = "flush has no offset and no length";
+        return NBD_EINVAL;
+    }
+    return NBD_SUCCESS;
+}
+
+/* Which error a request deserves, with its text; NBD_SUCCESS where it may go to the node. */
+static uint32_t check_request(const Conn *conn, const NbdRequestHeader *header, const char **text)
+{
+    uint32_t error = check_form(conn, header, text);
+    if (error != NBD_SUCCESS) {
+        return error;
+    }
+    const Command *command = &COMMANDS[header->command];
+    if (command->writes && conn->export->read_only) {
+        *text = "the export is read-only";
+        return NBD_EPERM;
+    }
+    if (command->buffered && header->length > TRANSMISSION_LENGTH_MAX) {
+        *text = "longer than the maximum of 64 MiB";
+        return header->flags & NBD_CMD_FLAG_DF ? NBD_EOVERFLOW : NBD_EINVAL;
+    }
+    if (!range_within(header->offset, header->length, conn->export->node->size)) {
+        *text = "the range goes past the end of the disk";
+        return command->past_the_end;
+    }
+    return NBD_SUCCESS;
+}
+
+static void request_done(Request *done)
+{
+    NbdRequest *request = (NbdRequest *)(void *)done;
+    if (request->conn->closed) {
+        nbd_request_free(request);
+        return;
+    }
+    reply_make(request);
+    conn_send(request->conn, request);
+}
+
+static unsigned engine_flags(const Conn *conn, const NbdRequest *request)
+{
+    unsigned flags = 0;
+    if (request->command == NBD_CMD_READ) {
+        return conn->structured ? REQUEST_HOLES_OK : 0;
+    }
+    if (request->flags & NBD_CMD_FLAG_FUA) {
+        flags |= REQUEST_FUA;
+    }
+    if (request->flags & NBD_CMD_FLAG_NO_HOLE) {
+        flags |= REQUEST_NO_HOLE;
+    }
+    if (request->flags & NBD_CMD_FLAG_FAST_ZERO) {
+        flags |= REQUEST_FAST_ZERO;
+    }
+    if (request->flags & NBD_CMD_FLAG_REQ_ONE) {
+        flags |= REQUEST_ONE;
+    }
+    return flags;
+}
+
+static void submit(Conn *conn, NbdRequest *request)
+{
+    Request *to_node = &request->request;
+    to_node->result = 0;
+    if (request->length == 0 && request->command != NBD_CMD_FLUSH) {
+        request_done(to_node);
+        return;
+    }
+    to_node->type = COMMANDS[request->command].type;
+    to_node->flags = engine_flags(conn, request);
+    to_node->length = request->length;
+    to_node->buffer = request->buffer;
+    to_node->done = request_done;
+    node_submit(conn->export->node, to_node);
+}
+
+static NbdRequest *make_request(Conn *conn, const NbdRequestHeader *header, uint64_t charge)
+{
+    NbdRequest *request = nbd_request_new(conn, charge);
+    request->cookie = header->cookie;
+    request->command = header->command;
+    request->flags = header->flags;
+    request->length = header->length;
+    request->request.offset = header->offset;
+    return request;
+}
+
+/* Answers with an error, after the payload if there is one. */
+static void refuse(Conn *conn, NbdRequest *request, uint32_t error, const char *text)
+{
+    reply_make_error(request, error, text);
+    if (request->command != NBD_CMD_WRITE || request->length == 0) {
+        conn_send(conn, request);
+    } else if (request->length <= TRANSMISSION_SKIP_MAX) {
+        conn_skip(conn, request->length, request);
+    } else {
+        log_limited(LOG_LEVEL_WARNING, "client dropped: it announced a write of %u bytes",
+                    request->length);
+        nbd_request_free(request);
+        conn_break(conn);
+    }
+}
+
+/* Takes what is there of a WRITE's payload; submits when that is all. Returns the bytes taken. */
+static size_t begin_payload(Conn *conn, NbdRequest *request, const uint8_t *bytes, size_t length)
+{
+    size_t here = min_u64(length, request->length);
+    memcpy(request->buffer, bytes, here);
+    conn->expect_large = request->length >= LARGE_PAYLOAD;
+    if (here == request->length) {
+        submit(conn, request);
+    } else {
+        conn->payload = request;
+        conn->payload_got = here;
+    }
+    return here;
+}
+
+void transmission_payload_done(Conn *conn)
+{
+    NbdRequest *request = conn->payload;
+    conn->payload = NULL;
+    submit(conn, request);
+}
+
+/* What a request adds to the budget beside its structure. */
+static uint64_t charge_of(const NbdRequestHeader *header)
+{
+    if (header->command == NBD_CMD_BLOCK_STATUS) {
+        return REPLY_STATUS_MAX * NBD_STATUS_DESCRIPTOR_SIZE;
+    }
+    return COMMANDS[header->command].buffered ? header->length : 0;
+}
+
+size_t transmission_consume(Conn *conn, const uint8_t *bytes, size_t length)
+{
+    NbdRequestHeader header;
+    if (length < NBD_REQUEST_SIZE) {
+        return 0;
+    }
+    if (!nbd_unpack_request(bytes, &header)) {
+        log_limited(LOG_LEVEL_WARNING, "client dropped: a request with the magic 0x%08x",
+                    load_be32(bytes));
+        conn_break(conn);
+        return 0;
+    }
+    if (header.command == NBD_CMD_DISC) {
+        conn_drain(conn);
+        return 0;
+    }
+    const char *text = NULL;
+    uint32_t error = check_request(conn, &header, &text);
+    uint64_t charge = error == NBD_SUCCESS ? charge_of(&header) : 0;
+    if (!conn_admit(conn, charge + NBD_REQUEST_CHARGE)) {
+        return 0;
+    }
+    NbdRequest *request = make_request(conn, &header, charge);
+    if (error == NBD_SUCCESS && header.length > 0 && COMMANDS[header.command].buffered &&
+        !nbd_request_take_buffer(request, header.length)) {
+        error = NBD_ENOMEM;
+        text = "the server has no memory left for this request";
+    }
+    if (error != NBD_SUCCESS) {
+        refuse(conn, request, error, text);
+        return NBD_REQUEST_SIZE;
+    }
+    if (header.command == NBD_CMD_WRITE && header.length > 0) {
+        return NBD_REQUEST_SIZE +
+               begin_payload(conn, request, bytes + NBD_REQUEST_SIZE, length - NBD_REQUEST_SIZE);
+    }
+    conn->expect_large = false;
+    submit(conn, request);
+    return NBD_REQUEST_SIZE;
+}
