@@ -69,7 +69,7 @@ static bool raw_create(Store *store, const FormatCreate *how, GError **error)
             "%s: a raw image cannot have a backing file: use -f qcow2, or leave out -b",
             store->name);
     }
-    if (store_size(store) != how->size) {
+    if (store_size(store) < how->size) { /* a new file is empty; a device may be larger */
         int result = store_truncate(store, how->size);
         if (result < 0) {
             return error_set_errno(error, -result, "%s: cannot set the size to %" G_GUINT64_FORMAT,

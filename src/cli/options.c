@@ -89,8 +89,7 @@ int cli_fail_usage(const CliUsage *usage, const char *format, ...)
     va_start(arguments, format);
     g_autofree char *text = g_strdup_vprintf(format, arguments);
     va_end(arguments);
-    fprintf(stderr, "cownbd: %s: %s: see cownbd %s --help\n", usage->command, text,
-            usage->command);
+    fprintf(stderr, "cownbd: %s: %s: see cownbd %s --help\n", usage->command, text, usage->command);
     return 1;
 }
 
@@ -155,4 +154,15 @@ bool cli_option_lists(char **lists, GHashTable *options, GError **error)
         }
     }
     return true;
+}
+
+char *cli_name_beside(const char *image_path, const char *name)
+{
+    const char *colon = strchr(name, ':'), *name_slash = strchr(name, '/');
+    bool has_scheme = colon && (!name_slash || colon < name_slash);
+    const char *slash = strrchr(image_path, '/');
+    if (name[0] == '/' || has_scheme || !slash) {
+        return g_strdup(name);
+    }
+    return g_strdup_printf("%.*s%s", (int)(slash + 1 - image_path), image_path, name);
 }

@@ -39,8 +39,8 @@ typedef struct CliUsage {
 
 /* Parses options, takes them out of argv; argv[0] stays. own ends with a NULL name, may be NULL. --help prints and
  * exits. False: *error says what is wrong. */
-bool cli_parse(const CliUsage *usage, const GOptionEntry *own, CliCommon *common, int *argc, char ***argv,
-               GError **error);
+bool cli_parse(const CliUsage *usage, const GOptionEntry *own, CliCommon *common, int *argc,
+               char ***argv, GError **error);
 
 /* Prints "cownbd: MESSAGE" and gives 1, the exit status of failure. */
 int cli_fail(const GError *error);
@@ -59,5 +59,9 @@ const Format *cli_format(const char *name, GError **error);
  * value is written twice. A name alone means "on". */
 bool cli_option_lists(char **lists, GHashTable *options, GError **error);
 GHashTable *cli_option_table(void);
+
+/* A name as the image of that path writes it, seen from here: beside the image unless it is absolute or has a
+ * scheme ("nbd:..."). g_free. */
+char *cli_name_beside(const char *image_path, const char *name);
 
 #endif

@@ -1,0 +1,308 @@
+/*
+ * cownbd create: makes a new, empty image.
+ *
+ * The image is written into a file of another name beside the target, synced, and renamed over it: whoever looks
+ * sees the old file or the whole new one, and a creation that fails leaves nothing behind. A target that somebody
+ * uses is not replaced. A block device is written in place.
+ */
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/errors.h"
+#include "cli/cli.h"
+#include "cli/create-target.h"
+#include "cli/options.h"
+#include "cli/output.h"
+#include "formats/option.h"
+
+typedef struct CreateCommand {
+    const Format *format;
+    const char *path;
+    char *backing_name, *backing_format;
+    char **option_lists;
+    GHashTable *options;
+    const char *size_text; /* NULL: not given */
+    uint64_t size;
+    bool size_known;
+    gboolean quiet, no_backing_check;
+} CreateCommand;
+
+static void create_command_clear(CreateCommand *command)
+{
+    g_free(command->backing_name);
+    g_free(command->backing_format);
+    g_strfreev(command->option_lists);
+    g_clear_pointer(&command->options, g_hash_table_unref);
+}
+G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(CreateCommand, create_command_clear)
+
+/* Options that every format has, because they are this command's own. */
+static const FormatOption common_options[] = {
+    {"size", "size of the disk, the same as SIZE"},
+    {"backing_file", "the same as -b"},
+    {"backing_fmt", "the same as -F"},
+    {NULL, NULL},
+};
+
+static bool option_listed(const FormatOption *options, const char *name)
+{
+    for (; options->name; options++) {
+        if (strcmp(options->name, name) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void append_names(GString *names, const FormatOption *options)
+{
+    for (; options->name; options++) {
+        g_string_append_printf(names, "%s%s", names->len ? ", " : "", options->name);
+    }
+}
+
+static bool check_option_names(const CreateCommand *command, GError **error)
+{
+    GHashTableIter iter;
+    gpointer name;
+    g_hash_table_iter_init(&iter, command->options);
+    while (g_hash_table_iter_next(&iter, &name, NULL)) {
+        if (option_listed(command->format->create_options, name) ||
+            option_listed(common_options, name)) {
+            continue;
+        }
+        g_autoptr(GString) names = g_string_new(NULL);
+        append_names(names, command->format->create_options);
+        append_names(names, common_options);
+        return error_set(error, EINVAL, "option '%s' is not known to %s: must be one of %s",
+                         (const char *)name, command->format->name, names->str);
+    }
+    return true;
+}
+
+static void print_options(const FormatOption *options)
+{
+    for (; options->name; options++) {
+        printf("  %-17s %s\n", options->name, options->help);
+    }
+}
+
+static int print_option_help(const Format *format)
+{
+    printf("Options of %s:\n", format->name);
+    print_options(format->create_options);
+    print_options(common_options);
+    return output_finish(0);
+}
+
+/* Takes an option of the command's own out of the list, unless it was given by its flag already. */
+static bool take_option(CreateCommand *command, const char *name, char **value, GError **error)
+{
+    const char *text = option_lookup(command->options, name);
+    if (!text) {
+        return true;
+    }
+    if (*value) {
+        return error_set(error, EINVAL, "%s is given twice: by its flag and by -o", name);
+    }
+    *value = g_strdup(text);
+    g_hash_table_remove(command->options, name);
+    return true;
+}
+
+static bool check_backing_flags(const CreateCommand *command, GError **error)
+{
+    if (command->backing_name && !command->backing_format) {
+        return error_set(error, EINVAL,
+                         "backing file '%s' without its format: say it with -F, for guessing is "
+                         "not safe",
+                         command->backing_name);
+    }
+    if (command->backing_format && !command->backing_name) {
+        return error_set(error, EINVAL, "-F '%s' without a backing file: name it with -b",
+                         command->backing_format);
+    }
+    if (command->backing_name && command->backing_name[0] == '\0') {
+        return error_set(error, EINVAL, "the name of the backing file is empty: name it with -b");
+    }
+    return true;
+}
+
+/* The backing must open, all the way down, and gives the size when none was said. */
+static bool look_at_backing(CreateCommand *command, const CliCommon *common, GError **error)
+{
+    if (!command->backing_name || command->no_backing_check) {
+        return true;
+    }
+    ImageOpen how = {
+        .format = cli_format(command->backing_format, error),
+        .allow_paths = (const char *const *)common->allow_paths,
+        .no_lock = common->force_share,
+    };
+    if (!how.format) {
+        return false;
+    }
+    g_autofree char *path = cli_name_beside(command->path, command->backing_name);
+    if (target_is_file(command->path, path)) {
+        return error_set(error, EINVAL, "%s: cannot be its own backing file", command->path);
+    }
+    g_autoptr(Image) backing = image_open(path, &how, error);
+    if (!backing) {
+        return false;
+    }
+    command->size = backing->size;
+    command->size_known = true;
+    return true;
+}
+
+static bool decide_size(CreateCommand *command, GError **error)
+{
+    g_autofree char *option_size = NULL;
+    if (!take_option(command, "size", &option_size, error)) {
+        return false;
+    }
+    const char *text = command->size_text ? command->size_text : option_size;
+    if (!text) {
+        return command->size_known ||
+               error_set(error, EINVAL, "%s: no size given: say it after the name, as 10G%s",
+                         command->path, command->backing_name ? "" : ", or name a backing file");
+    }
+    if (!option_parse_size(text, &command->size)) {
+        return error_set(error, EINVAL,
+                         "size is '%s': must be a number of bytes, or one with K, M, G, T, P or E",
+                         text);
+    }
+    return true;
+}
+
+static bool write_image(const CreateCommand *command, GError **error)
+{
+    g_auto(CreateTarget) target = {0};
+    FormatCreate how = {
+        .size = command->size,
+        .backing_name = command->backing_name,
+        .backing_format = command->backing_format,
+        .options = command->options,
+    };
+    return target_open(&target, command->path, error) &&
+           command->format->create(target.store, &how, error) && target_commit(&target, error);
+}
+
+static void print_human(const CreateCommand *command)
+{
+    printf("Formatting '%s', fmt=%s size=%" PRIu64, command->path, command->format->name,
+           command->size);
+    if (command->backing_name) {
+        printf(" backing_file=%s backing_fmt=%s", command->backing_name, command->backing_format);
+    }
+    const FormatOption *option = command->format->create_options;
+    for (; option->name; option++) {
+        const char *value = option_lookup(command->options, option->name);
+        if (value) {
+            printf(" %s=%s", option->name, value);
+        }
+    }
+    printf("\n");
+}
+
+static void print_json(const CreateCommand *command)
+{
+    JsonObject *object = json_object_new();
+    output_add_string(object, "filename", command->path);
+    json_object_set_string_member(object, "format", command->format->name);
+    json_object_set_int_member(object, "virtual-size", command->size);
+    if (command->backing_name) {
+        output_add_string(object, "backing-filename", command->backing_name);
+        output_add_string(object, "backing-filename-format", command->backing_format);
+    }
+    const FormatOption *option = command->format->create_options;
+    for (; option->name; option++) {
+        const char *value = option_lookup(command->options, option->name);
+        if (value) {
+            output_add_string(object, option->name, value);
+        }
+    }
+    JsonNode *root = json_node_init_object(json_node_alloc(), object);
+    json_object_unref(object);
+    output_json(root);
+}
+
+static bool create_image(CreateCommand *command, const CliCommon *common, GError **error)
+{
+    return check_option_names(command, error) &&
+           take_option(command, "backing_file", &command->backing_name, error) &&
+           take_option(command, "backing_fmt", &command->backing_format, error) &&
+           check_backing_flags(command, error) && look_at_backing(command, common, error) &&
+           decide_size(command, error) && write_image(command, error);
+}
+
+static bool find_format(CreateCommand *command, const CliCommon *common, GError **error)
+{
+    command->format = cli_format(common->format ? common->format : "raw", error);
+    if (command->format && !command->format->create) {
+        return error_set(error, ENOTSUP, "images of format %s cannot be made: use qcow2 or raw",
+                         command->format->name);
+    }
+    return command->format != NULL;
+}
+
+static int run(CreateCommand *command, const CliCommon *common)
+{
+    g_autoptr(GError) error = NULL;
+    if (!create_image(command, common, &error)) {
+        g_prefix_error(&error, "create: ");
+        return cli_fail(error);
+    }
+    if (common->json) {
+        print_json(command);
+    } else if (!command->quiet) {
+        print_human(command);
+    }
+    return output_finish(0);
+}
+
+int cli_create(int argc, char **argv)
+{
+    static const CliUsage usage = {
+        .command = "create",
+        .arguments = "IMAGE [SIZE]",
+        .summary = "Makes a new, empty image. Without SIZE it is as large as its backing file.\n"
+                   "A file that is there already is replaced, unless somebody uses it.",
+        .example =
+            "  cownbd create -f qcow2 disk.qcow2 10G\n"
+            "  cownbd create -f qcow2 -b base.img -F raw -o cluster_size=128k overlay.qcow2\n"
+            "  cownbd create -f qcow2 -o help",
+        .flags = CLI_FLAG_FORMAT | CLI_FLAG_JSON | CLI_FLAG_SHARE | CLI_FLAG_ALLOW,
+    };
+    g_auto(CreateCommand) command = {.options = cli_option_table()};
+    const GOptionEntry own[] = {
+        {"backing", 'b', 0, G_OPTION_ARG_FILENAME, &command.backing_name,
+         "Backing file, written into the image as given", "FILE"},
+        {"backing-format", 'F', 0, G_OPTION_ARG_FILENAME, &command.backing_format,
+         "Format of the backing file", "FMT"},
+        {"option", 'o', 0, G_OPTION_ARG_FILENAME_ARRAY, &command.option_lists,
+         "Options of the format (repeatable); -o help lists them", "K=V,..."},
+        {"unsafe", 'u', 0, G_OPTION_ARG_NONE, &command.no_backing_check,
+         "Do not look at the backing file; SIZE must be given", NULL},
+        {"quiet", 'q', 0, G_OPTION_ARG_NONE, &command.quiet, "Say nothing", NULL},
+        {NULL},
+    };
+    g_auto(CliCommon) common = {0};
+    g_autoptr(GError) error = NULL;
+    if (!cli_parse(&usage, own, &common, &argc, &argv, &error) ||
+        !cli_option_lists(command.option_lists, command.options, &error) ||
+        !find_format(&command, &common, &error)) {
+        return cli_fail_usage(&usage, "%s", error->message);
+    }
+    if (g_hash_table_contains(command.options, "help")) {
+        return print_option_help(command.format);
+    }
+    if (argc < 2 || argc > 3) {
+        return cli_fail_usage(&usage, "%d arguments given: must be IMAGE and perhaps SIZE",
+                              argc - 1);
+    }
+    command.path = argv[1];
+    command.size_text = argc == 3 ? argv[2] : NULL;
+    return run(&command, &common);
+}
