@@ -1,0 +1,198 @@
+/* src/store/store-lock.c, against itself and against qemu's tools, both ways. */
+#include <check.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <glib.h>
+#include <glib/gstdio.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/errors.h"
+#include "store/store-file.h"
+
+static char *folder, *path;
+
+/* The program's exit status; *errors (may be NULL): what it wrote to stderr. */
+static int run(char **errors, const char *const *command)
+{
+    int status = -1;
+    g_autofree char *text = NULL;
+    g_autoptr(GError) error = NULL;
+    bool started =
+        g_spawn_sync(NULL, (char **)command, NULL, G_SPAWN_SEARCH_PATH | G_SPAWN_STDOUT_TO_DEV_NULL,
+                     NULL, NULL, NULL, &text, &status, &error);
+    ck_assert_msg(started, "%s", error != NULL ? error->message : "");
+    ck_assert(WIFEXITED(status));
+    if (errors != NULL) {
+        *errors = g_steal_pointer(&text);
+    }
+    return WEXITSTATUS(status);
+}
+
+static void setup(void)
+{
+    folder = g_dir_make_tmp("cownbd-test-XXXXXX", NULL);
+    ck_assert_ptr_nonnull(folder);
+    path = g_build_filename(folder, "image.qcow2", NULL);
+    const char *const create[] = {"qemu-img", "create", "-q", "-f", "qcow2", path, "1M", NULL};
+    ck_assert_int_eq(run(NULL, create), 0);
+}
+
+static void teardown(void)
+{
+    g_unlink(path);
+    g_rmdir(folder);
+    g_free(path);
+    g_free(folder);
+}
+
+static Store *must_open(StoreOpenFlags flags)
+{
+    g_autoptr(GError) error = NULL;
+    Store *store = store_file_open(path, flags, &error);
+    ck_assert_msg(store != NULL, "%s", error != NULL ? error->message : "");
+    return store;
+}
+
+static void must_be_busy(StoreOpenFlags flags)
+{
+    g_autoptr(GError) error = NULL;
+    ck_assert_ptr_null(store_file_open(path, flags, &error));
+    ck_assert_msg(g_error_matches(error, COWNBD_ERROR, EBUSY), "%s", error->message);
+    ck_assert_ptr_nonnull(strstr(error->message, "is in use by another process"));
+}
+
+START_TEST(store_lock_lets_readers_share)
+{
+    Store *first = must_open(STORE_OPEN_READ_ONLY);
+    Store *second = must_open(STORE_OPEN_READ_ONLY);
+    must_be_busy(STORE_OPEN_WRITE);
+    store_unref(first);
+    must_be_busy(STORE_OPEN_WRITE);
+    store_unref(second);
+    store_unref(must_open(STORE_OPEN_WRITE));
+}
+END_TEST
+
+START_TEST(store_lock_keeps_a_writer_alone_until_it_closes)
+{
+    Store *writer = must_open(STORE_OPEN_WRITE);
+    must_be_busy(STORE_OPEN_WRITE);
+    must_be_busy(STORE_OPEN_READ_ONLY);
+    g_autoptr(Store) looker = must_open(STORE_OPEN_READ_ONLY | STORE_OPEN_NO_LOCK);
+    ck_assert_ptr_null(store_file_create(path, true, NULL));
+    ck_assert_uint_gt(store_size(looker), 0); /* the refused create has not emptied it */
+    store_unref(writer);
+    store_unref(must_open(STORE_OPEN_WRITE));
+}
+END_TEST
+
+static const char *const *info(void)
+{
+    static const char *command[] = {"qemu-img", "info", NULL, NULL};
+    command[2] = path;
+    return command;
+}
+
+static const char *const *qemu_write(void)
+{
+    static const char *command[] = {"qemu-io", "-f", "qcow2", "-c", "write 0 64k", NULL, NULL};
+    command[5] = path;
+    return command;
+}
+
+START_TEST(store_lock_refuses_qemu_where_two_qemus_would)
+{
+    g_autofree char *errors = NULL;
+    Store *store = must_open(STORE_OPEN_WRITE);
+    ck_assert_int_ne(run(&errors, info()), 0);
+    ck_assert_ptr_nonnull(strstr(errors, "lock"));
+    ck_assert_int_ne(run(NULL, qemu_write()), 0);
+    store_unref(store);
+
+    store = must_open(STORE_OPEN_READ_ONLY);
+    ck_assert_int_eq(run(NULL, info()), 0);
+    ck_assert_int_ne(run(NULL, qemu_write()), 0);
+    store_unref(store);
+    ck_assert_int_eq(run(NULL, qemu_write()), 0);
+}
+END_TEST
+
+/* A qemu-io that has the image open, until its input is closed. */
+typedef struct Holder {
+    GPid pid;
+    int input, output;
+} Holder;
+
+static Holder hold(const char *option)
+{
+    const char *command[] = {"qemu-io", "-f", "qcow2", option, path, NULL};
+    Holder holder;
+    if (option == NULL) {
+        command[3] = path;
+        command[4] = NULL;
+    }
+    ck_assert(g_spawn_async_with_pipes(NULL, (char **)command, NULL,
+                                       G_SPAWN_SEARCH_PATH | G_SPAWN_DO_NOT_REAP_CHILD, NULL, NULL,
+                                       &holder.pid, &holder.input, &holder.output, NULL, NULL));
+    /* The answer to a command: it has opened the image. */
+    char answer[4096];
+    ck_assert_int_eq(write(holder.input, "length\n", 7), 7);
+    ck_assert_int_gt(read(holder.output, answer, sizeof answer), 0);
+    return holder;
+}
+
+static void let_go(Holder *holder)
+{
+    char rest[256];
+    ck_assert_int_eq(write(holder->input, "quit\n", 5), 5);
+    close(holder->input);
+    while (read(holder->output, rest, sizeof rest) > 0) {
+    }
+    close(holder->output);
+    waitpid(holder->pid, NULL, 0);
+}
+
+START_TEST(store_lock_is_refused_by_a_writing_qemu)
+{
+    Holder writer = hold(NULL);
+    must_be_busy(STORE_OPEN_WRITE);
+    must_be_busy(STORE_OPEN_READ_ONLY);
+    store_unref(must_open(STORE_OPEN_READ_ONLY | STORE_OPEN_NO_LOCK));
+    let_go(&writer);
+    store_unref(must_open(STORE_OPEN_WRITE));
+}
+END_TEST
+
+START_TEST(store_lock_shares_with_a_reading_qemu)
+{
+    Holder reader = hold("-r");
+    store_unref(must_open(STORE_OPEN_READ_ONLY));
+    must_be_busy(STORE_OPEN_WRITE);
+    let_go(&reader);
+    store_unref(must_open(STORE_OPEN_WRITE));
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("store_lock");
+    TCase *tcase = tcase_create("store_lock");
+    tcase_set_timeout(tcase, 120);
+    tcase_add_checked_fixture(tcase, setup, teardown);
+    tcase_add_test(tcase, store_lock_lets_readers_share);
+    tcase_add_test(tcase, store_lock_keeps_a_writer_alone_until_it_closes);
+    tcase_add_test(tcase, store_lock_refuses_qemu_where_two_qemus_would);
+    tcase_add_test(tcase, store_lock_is_refused_by_a_writing_qemu);
+    tcase_add_test(tcase, store_lock_shares_with_a_reading_qemu);
+    suite_add_tcase(suite, tcase);
+    SRunner *runner = srunner_create(suite);
+    srunner_set_fork_status(runner, CK_NOFORK);
+    srunner_run_all(runner, CK_NORMAL);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
