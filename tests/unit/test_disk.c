@@ -1,0 +1,162 @@
+/* src/engine: requests on a raw disk in memory, from a worker, one kind at a time. The random ones are in tests/crash. */
+#include <check.h>
+#include <errno.h>
+#include <glib.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/disk.h"
+#include "formats/format.h"
+#include "latch.h"
+#include "store/aio.h"
+#include "tests/lib/store-memory.h"
+
+#define DISK_SIZE (1u << 20)
+
+static Pool *pool;
+static Worker *worker;
+
+typedef struct Call {
+    Request request;
+    WorkerMessage message;
+    Node *node;
+    Latch latch;
+} Call;
+
+static void call_done(Request *request)
+{
+    latch_down(&((Call *)((char *)request - offsetof(Call, request)))->latch);
+}
+
+static void call_start(WorkerMessage *message)
+{
+    Call *call = (Call *)((char *)message - offsetof(Call, message));
+    node_submit(call->node, &call->request);
+}
+
+/* Submits on the worker, waits, leaves the answer in call. */
+static int run_call(Call *call, Disk *disk, RequestType type, unsigned flags, uint64_t offset,
+                    uint64_t length, void *buffer)
+{
+    request_init(&call->request);
+    call->request.type = type;
+    call->request.flags = flags;
+    call->request.offset = offset;
+    call->request.length = length;
+    call->request.buffer = buffer;
+    call->request.worker = worker;
+    call->request.done = call_done;
+    call->node = disk_node(disk);
+    call->message.run = call_start;
+    latch_init(&call->latch, 1);
+    worker_post(worker, &call->message);
+    latch_wait(&call->latch);
+    return call->request.result;
+}
+
+static int run(Disk *disk, RequestType type, unsigned flags, uint64_t offset, uint64_t length,
+               void *buffer)
+{
+    Call call;
+    int r = run_call(&call, disk, type, flags, offset, length, buffer);
+    request_clear(&call.request);
+    return r;
+}
+
+static Disk *open_disk(Store *store, const Format *format, bool write)
+{
+    GError *error = NULL;
+    ImageOpen how = {.write = write, .format = format};
+    g_autoptr(Image) image = image_open_store(store, &how, NULL, &error);
+    ck_assert_msg(image != NULL, "%s", error ? error->message : "");
+    return disk_new(image, pool, image->format_guessed);
+}
+
+START_TEST(disk_reads_what_was_written)
+{
+    g_autoptr(Store) store = store_memory_new("memory", NULL, DISK_SIZE);
+    Disk *disk = open_disk(store, &format_raw, true);
+    uint8_t out[70000], in[70000];
+    memset(out, 0x5a, sizeof out);
+    ck_assert_int_eq(run(disk, REQUEST_WRITE, 0, 12345, sizeof out, out), 0);
+    ck_assert_int_eq(run(disk, REQUEST_READ, 0, 12345, sizeof in, in), 0);
+    ck_assert_mem_eq(in, out, sizeof in);
+    ck_assert_int_eq(run(disk, REQUEST_FLUSH, 0, 0, 0, NULL), 0);
+    ck_assert_int_eq(run(disk, REQUEST_ZERO, REQUEST_FUA, 12345, 100, NULL), 0);
+    ck_assert_int_eq(run(disk, REQUEST_CACHE, 0, 0, DISK_SIZE, NULL), 0);
+    ck_assert_int_eq(run(disk, REQUEST_READ, 0, 12345, 101, in), 0);
+    ck_assert_uint_eq(in[0], 0);
+    ck_assert_uint_eq(in[99], 0);
+    ck_assert_uint_eq(in[100], 0x5a);
+    ck_assert_int_eq(disk_close(disk), 0);
+}
+END_TEST
+
+START_TEST(disk_refuses_changes_when_read_only)
+{
+    g_autoptr(Store) store = store_memory_new("memory", NULL, DISK_SIZE);
+    Disk *disk = open_disk(store, &format_raw, false);
+    uint8_t byte = 1;
+    ck_assert_int_eq(run(disk, REQUEST_WRITE, 0, 0, 1, &byte), -EPERM);
+    ck_assert_int_eq(run(disk, REQUEST_TRIM, 0, 0, 512, NULL), -EPERM);
+    ck_assert_int_eq(run(disk, REQUEST_ZERO, 0, 0, 512, NULL), -EPERM);
+    ck_assert_int_eq(run(disk, REQUEST_FLUSH, 0, 0, 0, NULL), 0);
+    ck_assert_int_eq(disk_close(disk), 0);
+}
+END_TEST
+
+/* CVE-2008-2004: a guest writes a qcow2 header into its raw disk and names any file of the host as its backing. */
+START_TEST(disk_guards_a_guessed_raw_image_against_a_planted_header)
+{
+    g_autoptr(Store) store = store_memory_new("memory", NULL, DISK_SIZE);
+    Disk *disk = open_disk(store, NULL, true);
+    uint8_t header[1024] = {'Q', 'F', 'I', 0xfb, 0, 0, 0, 3};
+    ck_assert_int_eq(run(disk, REQUEST_WRITE, 0, 0, sizeof header, header), -EPERM);
+    ck_assert_int_eq(run(disk, REQUEST_WRITE, 0, 0, 3, header), 0);
+    ck_assert_int_eq(run(disk, REQUEST_WRITE, 0, 3, 600, header + 3), -EPERM);
+    ck_assert_int_eq(run(disk, REQUEST_WRITE, 0, 4096, sizeof header, header), 0);
+    ck_assert_int_eq(disk_close(disk), 0);
+
+    g_autoptr(Store) declared = store_memory_new("memory", NULL, DISK_SIZE);
+    disk = open_disk(declared, &format_raw, true);
+    ck_assert_int_eq(run(disk, REQUEST_WRITE, 0, 0, sizeof header, header), 0);
+    ck_assert_int_eq(disk_close(disk), 0);
+}
+END_TEST
+
+START_TEST(disk_answers_status_from_the_start_of_the_range)
+{
+    g_autoptr(Store) store = store_memory_new("memory", NULL, DISK_SIZE);
+    Disk *disk = open_disk(store, &format_raw, false);
+    Call call;
+    ck_assert_int_eq(run_call(&call, disk, REQUEST_STATUS, 0, 4096, 8192, NULL), 0);
+    ck_assert_uint_ge(call.request.extents.count, 1);
+    ck_assert_uint_eq(call.request.extents.items[0].offset, 4096);
+    ck_assert_uint_le(extent_list_end(&call.request.extents), 12288);
+    request_clear(&call.request);
+    ck_assert_int_eq(disk_close(disk), 0);
+}
+END_TEST
+
+int main(void)
+{
+    pool = pool_new(2);
+    aio_init(pool);
+    worker = worker_new(0, NULL);
+    Suite *suite = suite_create("disk");
+    TCase *tcase = tcase_create("disk");
+    tcase_set_timeout(tcase, 120);
+    tcase_add_test(tcase, disk_reads_what_was_written);
+    tcase_add_test(tcase, disk_refuses_changes_when_read_only);
+    tcase_add_test(tcase, disk_guards_a_guessed_raw_image_against_a_planted_header);
+    tcase_add_test(tcase, disk_answers_status_from_the_start_of_the_range);
+    suite_add_tcase(suite, tcase);
+    SRunner *runner = srunner_create(suite);
+    srunner_set_fork_status(runner, CK_NOFORK);
+    srunner_run_all(runner, CK_NORMAL);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    worker_free(worker);
+    pool_free(pool);
+    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
