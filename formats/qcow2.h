@@ -18,6 +18,7 @@
 #define FORMATS_QCOW2_H
 
 #include <glib.h>
+#include <inttypes.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -170,7 +171,8 @@ typedef struct Qcow2State {
     uint64_t table_offset;   /* differs from the header's until flush has moved the table */
     GHashTable *table_dirty; /* set: 512-byte sectors of the table that must be written */
 
-    GArray *snapshots;     /* Qcow2Snapshot, from open */
+    GArray *snapshots; /* Qcow2Snapshot, from open */
+    uint64_t snapshot_table_bytes;
     uint32_t bitmap_count; /* the bitmaps extension, if there is one */
     uint64_t bitmap_directory_offset, bitmap_directory_size;
 

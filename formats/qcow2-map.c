@@ -1,0 +1,330 @@
+/*
+ * qcow2: L1 and L2 tables, and map.
+ *
+ *     guest offset:  | L1 index | L2 index (cluster_bits - 3 bits) | inside the cluster (cluster_bits) |
+ *
+ *     L1 entry:  63 COPIED            55..9 offset of the L2 table
+ *     L2 entry:  63 COPIED  62 COMPRESSED  55..9 host offset  0 reads as zeroes (version 3)
+ *     compressed:            62  61..x  number of additional sectors  x-1..0 host offset, any byte;
+ *                            x = 62 - (cluster_bits - 8)
+ *
+ * L1 lies in memory, L2 tables are read in pieces through the metacache. map runs beside other maps and beside flush, which
+ * change neither.
+ */
+#include "formats/qcow2.h"
+
+#include "base/log.h"
+#include "formats/inflate.h"
+
+#define MAP_EXTENTS_MAX 256 /* of one answer: enough to merge, little enough to keep lists short */
+
+/* One answer in the making. */
+typedef struct Mapping {
+    Image *image;
+    ExtentList *list;
+    uint64_t offset, end; /* guest; what is still to be answered */
+    unsigned first;       /* list->count before we began */
+} Mapping;
+
+static uint64_t compressed_offset_bits(const Qcow2State *s)
+{
+    return 62 - (s->cluster_bits - 8);
+}
+
+static Qcow2Cluster decode_compressed(const Qcow2State *s, uint64_t entry)
+{
+    uint64_t bits = compressed_offset_bits(s);
+    uint64_t host = entry & ((UINT64_C(1) << bits) - 1);
+    uint64_t sectors = ((entry & ~(QCOW2_COMPRESSED | QCOW2_COPIED)) >> bits) + 1;
+    if (host >= QCOW2_MAX_HOST_OFFSET || host == 0) {
+        return (Qcow2Cluster){.type = QCOW2_CLUSTER_DAMAGED};
+    }
+    return (Qcow2Cluster){
+        .type = QCOW2_CLUSTER_COMPRESSED,
+        .host = host,
+        .stored_length = sectors * 512 - host % 512,
+    };
+}
+
+Qcow2Cluster qcow2_l2_decode(const Qcow2State *s, uint64_t entry)
+{
+    if (entry & QCOW2_COMPRESSED) {
+        return decode_compressed(s, entry);
+    }
+    Qcow2Cluster cluster = {
+        .host = entry & QCOW2_OFFSET_MASK,
+        .copied = entry & QCOW2_COPIED,
+    };
+    bool zero = entry & QCOW2_ZERO;
+    if ((entry & QCOW2_L2_RESERVED) || cluster.host % s->cluster_size != 0 ||
+        (zero && s->header.version < 3)) {
+        return (Qcow2Cluster){.type = QCOW2_CLUSTER_DAMAGED};
+    }
+    if (cluster.host == 0) {
+        cluster.type = zero ? QCOW2_CLUSTER_ZERO : QCOW2_CLUSTER_UNALLOCATED;
+        cluster.copied = false;
+    } else {
+        cluster.type = zero ? QCOW2_CLUSTER_ZERO_ALLOC : QCOW2_CLUSTER_DATA;
+    }
+    return cluster;
+}
+
+Qcow2Run qcow2_cluster_run(const Qcow2State *s, const Qcow2Cluster *cluster)
+{
+    uint64_t length = 0;
+    switch (cluster->type) {
+    case QCOW2_CLUSTER_ZERO_ALLOC:
+    case QCOW2_CLUSTER_DATA:
+        length = s->cluster_size;
+        break;
+    case QCOW2_CLUSTER_COMPRESSED:
+        length = cluster->stored_length;
+        break;
+    default:
+        return (Qcow2Run){0, 0};
+    }
+    uint64_t first = cluster->host >> s->cluster_bits;
+    uint64_t last = (cluster->host + length - 1) >> s->cluster_bits;
+    return (Qcow2Run){first, last - first + 1};
+}
+
+bool qcow2_table_offset_ok(const Image *image, uint64_t offset, uint64_t clusters)
+{
+    const Qcow2State *s = image->state;
+    uint64_t end = align_up(store_size(image->store), s->cluster_size);
+    return offset != 0 && offset % s->cluster_size == 0 &&
+           range_within(offset, clusters * s->cluster_size, end);
+}
+
+int qcow2_l2_offset(Image *image, uint64_t l1_index, uint64_t *offset)
+{
+    const Qcow2State *s = image->state;
+    uint64_t entry = s->l1[l1_index];
+    *offset = entry & QCOW2_OFFSET_MASK;
+    if ((entry & QCOW2_L1_RESERVED) == 0 && *offset == 0) {
+        return 0;
+    }
+    if ((entry & QCOW2_L1_RESERVED) || !qcow2_table_offset_ok(image, *offset, 1) ||
+        ranges_overlap(*offset, s->cluster_size, s->header.l1_table_offset,
+                       (uint64_t)s->l1_size * 8) ||
+        ranges_overlap(*offset, s->cluster_size, s->table_offset, s->table_entries * 8)) {
+        return qcow2_corrupt(image,
+                             "L1 entry %" PRIu64 " is 0x%" PRIx64
+                             ": must be the aligned offset of a table inside the file",
+                             l1_index, entry);
+    }
+    return 0;
+}
+
+/* The offset of the metacache block that holds an entry; *first is the index of the block's first entry. */
+static uint64_t l2_piece(const Qcow2State *s, uint64_t l2_offset, uint64_t index, uint64_t *first)
+{
+    uint64_t per_piece = s->meta_size / 8;
+    *first = index - index % per_piece;
+    return l2_offset + *first * 8;
+}
+
+int qcow2_l2_get(Image *image, uint64_t l2_offset, uint64_t index, MetaBlock **block,
+                 uint64_t *first)
+{
+    Qcow2State *s = image->state;
+    int r = metacache_get(s->meta, l2_piece(s, l2_offset, index, first), block);
+    if (r < 0) {
+        log_limited(LOG_LEVEL_ERROR, "%s: cannot read the L2 table at %" PRIu64 ": %s", image->path,
+                    l2_offset, g_strerror(-r));
+    }
+    return r;
+}
+
+static void add(Mapping *m, Extent extent, uint64_t length)
+{
+    extent.offset = m->offset;
+    extent.length = length;
+    extent.image = m->image;
+    if (extent.type == EXTENT_DATA || extent.type == EXTENT_ENCODED ||
+        (extent.flags & EXTENT_HAS_HOST)) {
+        extent.store = m->image->store;
+    }
+    extent_list_add(m->list, &extent);
+    m->offset += length;
+}
+
+/* DATA of `length` bytes from host on. The file may end inside the last cluster: what it lacks there reads as zeroes. */
+static int add_data(Mapping *m, uint64_t host, uint64_t length, bool copied)
+{
+    const Qcow2State *s = m->image->state;
+    uint64_t size = store_size(m->image->store);
+    uint64_t there = host < size ? min_u64(length, size - host) : 0;
+    bool writable = copied && m->image->write && !s->corrupt;
+    Qcow2Run run = {host >> s->cluster_bits,
+                    div_round_up(length + host % s->cluster_size, s->cluster_size)};
+    if (writable && qcow2_overlaps_metadata(m->image, run)) {
+        return qcow2_corrupt(m->image,
+                             "guest offset %" PRIu64 " lies at %" PRIu64 ", on top of metadata",
+                             m->offset, host);
+    }
+    if (there > 0) {
+        Extent extent = {
+            .type = EXTENT_DATA, .host_offset = host, .flags = writable ? EXTENT_WRITABLE : 0};
+        add(m, extent, there);
+    }
+    uint64_t cut = min_u64(length - there, align_up(host + there, s->cluster_size) - host - there);
+    if (cut > 0) {
+        add(m, (Extent){.type = EXTENT_ZERO}, cut);
+    }
+    if (there + cut < length) {
+        return qcow2_corrupt(m->image,
+                             "guest offset %" PRIu64 " lies at %" PRIu64
+                             ", behind the end of the file (%" PRIu64 ")",
+                             m->offset, host + there + cut, size);
+    }
+    return 0;
+}
+
+static int add_compressed(Mapping *m, const Qcow2Cluster *cluster, uint64_t length)
+{
+    const Qcow2State *s = m->image->state;
+    uint64_t size = store_size(m->image->store);
+    if (cluster->host >= size) {
+        return qcow2_corrupt(m->image,
+                             "guest offset %" PRIu64 " lies compressed at %" PRIu64
+                             ", behind the end of the file (%" PRIu64 ")",
+                             m->offset, cluster->host, size);
+    }
+    Extent extent = {
+        .type = EXTENT_ENCODED,
+        .host_offset = cluster->host,
+        .stored_length = min_u64(cluster->stored_length, size - cluster->host),
+        .unit_offset = m->offset % s->cluster_size,
+        .unit_length = s->cluster_size,
+    };
+    add(m, extent, length);
+    return 0;
+}
+
+/* Adds `length` bytes that one run of equal entries, beginning with *cluster, answers. */
+static int add_run(Mapping *m, const Qcow2Cluster *cluster, uint64_t length)
+{
+    const Qcow2State *s = m->image->state;
+    uint64_t host = cluster->host + m->offset % s->cluster_size;
+    switch (cluster->type) {
+    case QCOW2_CLUSTER_UNALLOCATED:
+        add(m, (Extent){.type = EXTENT_UNALLOCATED}, length);
+        return 0;
+    case QCOW2_CLUSTER_ZERO:
+        add(m, (Extent){.type = EXTENT_ZERO}, length);
+        return 0;
+    case QCOW2_CLUSTER_ZERO_ALLOC: {
+        Extent extent = {.type = EXTENT_ZERO};
+        if (range_within(host, length, store_size(m->image->store))) {
+            extent.host_offset = host;
+            extent.flags = EXTENT_HAS_HOST;
+        }
+        add(m, extent, length);
+        return 0;
+    }
+    case QCOW2_CLUSTER_DATA:
+        return add_data(m, host, length, cluster->copied);
+    default:
+        return add_compressed(m, cluster, length);
+    }
+}
+
+/* True when b is what follows a, n clusters further on, in one run. */
+static bool continues(const Qcow2State *s, const Qcow2Cluster *a, const Qcow2Cluster *b, uint64_t n)
+{
+    if (a->type != b->type || a->copied != b->copied || a->type == QCOW2_CLUSTER_COMPRESSED) {
+        return false;
+    }
+    return a->host == 0 || b->host == a->host + n * s->cluster_size;
+}
+
+/* Answers from one piece of an L2 table, up to its end. */
+static int map_piece(Mapping *m, const MetaBlock *block, uint64_t first)
+{
+    const Qcow2State *s = m->image->state;
+    uint64_t l2_mask = (UINT64_C(1) << s->l2_bits) - 1;
+    uint64_t i = ((m->offset >> s->cluster_bits) & l2_mask) - first, n = s->meta_size / 8;
+    while (i < n && m->offset < m->end && m->list->count - m->first < MAP_EXTENTS_MAX) {
+        Qcow2Cluster cluster = qcow2_l2_decode(s, load_be64(block->data + i * 8));
+        if (cluster.type == QCOW2_CLUSTER_DAMAGED) {
+            return qcow2_corrupt(m->image,
+                                 "the L2 entry of guest offset %" PRIu64 " is 0x%" PRIx64
+                                 ": reserved bits, or a host offset that is not aligned",
+                                 m->offset, load_be64(block->data + i * 8));
+        }
+        uint64_t run = 1, start = align_down(m->offset, s->cluster_size);
+        while (i + run < n && start + (run << s->cluster_bits) < m->end) {
+            Qcow2Cluster next = qcow2_l2_decode(s, load_be64(block->data + (i + run) * 8));
+            if (!continues(s, &cluster, &next, run)) {
+                break;
+            }
+            run++;
+        }
+        uint64_t run_end = min_u64(m->end, start + (run << s->cluster_bits));
+        int r = add_run(m, &cluster, run_end - m->offset);
+        if (r < 0) {
+            return r;
+        }
+        i += run;
+    }
+    return 0;
+}
+
+/* Answers up to the end of a piece of an L2 table, or of the span of an L1 entry without one. */
+static int map_some(Mapping *m)
+{
+    Qcow2State *s = m->image->state;
+    uint32_t span_bits = s->cluster_bits + s->l2_bits;
+    uint64_t l1_index = m->offset >> span_bits, l2_offset;
+    int r = qcow2_l2_offset(m->image, l1_index, &l2_offset);
+    if (r < 0) {
+        return r;
+    }
+    if (l2_offset == 0) {
+        uint64_t left = (UINT64_C(1) << span_bits) - (m->offset & ((UINT64_C(1) << span_bits) - 1));
+        add(m, (Extent){.type = EXTENT_UNALLOCATED}, min_u64(left, m->end - m->offset));
+        return 0;
+    }
+    uint64_t index = (m->offset >> s->cluster_bits) & ((UINT64_C(1) << s->l2_bits) - 1), first;
+    MetaBlock *block;
+    if (m->list->count > m->first) { /* an answer is there: more must not cost a read */
+        r = metacache_get_cached(s->meta, l2_piece(s, l2_offset, index, &first), &block);
+    } else {
+        r = qcow2_l2_get(m->image, l2_offset, index, &block, &first);
+    }
+    if (r == 0) {
+        r = map_piece(m, block, first);
+        metacache_put(s->meta, block);
+    }
+    return r;
+}
+
+int qcow2_map(Image *image, uint64_t offset, uint64_t length, ExtentList *list)
+{
+    Mapping m = {image, list, offset, offset + length, list->count};
+    int r = 0;
+    while (r == 0 && m.offset < m.end && list->count - m.first < MAP_EXTENTS_MAX) {
+        r = map_some(&m);
+    }
+    /* What was answered before an error is true; whoever asks for the rest gets the error. */
+    return m.offset > offset ? 0 : r;
+}
+
+int qcow2_decode(Image *image, const Extent *extent, const uint8_t *stored, size_t stored_length,
+                 uint8_t *unit)
+{
+    const Qcow2State *s = image->state;
+    int r;
+    if (s->header.compression_type == QCOW2_COMPRESSION_ZSTD) {
+        r = inflate_unit_zstd(stored, stored_length, unit, extent->unit_length);
+    } else {
+        r = inflate_unit(stored, stored_length, unit, extent->unit_length, -12);
+    }
+    if (r < 0) {
+        log_limited(LOG_LEVEL_ERROR,
+                    "%s: the compressed cluster at host offset %" PRIu64 " cannot be unpacked",
+                    image->path, extent->host_offset);
+    }
+    return r;
+}

@@ -1,0 +1,129 @@
+/*
+ * qcow2: the table of internal snapshots, read and checked.
+ *
+ *     0 l1_table_offset  8 l1_size  12 id length  14 name length  16 date (s)  20 date (ns)  24 VM
+ * clock (ns) 32 VM state size  36 extra length  40 extra: VM state size (8), disk size (8) ...  id
+ * name  padding to 8
+ *
+ * Only the active state of an image is served; the table is read because the clusters of snapshots
+ * must never be handed out, and because check counts them.
+ */
+#include "formats/qcow2.h"
+
+#include "base/errors.h"
+
+#define ENTRY_HEAD 40
+
+static void snapshot_clear(void *p)
+{
+    Qcow2Snapshot *snapshot = p;
+    g_free(snapshot->id);
+    g_free(snapshot->name);
+}
+
+void qcow2_snapshots_free(Qcow2State *s)
+{
+    g_clear_pointer(&s->snapshots, g_array_unref);
+}
+
+static bool check_l1(Image *image, unsigned index, const Qcow2Snapshot *snapshot, GError **error)
+{
+    uint64_t bytes = (uint64_t)snapshot->l1_size * 8;
+    if (bytes > QCOW2_MAX_L1_BYTES) {
+        return error_set(error, EUCLEAN,
+                         "%s: snapshot %u: l1_size is %u: must be at most %u (32 MiB)", image->path,
+                         index, snapshot->l1_size, QCOW2_MAX_L1_BYTES / 8);
+    }
+    uint64_t clusters = div_round_up(bytes, qcow2_state(image)->cluster_size);
+    if (bytes != 0 && !qcow2_table_offset_ok(image, snapshot->l1_table_offset, clusters)) {
+        return error_set(error, EUCLEAN,
+                         "%s: snapshot %u: l1_table_offset is %" PRIu64
+                         ": must be a multiple of the cluster size, and the table inside the file",
+                         image->path, index, snapshot->l1_table_offset);
+    }
+    return true;
+}
+
+/* Reads the variable part: extra data, id, name. */
+static bool read_tail(Image *image, unsigned index, uint64_t at, uint32_t id_length,
+                      uint32_t name_length, Qcow2Snapshot *snapshot, GError **error)
+{
+    g_autofree uint8_t *tail = g_malloc(snapshot->extra_size + id_length + name_length + 1);
+    uint64_t length = snapshot->extra_size + id_length + name_length;
+    int r = store_read(image->store, tail, length, at);
+    if (r < 0) {
+        return error_set_errno(error, -r, "%s: cannot read snapshot %u", image->path, index);
+    }
+    if (snapshot->extra_size >= 8) {
+        snapshot->vm_state_size = load_be64(tail);
+    }
+    if (snapshot->extra_size >= 16) {
+        snapshot->disk_size = load_be64(tail + 8);
+    }
+    const char *text = (const char *)tail + snapshot->extra_size;
+    snapshot->id = g_strndup(text, id_length);
+    snapshot->name = g_strndup(text + id_length, name_length);
+    return true;
+}
+
+static bool read_entry(Image *image, unsigned index, uint64_t *at, Qcow2Snapshot *snapshot,
+                       GError **error)
+{
+    uint8_t head[ENTRY_HEAD];
+    int r = store_read(image->store, head, sizeof head, *at);
+    if (r < 0) {
+        return error_set_errno(error, -r, "%s: cannot read snapshot %u", image->path, index);
+    }
+    *snapshot = (Qcow2Snapshot){
+        .entry_offset = *at,
+        .l1_table_offset = load_be64(head),
+        .l1_size = load_be32(head + 8),
+        .date_sec = load_be32(head + 16),
+        .date_nsec = load_be32(head + 20),
+        .vm_clock_nsec = load_be64(head + 24),
+        .vm_state_size = load_be32(head + 32),
+        .extra_size = load_be32(head + 36),
+        .disk_size = image->size,
+    };
+    if (snapshot->extra_size > QCOW2_MAX_SNAPSHOT_EXTRA) {
+        return error_set(error, EUCLEAN,
+                         "%s: snapshot %u: extra data size is %u: must be at most 1024",
+                         image->path, index, snapshot->extra_size);
+    }
+    uint32_t id_length = load_be16(head + 12), name_length = load_be16(head + 14);
+    uint64_t length = ENTRY_HEAD + snapshot->extra_size + id_length + name_length;
+    if (!range_within(*at, length, store_size(image->store))) {
+        return error_set(error, EUCLEAN,
+                         "%s: snapshot %u: its table entry must end inside the file", image->path,
+                         index);
+    }
+    if (!check_l1(image, index, snapshot, error) ||
+        !read_tail(image, index, *at + ENTRY_HEAD, id_length, name_length, snapshot, error)) {
+        return false;
+    }
+    *at += align_up(length, 8);
+    return true;
+}
+
+bool qcow2_snapshots_read(Image *image, GError **error)
+{
+    Qcow2State *s = image->state;
+    qcow2_snapshots_free(s);
+    s->snapshots = g_array_new(false, false, sizeof(Qcow2Snapshot));
+    g_array_set_clear_func(s->snapshots, snapshot_clear);
+    s->snapshot_table_bytes = 0;
+    uint64_t at = s->header.snapshots_offset;
+    for (unsigned i = 0; i < s->header.nb_snapshots; i++) {
+        Qcow2Snapshot snapshot;
+        if (!read_entry(image, i, &at, &snapshot, error)) {
+            return false;
+        }
+        g_array_append_val(s->snapshots, snapshot);
+        s->snapshot_table_bytes = at - s->header.snapshots_offset;
+        if (s->snapshot_table_bytes > QCOW2_MAX_SNAPSHOT_TABLE_BYTES) {
+            return error_set(error, EUCLEAN, "%s: the snapshot table must be at most 64 MiB",
+                             image->path);
+        }
+    }
+    return true;
+}
