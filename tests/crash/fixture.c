@@ -1,0 +1,157 @@
+/*
+ * What a crash test runs on. The backing holds stamped data in some pieces of 16 KiB and nothing in others, and is
+ * shorter than the disk, so that both its holes and its end lie inside.
+ */
+#include "fixture.h"
+
+#include <string.h>
+
+#include "base/bytes.h"
+#include "model.h"
+#include "tests/lib/store-scratch.h"
+
+#define PIECE 16384u
+
+static void set_option(GHashTable *options, const char *name, const char *value)
+{
+    if (value) {
+        g_hash_table_insert(options, (char *)name, (char *)value);
+    }
+}
+
+static void must(bool good, GError *error, const char *what)
+{
+    if (!good) {
+        g_error("%s: %s", what, error ? error->message : "?");
+    }
+}
+
+const char *fixture_backing_name(const Setup *setup)
+{
+    return strcmp(setup->backing, "raw") == 0 ? "backing.raw" : "backing.qcow2";
+}
+
+static Store *create_image(const Setup *setup, const Format *format)
+{
+    g_autoptr(GHashTable) options = g_hash_table_new(g_str_hash, g_str_equal);
+    if (setup->cluster_size) {
+        set_option(options, "cluster_size", setup->cluster_size);
+        set_option(options, "refcount_bits", setup->refcount_bits);
+        set_option(options, "compat", setup->compat);
+        set_option(options, "lazy_refcounts", setup->lazy_refcounts);
+    }
+    FormatCreate how = {.size = setup->disk_size, .options = options};
+    if (setup->backing) {
+        how.backing_name = fixture_backing_name(setup);
+        how.backing_format = setup->backing;
+    }
+    g_autoptr(GError) error = NULL;
+    Store *store = store_scratch_new("new image", NULL, 0);
+    must(format->create(store, &how, &error), error, setup->name);
+    return store;
+}
+
+static bool piece_is_data(uint64_t offset)
+{
+    return offset / PIECE % 3 != 1;
+}
+
+static void write_piece(Image *image, uint64_t offset, uint64_t length)
+{
+    g_autofree uint8_t *data = g_malloc(length);
+    stamp_fill(data, offset, length, VALUE_BACKING);
+    if (!image->format->allocate) {
+        must(store_write(image->store, data, length, offset) == 0, NULL, "write backing");
+        return;
+    }
+    Allocation allocation = {.offset = offset, .length = length}, *list = &allocation;
+    extent_list_init(&allocation.extents);
+    must(image->format->allocate(image, &list, 1) == 0, NULL, "allocate in backing");
+    for (unsigned i = 0; i < allocation.extents.count; i++) {
+        const Extent *extent = &allocation.extents.items[i];
+        must(store_write(extent->store, data + (extent->offset - offset), extent->length,
+                         extent->host_offset) == 0,
+             NULL, "write backing");
+    }
+    must(image->format->commit(image, &list, 1) == 0, NULL, "commit in backing");
+    extent_list_clear(&allocation.extents);
+}
+
+static void make_backing(Fixture *fixture)
+{
+    const Setup *setup = fixture->setup;
+    const Format *format = format_find(setup->backing);
+    Setup below = {.name = "backing",
+                   .disk_size = align_down(setup->disk_size * 3 / 4, PIECE),
+                   .cluster_size = strcmp(setup->backing, "qcow2") ? NULL : "4096"};
+    fixture->backing_store = create_image(&below, format);
+    g_autoptr(GError) error = NULL;
+    ImageOpen how = {.format = format, .write = true};
+    g_autoptr(Image) image = image_open_store(fixture->backing_store, &how, NULL, &error);
+    must(image, error, "open backing");
+    for (uint64_t offset = 0; offset < below.disk_size; offset += PIECE) {
+        if (piece_is_data(offset)) {
+            write_piece(image, offset, PIECE);
+            for (uint64_t i = 0; i < PIECE / CELL; i++) {
+                fixture->values[offset / CELL + i] = VALUE_BACKING;
+            }
+        }
+    }
+    must(image_finish(image) == 0, NULL, "finish backing");
+    how.write = false;
+    fixture->backing = image_open_store(fixture->backing_store, &how, NULL, &error);
+    must(fixture->backing, error, "open backing again");
+}
+
+Fixture *fixture_new(const Setup *setup)
+{
+    Fixture *fixture = g_new0(Fixture, 1);
+    fixture->setup = setup;
+    fixture->format = format_find(setup->format);
+    fixture->values = g_new0(uint32_t, setup->disk_size / CELL);
+    fixture->unit = setup->cluster_size ? strtoul(setup->cluster_size, NULL, 10) : 4096;
+    if (setup->backing) {
+        make_backing(fixture);
+    }
+    g_autoptr(Store) store = create_image(setup, fixture->format);
+    const uint8_t *content = scratch_content(store, &fixture->content_size);
+    fixture->content = g_memdup2(content, fixture->content_size);
+    return fixture;
+}
+
+void fixture_free(Fixture *fixture)
+{
+    image_unref(fixture->backing);
+    store_unref(fixture->backing_store);
+    g_free(fixture->content);
+    g_free(fixture->values);
+    g_free(fixture);
+}
+
+Image *fixture_open(const Fixture *fixture, Store *store, bool write, GError **error)
+{
+    ImageOpen how = {.format = fixture->format,
+                     .write = write,
+                     .metadata_cache = fixture->setup->metadata_cache};
+    return image_open_store(store, &how, fixture->backing, error);
+}
+
+void machine_start(Machine *machine)
+{
+    g_autoptr(GError) error = NULL;
+    machine->pool = pool_new(3);
+    machine->io_pool = pool_new(3);
+    for (unsigned i = 0; i < MACHINE_WORKERS; i++) {
+        machine->workers[i] = worker_new(i, &error);
+        must(machine->workers[i], error, "worker");
+    }
+}
+
+void machine_stop(Machine *machine)
+{
+    for (unsigned i = 0; i < MACHINE_WORKERS; i++) {
+        worker_free(machine->workers[i]);
+    }
+    pool_free(machine->pool);
+    pool_free(machine->io_pool);
+}

@@ -1,0 +1,56 @@
+/*
+ * What a crash test runs on: a configuration, its new image, its backing, and the threads.
+ */
+#ifndef TESTS_CRASH_FIXTURE_H
+#define TESTS_CRASH_FIXTURE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/pool.h"
+#include "base/worker.h"
+#include "formats/format.h"
+#include "map/image.h"
+
+typedef struct Setup {
+    const char *name;
+    const char *format; /* "qcow2" or "raw" */
+    uint64_t disk_size;
+    const char *cluster_size; /* as create takes it; NULL: not a qcow2 */
+    const char *refcount_bits;
+    const char *compat;
+    const char *lazy_refcounts; /* "on" or NULL */
+    const char *backing;        /* format of the backing, or NULL */
+    uint64_t metadata_cache;    /* 0: the default */
+} Setup;
+
+typedef struct Fixture {
+    const Setup *setup;
+    const Format *format;
+    Store *backing_store;
+    Image *backing;
+    uint8_t *content; /* the new image */
+    uint64_t content_size;
+    uint32_t *values; /* of each cell of the new disk, see model.h */
+    unsigned unit;    /* requests like multiples of this: the cluster size */
+} Fixture;
+
+Fixture *fixture_new(const Setup *setup);
+void fixture_free(Fixture *fixture);
+const char *fixture_backing_name(const Setup *setup); /* as in the image */
+
+/* Opens an image of this fixture that lies in store. */
+Image *fixture_open(const Fixture *fixture, Store *store, bool write, GError **error);
+
+/* The threads, made once. */
+#define MACHINE_WORKERS 2
+typedef struct Machine {
+    Pool *pool;    /* the engine's */
+    Pool *io_pool; /* the recording store's */
+    Worker *workers[MACHINE_WORKERS];
+} Machine;
+
+void machine_start(Machine *machine);
+void machine_stop(Machine *machine);
+
+#endif

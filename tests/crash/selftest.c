@@ -1,0 +1,200 @@
+/*
+ * Proves that the power-cut test can fail.
+ *
+ * First the parts: states that are wrong by construction must be told from right ones. Then the whole: on a store
+ * whose syncs lie (all of them, or every other one, which breaks the order inside a flush) the same runs that pass
+ * on an honest store must be found to lose data or to be corrupt.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "replay.h"
+#include "setups.h"
+#include "states.h"
+#include "tests/lib/store-scratch.h"
+
+#define RUNS_TO_FIND 40
+
+static unsigned failures;
+
+static void expect(bool good, const char *what)
+{
+    printf("%s: %s\n", good ? "ok" : "FAILED", what);
+    failures += !good;
+}
+
+/* The model */
+
+#define DISK 8192u
+
+static Model *small_model(Findings *findings, RequestType last_type)
+{
+    Model *model = model_new(DISK, NULL);
+    model_add(
+        model,
+        &(ModelOp){
+            .type = REQUEST_WRITE, .offset = 0, .length = 4096, .value = 2, .start = 1, .end = 2});
+    model_add(model, &(ModelOp){.type = REQUEST_FLUSH, .start = 3, .end = 6});
+    model_add(
+        model,
+        &(ModelOp){
+            .type = last_type, .offset = 0, .length = 512, .value = 3, .start = 10, .end = 12});
+    model_add(model,
+              &(ModelOp){.type = REQUEST_FLUSH, .start = 11, .end = 14}); /* began too soon */
+    model_finish(model, findings);
+    return model;
+}
+
+static bool allows(uint64_t cut, RequestType last_type, uint64_t offset, uint32_t value,
+                   uint64_t stamped_for)
+{
+    Findings findings;
+    findings_init(&findings);
+    Model *model = small_model(&findings, last_type);
+    uint8_t disk[DISK] = {0};
+    stamp_fill(disk, 0, cut > 1 ? 4096 : 0, 2);
+    stamp_fill(disk + offset, stamped_for, 512, value);
+    model_cut(model, cut);
+    bool allowed = model_check(model, disk, &findings);
+    model_free(model);
+    findings_clear(&findings);
+    return allowed;
+}
+
+static void test_model(void)
+{
+    expect(allows(20, REQUEST_WRITE, 0, 3, 0), "the newest value is allowed");
+    expect(allows(20, REQUEST_WRITE, 0, 2, 0),
+           "a flush that began before the write ended does not cover it");
+    expect(!allows(20, REQUEST_WRITE, 0, 0, 0), "durable bytes that read as zeroes are lost");
+    expect(!allows(20, REQUEST_WRITE, 1024, 3, 1024), "a value that nobody wrote there is found");
+    expect(!allows(20, REQUEST_WRITE, 0, 3, 512), "bytes of another cell are foreign");
+    expect(!allows(5, REQUEST_WRITE, 0, 3, 0), "a value from the future is found");
+    expect(allows(5, REQUEST_WRITE, 0, 0, 0),
+           "before the flush is answered the old value is allowed");
+    expect(!allows(7, REQUEST_WRITE, 0, 0, 0), "after it is answered it is not");
+    expect(allows(20, REQUEST_TRIM, 0, 0, 0), "a trim may zero");
+    expect(allows(20, REQUEST_TRIM, 0, 2, 0), "and need not");
+}
+
+/* The replayer */
+
+static const uint8_t *byte_of(Replay *replay, uint64_t offset)
+{
+    uint64_t size;
+    return scratch_content(replay_store(replay), &size) + offset;
+}
+
+static void test_replay(void)
+{
+    uint8_t start[2048] = {0}, one[512], two[512];
+    memset(one, 1, sizeof one);
+    memset(two, 2, sizeof two);
+    const RecordEntry entries[] = {
+        {.kind = RECORD_WRITE,
+         .begin = 1,
+         .tick = 2,
+         .end = 3,
+         .offset = 0,
+         .length = 512,
+         .data = one},
+        {.kind = RECORD_WRITE,
+         .begin = 4,
+         .tick = 5,
+         .end = 9,
+         .offset = 512,
+         .length = 512,
+         .data = two},
+        {.kind = RECORD_SYNC, .begin = 6, .tick = 8, .end = 8},
+    };
+    Replay *replay = replay_new(entries, G_N_ELEMENTS(entries), start, sizeof start, 1);
+    replay_state(replay, 4, 0, NULL);
+    expect(*byte_of(replay, 0) == 0, "what is not synced may be missing");
+    replay_state(replay, 4, 1, NULL);
+    expect(*byte_of(replay, 0) == 1 || *byte_of(replay, 0) == 0, "or there");
+    replay_state(replay, 20, 0, NULL);
+    expect(*byte_of(replay, 0) == 1, "what ended before the sync began is durable");
+    expect(*byte_of(replay, 512) == 0, "what ended after the sync began is not");
+    bool came = false;
+    for (unsigned number = 1; number < 20; number++) {
+        replay_state(replay, 20, number, NULL);
+        came |= *byte_of(replay, 512) == 2;
+        expect(*byte_of(replay, 0) == 1 || number > 1, "durable bytes stay");
+    }
+    expect(came, "but it may be there");
+    replay_free(replay);
+}
+
+/* The whole */
+
+static bool lie_always(uint64_t number)
+{
+    return true;
+}
+
+static bool lie_odd(uint64_t number)
+{
+    return number % 2 == 1;
+}
+
+static bool lie_even(uint64_t number)
+{
+    return number % 2 == 0;
+}
+
+static void run_lying(const Setup *setup, uint64_t seed, bool (*lie)(uint64_t), Machine *machine,
+                      Findings *findings)
+{
+    Fixture *fixture = fixture_new(setup);
+    Verifier verifier;
+    verifier_init(&verifier, fixture, machine);
+    RunOptions how = {.seed = seed, .requests = 300};
+    how.record.seed = seed;
+    how.record.eagain_percent = 30;
+    how.record.sync_is_lie = lie;
+    Run *run = run_new(fixture, machine, &how, findings);
+    StatesOptions states = {.seed = seed, .states = 200, .stop_at_first = true};
+    if (run->opened) {
+        states_try(&verifier, run, &states, NULL, findings);
+    }
+    run_free(run);
+    verifier_clear(&verifier);
+    fixture_free(fixture);
+}
+
+static void expect_found(const char *setup_name, const char *lie_name, bool (*lie)(uint64_t),
+                         Machine *machine)
+{
+    Findings findings;
+    findings_init(&findings);
+    unsigned runs = 0;
+    while (findings_count(&findings) == 0 && runs < RUNS_TO_FIND) {
+        watchdog_set(120, "selftest");
+        run_lying(setup_find(setup_name), ++runs, lie, machine, &findings);
+    }
+    g_autofree char *what = g_strdup_printf(
+        "%s: %s lie: found after %u runs: corrupt %lu, lost %lu, foreign %lu, garbage %lu",
+        setup_name, lie_name, runs, findings.corrupt, findings.lost, findings.foreign,
+        findings.garbage);
+    expect(findings_count(&findings) > 0, what);
+    findings_clear(&findings);
+}
+
+int main(void)
+{
+    static const char *const names[] = {"v3-4k", "v3-512-r64-growing", "v2-4k-overlay-qcow2",
+                                        "v3-64k-r1-overlay-raw"};
+    test_model();
+    test_replay();
+    Machine machine;
+    machine_start(&machine);
+    expect_found("raw", "all syncs", lie_always, &machine);
+    for (unsigned i = 0; i < G_N_ELEMENTS(names); i++) {
+        expect_found(names[i], "all syncs", lie_always, &machine);
+        expect_found(names[i], "odd syncs", lie_odd, &machine);
+        expect_found(names[i], "even syncs", lie_even, &machine);
+    }
+    machine_stop(&machine);
+    return failures ? 1 : 0;
+}

@@ -1,0 +1,74 @@
+/*
+ * The configurations that the crash tests go through: cluster sizes and refcount widths that make tables grow
+ * soon, both versions, with and without a backing, with a metadata cache that is always full.
+ */
+#include "setups.h"
+
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define KIB          1024u
+#define TINY_CACHE   (8 * KIB)
+#define LITTLE_CACHE (64 * KIB)
+
+#define QCOW2(label, size, cluster, bits, version, ...)                               \
+    {                                                                                 \
+        .name = label, .format = "qcow2", .disk_size = size, .cluster_size = cluster, \
+        .refcount_bits = bits, .compat = version, __VA_ARGS__                         \
+    }
+
+const Setup setups[] = {
+    QCOW2("v3-4k", 1024 * KIB, "4096", "16", "1.1"),
+    QCOW2("v3-4k-overlay-raw", 1024 * KIB, "4096", "16", "1.1", .backing = "raw"),
+    QCOW2("v2-4k-overlay-qcow2", 1024 * KIB, "4096", "16", "0.10", .backing = "qcow2"),
+    QCOW2("v3-512-r64-growing", 3 * 1024 * KIB, "512", "64", "1.1"),
+    QCOW2("v3-512-r1-overlay-qcow2", 512 * KIB, "512", "1", "1.1", .backing = "qcow2",
+          .metadata_cache = TINY_CACHE),
+    QCOW2("v2-512-overlay-raw", 512 * KIB, "512", "16", "0.10", .backing = "raw"),
+    QCOW2("v3-64k", 4 * 1024 * KIB, "65536", "16", "1.1"),
+    QCOW2("v3-64k-r1-overlay-raw", 2 * 1024 * KIB, "65536", "1", "1.1", .backing = "raw"),
+    QCOW2("v3-4k-r64-tiny-cache", 1024 * KIB, "4096", "64", "1.1", .metadata_cache = TINY_CACHE),
+    QCOW2("v3-4k-r1-overlay-raw-odd", 700 * KIB + 512, "4096", "1", "1.1", .backing = "raw",
+          .metadata_cache = LITTLE_CACHE),
+    QCOW2("v3-512-r2-tiny-cache", 1024 * KIB, "512", "2", "1.1", .metadata_cache = TINY_CACHE),
+    QCOW2("v3-4k-lazy-overlay-qcow2", 1024 * KIB, "4096", "16", "1.1", .lazy_refcounts = "on",
+          .backing = "qcow2"),
+    {.name = "raw", .format = "raw", .disk_size = 512 * KIB},
+    {.name = NULL},
+};
+
+const Setup *setup_find(const char *name)
+{
+    for (const Setup *setup = setups; setup->name; setup++) {
+        if (strcmp(setup->name, name) == 0) {
+            return setup;
+        }
+    }
+    return NULL;
+}
+
+uint64_t scaled(uint64_t full)
+{
+    const char *scale = getenv("COWNBD_TEST_SCALE");
+    uint64_t percent = scale && *scale ? strtoull(scale, NULL, 10) : 100;
+    uint64_t count = full * percent / 100;
+    return count ? count : 1;
+}
+
+static char watchdog_text[200];
+
+static void watchdog_bites(int signal_number)
+{
+    ssize_t ignored = write(STDERR_FILENO, watchdog_text, strlen(watchdog_text));
+    (void)ignored;
+    abort();
+}
+
+void watchdog_set(unsigned seconds, const char *what)
+{
+    g_snprintf(watchdog_text, sizeof watchdog_text, "hang: %s\n", what);
+    signal(SIGALRM, watchdog_bites);
+    alarm(seconds);
+}

@@ -1,0 +1,135 @@
+/*
+ * Builds the states of a run and tries each. A third of the cuts lie right behind the answer to a FLUSH or FUA,
+ * where there is most to lose; the others are spread over the whole record. Each cut gives a few states: nothing
+ * that is not durable, random subsets, and everything.
+ */
+#include "states.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "replay.h"
+#include "tests/lib/random.h"
+#include "tests/lib/store-scratch.h"
+
+#define STATES_A_CUT 4
+#define BAD_ENOUGH   5 /* states that are not good, of one run */
+
+static int tick_compare(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+static uint64_t *pick_cuts(const Run *run, const StatesOptions *options, uint64_t count)
+{
+    Random random = random_new(options->seed ^ 0x63757473);
+    uint64_t *cuts = g_new(uint64_t, count);
+    unsigned durable_count;
+    const uint64_t *durable = model_durable_ticks(run->model, &durable_count);
+    for (uint64_t i = 0; i < count; i++) {
+        cuts[i] = 1 + random_below(&random, run->close_tick);
+        if (durable_count && random_percent(&random, 33)) {
+            cuts[i] = durable[random_below(&random, durable_count)] + 1;
+        }
+        if (options->position) {
+            cuts[i] = options->position;
+        }
+    }
+    qsort(cuts, count, sizeof *cuts, tick_compare);
+    return cuts;
+}
+
+static void keep_survivor(Survivor *survivor, const Verifier *verifier, Store *store)
+{
+    uint64_t size;
+    const uint8_t *content = scratch_content(store, &size);
+    uint64_t cells = verifier->fixture->setup->disk_size / CELL;
+    survivor_clear(survivor);
+    survivor->content = g_memdup2(content, size);
+    survivor->size = size;
+    survivor->values = g_new(uint32_t, cells);
+    for (uint64_t i = 0; i < cells; i++) {
+        stamp_read(verifier->disk + i * CELL, i, &survivor->values[i]);
+    }
+}
+
+void survivor_clear(Survivor *survivor)
+{
+    g_free(survivor->content);
+    g_free(survivor->values);
+    *survivor = (Survivor){0};
+}
+
+static void say_state(const Verifier *verifier, const StatesOptions *options, Replay *replay,
+                      uint64_t cut, unsigned number, Findings *findings)
+{
+    g_autoptr(GString) mask = g_string_new(NULL);
+    replay_state(replay, cut, number, mask);
+    findings_say(findings,
+                 "state: --setup %s --seed %lu --position %lu, number %u; not durable then:\n%s",
+                 verifier->fixture->setup->name, options->seed, cut, number, mask->str);
+    if (options->dump) {
+        verify_dump(verifier->fixture, replay_store(replay), options->dump);
+    }
+}
+
+static bool try_state(Verifier *verifier, Run *run, const StatesOptions *options, Replay *replay,
+                      uint64_t cut, uint64_t count, Findings *findings)
+{
+    Store *store = replay_store(replay);
+    bool good = verify_state(verifier, store, run->model, VERIFY_LEAKS_ALLOWED, findings);
+    if (good && options->qemu_every && count % options->qemu_every == 0) {
+        good = verify_qemu(verifier, store, findings);
+    }
+    if (good && options->restart_every && count % options->restart_every == 0) {
+        good = verify_restart(verifier, store, options->seed ^ count, findings);
+    }
+    return good;
+}
+
+uint64_t states_try(Verifier *verifier, Run *run, const StatesOptions *options, Survivor *survivor,
+                    Findings *findings)
+{
+    size_t entry_count;
+    const RecordEntry *entries = record_entries(run->store, &entry_count);
+    const Fixture *fixture = verifier->fixture;
+    const uint8_t *content = options->content ? options->content : fixture->content;
+    uint64_t size = options->content ? options->content_size : fixture->content_size;
+    Replay *replay = replay_new(entries, entry_count, content, size, options->seed);
+    uint64_t cut_count = (options->states + STATES_A_CUT - 1) / STATES_A_CUT;
+    g_autofree uint64_t *cuts = pick_cuts(run, options, cut_count);
+    uint64_t tried = 0, keep_at = cut_count * 3 / 4;
+    unsigned bad = 0;
+    for (uint64_t i = 0; i < cut_count && bad < (options->stop_at_first ? 1 : BAD_ENOUGH); i++) {
+        model_cut(run->model, cuts[i]);
+        for (unsigned n = 0; n < STATES_A_CUT && tried < options->states; n++) {
+            unsigned number = n < 2 ? n : n + STATES_A_CUT * i;
+            replay_state(replay, cuts[i], number, NULL);
+            bool good = try_state(verifier, run, options, replay, cuts[i], ++tried, findings);
+            if (!good) {
+                bad++;
+                say_state(verifier, options, replay, cuts[i], number, findings);
+            } else if (survivor && i >= keep_at && !survivor->content && number >= 2) {
+                replay_state(replay, cuts[i], number, NULL); /* a restart may have changed it */
+                keep_survivor(survivor, verifier, replay_store(replay));
+            }
+        }
+    }
+    replay_free(replay);
+    return tried;
+}
+
+bool states_try_end(Verifier *verifier, Run *run, VerifyLeaks leaks, Findings *findings)
+{
+    if (run->close_result != 0) {
+        findings->corrupt++;
+        findings_say(findings, "closing fails: %s", g_strerror(-run->close_result));
+        return false;
+    }
+    uint64_t size;
+    const uint8_t *content = record_content(run->store, &size);
+    g_autoptr(Store) store = store_scratch_new("after the end", content, size);
+    model_cut(run->model, TICK_NEVER);
+    return verify_state(verifier, store, run->model, leaks, findings);
+}

@@ -1,0 +1,95 @@
+/*
+ * What qemu-img thinks of a state: its check, and whether it reads the same contents.
+ */
+#include "verify.h"
+
+#include <glib/gstdio.h>
+#include <string.h>
+
+#include "tests/lib/store-scratch.h"
+
+static void write_file(const char *directory, const char *name, const void *bytes, uint64_t size)
+{
+    g_autofree char *path = g_build_filename(directory, name, NULL);
+    g_autoptr(GError) error = NULL;
+    if (!g_file_set_contents(path, bytes, size, &error)) {
+        g_error("%s", error->message);
+    }
+}
+
+static const char *image_name(const Fixture *fixture)
+{
+    return strcmp(fixture->setup->format, "raw") == 0 ? "image.raw" : "image.qcow2";
+}
+
+static void write_store(const char *directory, const char *name, Store *store)
+{
+    uint64_t size;
+    const uint8_t *bytes = scratch_content(store, &size);
+    write_file(directory, name, bytes, size);
+}
+
+void verify_dump(const Fixture *fixture, Store *store, const char *directory)
+{
+    g_mkdir_with_parents(directory, 0755);
+    write_store(directory, image_name(fixture), store);
+    if (fixture->setup->backing) {
+        write_store(directory, fixture_backing_name(fixture->setup), fixture->backing_store);
+    }
+}
+
+static bool run_qemu(const char *directory, const char *const *arguments, int accepted,
+                     Findings *findings)
+{
+    g_autofree char *out = NULL, *err = NULL;
+    g_autoptr(GError) error = NULL;
+    int status;
+    if (!g_spawn_sync(directory, (char **)arguments, NULL, G_SPAWN_SEARCH_PATH, NULL, NULL, &out,
+                      &err, &status, &error)) {
+        g_error("qemu-img: %s", error->message);
+    }
+    int code = status >> 8; /* as wait() has it */
+    if (status == 0 || ((status & 0x7f) == 0 && code == accepted)) {
+        return true;
+    }
+    findings->corrupt++;
+    findings_say(findings, "qemu-img %s: exit %d: %s%s", arguments[1], code, out, err);
+    return false;
+}
+
+bool verify_qemu(Verifier *verifier, Store *store, Findings *findings)
+{
+    const Fixture *fixture = verifier->fixture;
+    if (!verifier->directory) {
+        g_autoptr(GError) error = NULL;
+        verifier->directory = g_dir_make_tmp("cownbd-crash-XXXXXX", &error);
+        if (!verifier->directory) {
+            g_error("%s", error->message);
+        }
+    }
+    verify_dump(fixture, store, verifier->directory);
+    write_file(verifier->directory, "contents", verifier->disk, fixture->setup->disk_size);
+    const char *format = fixture->setup->format, *image = image_name(fixture);
+    const char *check[] = {"qemu-img", "check", "-f", format, image, NULL};
+    const char *compare[] = {"qemu-img", "compare", "-f",       format, "-F",
+                             "raw",      image,     "contents", NULL};
+    verifier->qemu_checks++;
+    bool has_check = strcmp(format, "raw") != 0;
+    return (!has_check || run_qemu(verifier->directory, check, 3, findings)) &&
+           run_qemu(verifier->directory, compare, 0, findings);
+}
+
+void verifier_clear(Verifier *verifier)
+{
+    static const char *const names[] = {"image.raw", "image.qcow2", "backing.raw", "backing.qcow2",
+                                        "contents"};
+    for (unsigned i = 0; verifier->directory && i < G_N_ELEMENTS(names); i++) {
+        g_autofree char *path = g_build_filename(verifier->directory, names[i], NULL);
+        g_unlink(path);
+    }
+    if (verifier->directory) {
+        g_rmdir(verifier->directory);
+    }
+    g_free(verifier->directory);
+    g_free(verifier->disk);
+}

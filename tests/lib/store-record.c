@@ -1,0 +1,399 @@
+/*
+ * A store in memory that records what is done to it.
+ *
+ * One mutex protects the bytes, the record and the clock, and is held for the moment in which an
+ * operation takes effect; waits lie before and after it. An entry is appended when its operation
+ * takes effect, so the list is in the order of `tick`; `end` is filled in when the caller is told.
+ */
+#include "tests/lib/store-record.h"
+
+#include <pthread.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/bytes.h"
+#include "base/cleanup.h"
+#include "tests/lib/random.h"
+
+#define CONTENT_MAX (256u << 20) /* beyond this the disk is full */
+#define NO_ENTRY    UINT64_MAX
+
+typedef struct RecordStore {
+    Store store; /* first */
+    RecordOptions options;
+    pthread_mutex_t lock;
+    uint64_t clock;
+    Random random;
+    uint8_t *content;
+    uint64_t capacity;
+    GArray *entries;
+    uint64_t syncs;
+} RecordStore;
+
+static RecordStore *record_of(Store *store)
+{
+    return (RecordStore *)store;
+}
+
+static uint64_t tick_now(RecordStore *record)
+{
+    with_mutex(&record->lock);
+    return ++record->clock;
+}
+
+uint64_t record_tick(Store *store)
+{
+    return tick_now(record_of(store));
+}
+
+static void wait_a_little(RecordStore *record)
+{
+    unsigned us = 0;
+    {
+        with_mutex(&record->lock);
+        if (record->options.delay_max_us &&
+            random_percent(&record->random, record->options.delay_percent)) {
+            us = 1 + random_below(&record->random, record->options.delay_max_us);
+        }
+    }
+    if (us) {
+        usleep(us);
+    }
+}
+
+static bool answers_eagain(RecordStore *record)
+{
+    with_mutex(&record->lock);
+    return random_percent(&record->random, record->options.eagain_percent);
+}
+
+/* Under the lock, as all up to the operations. */
+static void content_resize(RecordStore *record, uint64_t size)
+{
+    uint64_t old = record->store.size;
+    if (size > record->capacity) {
+        record->capacity = max_u64(size, record->capacity * 2);
+        record->content = g_realloc(record->content, record->capacity);
+    }
+    if (size > old) {
+        memset(record->content + old, 0, size - old);
+    }
+    record->store.size = size;
+}
+
+static uint64_t entry_add(RecordStore *record, RecordEntry entry)
+{
+    entry.tick = ++record->clock;
+    if (record->options.discard) {
+        g_free(entry.data);
+        return NO_ENTRY;
+    }
+    g_array_append_val(record->entries, entry);
+    return record->entries->len - 1;
+}
+
+static void entry_end(RecordStore *record, uint64_t index)
+{
+    if (index != NO_ENTRY) {
+        with_mutex(&record->lock);
+        g_array_index(record->entries, RecordEntry, index).end = ++record->clock;
+    }
+}
+
+static uint64_t iov_length(const struct iovec *iov, int count)
+{
+    uint64_t length = 0;
+    for (int i = 0; i < count; i++) {
+        length += iov[i].iov_len;
+    }
+    return length;
+}
+
+static void read_effect(RecordStore *record, const struct iovec *iov, int count, uint64_t offset)
+{
+    with_mutex(&record->lock);
+    for (int i = 0; i < count; i++) {
+        uint64_t have = offset < record->store.size ? record->store.size - offset : 0;
+        uint64_t n = min_u64(have, iov[i].iov_len);
+        memcpy(iov[i].iov_base, record->content + (n ? offset : 0), n);
+        memset((uint8_t *)iov[i].iov_base + n, 0, iov[i].iov_len - n);
+        offset += iov[i].iov_len;
+    }
+}
+
+static uint8_t *iov_flatten(const struct iovec *iov, int count, uint64_t length)
+{
+    uint8_t *data = g_malloc(length + 1);
+    uint8_t *to = data;
+    for (int i = 0; i < count; i++) {
+        memcpy(to, iov[i].iov_base, iov[i].iov_len);
+        to += iov[i].iov_len;
+    }
+    return data;
+}
+
+/* How much of a failing write reaches the disk: whole sectors from its start, often none. */
+static uint64_t failed_length(RecordStore *record, uint64_t length)
+{
+    if (random_percent(&record->random, 50)) {
+        return 0;
+    }
+    return random_below(&record->random, length / RECORD_SECTOR + 1) * RECORD_SECTOR;
+}
+
+/* Returns the entry's index, NO_ENTRY when there is none; *error holds the write's result. */
+static uint64_t write_effect(RecordStore *record, const struct iovec *iov, int count,
+                             uint64_t offset, uint64_t begin, int *error)
+{
+    uint64_t length = iov_length(iov, count);
+    *error = fault_plan_check(record->options.faults, FAULT_WRITE);
+    if (!*error && !range_within(offset, length, CONTENT_MAX)) {
+        *error = -ENOSPC;
+        return NO_ENTRY;
+    }
+    with_mutex(&record->lock);
+    uint64_t done = *error ? failed_length(record, length) : length;
+    if (done == 0) {
+        return NO_ENTRY;
+    }
+    uint8_t *data = iov_flatten(iov, count, length);
+    if (offset + done > record->store.size) {
+        content_resize(record, offset + done);
+    }
+    memcpy(record->content + offset, data, done);
+    return entry_add(record, (RecordEntry){.kind = RECORD_WRITE,
+                                           .begin = begin,
+                                           .end = RECORD_NEVER,
+                                           .offset = offset,
+                                           .length = done,
+                                           .data = data});
+}
+
+static int record_write(RecordStore *record, const struct iovec *iov, int count, uint64_t offset)
+{
+    uint64_t begin = tick_now(record);
+    int error;
+    uint64_t index = write_effect(record, iov, count, offset, begin, &error);
+    if (!error) {
+        entry_end(record, index);
+    }
+    return error;
+}
+
+static int record_preadv(Store *store, const struct iovec *iov, int count, uint64_t offset)
+{
+    RecordStore *record = record_of(store);
+    int error = fault_plan_check(record->options.faults, FAULT_READ);
+    if (error) {
+        return error;
+    }
+    wait_a_little(record);
+    read_effect(record, iov, count, offset);
+    return 0;
+}
+
+static int record_pwritev(Store *store, const struct iovec *iov, int count, uint64_t offset)
+{
+    RecordStore *record = record_of(store);
+    wait_a_little(record);
+    return record_write(record, iov, count, offset);
+}
+
+static int record_read_nowait(Store *store, const struct iovec *iov, int count, uint64_t offset)
+{
+    RecordStore *record = record_of(store);
+    if (answers_eagain(record)) {
+        return -EAGAIN;
+    }
+    int error = fault_plan_check(record->options.faults, FAULT_READ);
+    if (!error) {
+        read_effect(record, iov, count, offset);
+    }
+    return error;
+}
+
+static int record_write_nowait(Store *store, const struct iovec *iov, int count, uint64_t offset)
+{
+    RecordStore *record = record_of(store);
+    return answers_eagain(record) ? -EAGAIN : record_write(record, iov, count, offset);
+}
+
+/* The implementation's fields of a StoreIo: `progress` holds the tick of the beginning, then the
+ * entry. */
+static void io_done(WorkerMessage *message)
+{
+    StoreIo *io = (StoreIo *)((char *)message - offsetof(StoreIo, message));
+    if (io->kind == STORE_IO_WRITE && io->result == 0) {
+        entry_end(record_of(io->store), io->progress);
+    }
+    io->done(io);
+}
+
+static void io_run(PoolJob *job)
+{
+    StoreIo *io = (StoreIo *)((char *)job - offsetof(StoreIo, job));
+    RecordStore *record = record_of(io->store);
+    wait_a_little(record);
+    if (io->kind == STORE_IO_READ) {
+        io->result = fault_plan_check(record->options.faults, FAULT_READ);
+        if (io->result == 0) {
+            read_effect(record, io->iov, io->iov_count, io->offset);
+        }
+    } else {
+        int error;
+        io->progress =
+            write_effect(record, io->iov, io->iov_count, io->offset, io->progress, &error);
+        io->result = error;
+    }
+    wait_a_little(record);
+    worker_post(io->worker, &io->message);
+}
+
+static void record_submit(StoreIo *io)
+{
+    RecordStore *record = record_of(io->store);
+    io->worker = worker_current();
+    io->message.run = io_done;
+    io->progress = tick_now(record);
+    io->job.run = io_run;
+    pool_submit(record->options.pool, &io->job);
+}
+
+static int record_punch(Store *store, uint64_t offset, uint64_t length, StorePunch how)
+{
+    RecordStore *record = record_of(store);
+    int error = fault_plan_check(record->options.faults, FAULT_PUNCH);
+    if (error) {
+        return error;
+    }
+    uint64_t begin = tick_now(record);
+    uint64_t index = NO_ENTRY;
+    {
+        with_mutex(&record->lock);
+        if (offset < store->size) {
+            length = min_u64(length, store->size - offset);
+            memset(record->content + offset, 0, length);
+            index = entry_add(record, (RecordEntry){.kind = RECORD_PUNCH,
+                                                    .begin = begin,
+                                                    .end = RECORD_NEVER,
+                                                    .offset = offset,
+                                                    .length = length});
+        }
+    }
+    entry_end(record, index);
+    return 0;
+}
+
+static int record_next_data(Store *store, uint64_t offset, uint64_t length, bool *data,
+                            uint64_t *run)
+{
+    *data = true;
+    *run = length;
+    return 0;
+}
+
+static int record_truncate(Store *store, uint64_t size)
+{
+    RecordStore *record = record_of(store);
+    int error = fault_plan_check(record->options.faults, FAULT_TRUNCATE);
+    if (!error && size > CONTENT_MAX) {
+        error = -ENOSPC;
+    }
+    if (error) {
+        return error;
+    }
+    uint64_t begin = tick_now(record);
+    uint64_t index;
+    {
+        with_mutex(&record->lock);
+        content_resize(record, size);
+        index = entry_add(record, (RecordEntry){.kind = RECORD_TRUNCATE,
+                                                .begin = begin,
+                                                .end = RECORD_NEVER,
+                                                .length = size});
+    }
+    entry_end(record, index);
+    return 0;
+}
+
+static int record_sync(Store *store)
+{
+    RecordStore *record = record_of(store);
+    int error = fault_plan_check(record->options.faults, FAULT_SYNC);
+    if (error) {
+        return error;
+    }
+    uint64_t begin = tick_now(record);
+    wait_a_little(record);
+    with_mutex(&record->lock);
+    bool lie = record->options.sync_is_lie && record->options.sync_is_lie(++record->syncs);
+    if (!lie) {
+        uint64_t index = entry_add(record, (RecordEntry){.kind = RECORD_SYNC, .begin = begin});
+        if (index != NO_ENTRY) {
+            RecordEntry *entry = &g_array_index(record->entries, RecordEntry, index);
+            entry->end = entry->tick;
+        }
+    }
+    return 0;
+}
+
+static uint64_t record_allocated_bytes(Store *store)
+{
+    return store->size;
+}
+
+static void record_close(Store *store)
+{
+    RecordStore *record = record_of(store);
+    for (guint i = 0; i < record->entries->len; i++) {
+        g_free(g_array_index(record->entries, RecordEntry, i).data);
+    }
+    g_array_free(record->entries, TRUE);
+    g_free(record->content);
+    pthread_mutex_destroy(&record->lock);
+}
+
+static const StoreOps record_ops = {
+    .name = "record",
+    .preadv = record_preadv,
+    .pwritev = record_pwritev,
+    .read_nowait = record_read_nowait,
+    .write_nowait = record_write_nowait,
+    .submit = record_submit,
+    .punch = record_punch,
+    .next_data = record_next_data,
+    .truncate = record_truncate,
+    .sync = record_sync,
+    .allocated_bytes = record_allocated_bytes,
+    .close = record_close,
+};
+
+Store *store_record_new(const char *name, const uint8_t *content, uint64_t size,
+                        const RecordOptions *options)
+{
+    RecordStore *record = g_new0(RecordStore, 1);
+    store_init(&record->store, &record_ops, name, false, size);
+    record->options = *options;
+    record->random = random_new(options->seed);
+    pthread_mutex_init(&record->lock, NULL);
+    record->capacity = max_u64(size, 1u << 20);
+    record->content = g_malloc0(record->capacity);
+    if (size) {
+        memcpy(record->content, content, size);
+    }
+    record->entries = g_array_new(FALSE, FALSE, sizeof(RecordEntry));
+    return &record->store;
+}
+
+const RecordEntry *record_entries(Store *store, size_t *count)
+{
+    GArray *entries = record_of(store)->entries;
+    *count = entries->len;
+    return (const RecordEntry *)entries->data;
+}
+
+const uint8_t *record_content(Store *store, uint64_t *size)
+{
+    *size = store->size;
+    return record_of(store)->content;
+}
