@@ -1,0 +1,120 @@
+/*
+ * The process around the server.
+ *
+ * Signals are taken by main alone, from a signalfd: no handler runs beside other code, until a second signal finds
+ * one that does nothing but leave.
+ */
+#include "cli/serve-process.h"
+
+#include <errno.h>
+#include <malloc.h>
+#include <poll.h>
+#include <signal.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/errors.h"
+#include "base/log.h"
+
+#define MALLOC_ARENAS         2
+#define MALLOC_MMAP_THRESHOLD (256 << 10) /* above, memory goes back to the kernel when freed */
+
+static sigset_t stop_signals(void)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    return set;
+}
+
+static void raise_file_limit(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
+        limit.rlim_cur = limit.rlim_max;
+        if (setrlimit(RLIMIT_NOFILE, &limit) != 0) {
+            log_warning("cannot raise the limit of open files: %s", g_strerror(errno));
+        }
+    }
+}
+
+int process_prepare(void)
+{
+    sigset_t set = stop_signals();
+    signal(SIGPIPE, SIG_IGN);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    raise_file_limit();
+    mallopt(M_ARENA_MAX, MALLOC_ARENAS);
+    mallopt(M_MMAP_THRESHOLD, MALLOC_MMAP_THRESHOLD);
+    int fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    g_assert(fd >= 0);
+    return fd;
+}
+
+ProcessEvent process_wait(int signal_fd, int idle_fd)
+{
+    for (;;) {
+        struct pollfd fds[] = {{.fd = signal_fd, .events = POLLIN},
+                               {.fd = idle_fd, .events = POLLIN}};
+        if (poll(fds, G_N_ELEMENTS(fds), -1) < 0) {
+            g_assert(errno == EINTR);
+            continue;
+        }
+        struct signalfd_siginfo info;
+        if (read(signal_fd, &info, sizeof info) == sizeof info) {
+            return PROCESS_SIGNAL;
+        }
+        eventfd_t count;
+        if (eventfd_read(idle_fd, &count) == 0) {
+            return PROCESS_IDLE;
+        }
+    }
+}
+
+static void leave_now(int number)
+{
+    _exit(1);
+}
+
+void process_signals_kill(void)
+{
+    sigset_t set = stop_signals();
+    signal(SIGTERM, leave_now);
+    signal(SIGINT, leave_now);
+    sigprocmask(SIG_UNBLOCK, &set, NULL);
+}
+
+void process_notify(const char *state)
+{
+    const char *path = g_getenv("NOTIFY_SOCKET");
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    if (path == NULL || (path[0] != '/' && path[0] != '@') ||
+        strlen(path) >= sizeof address.sun_path) {
+        return;
+    }
+    memcpy(address.sun_path, path, strlen(path));
+    if (path[0] == '@') {
+        address.sun_path[0] = '\0'; /* the abstract name space */
+    }
+    socklen_t length = offsetof(struct sockaddr_un, sun_path) + strlen(path);
+    autofd int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 ||
+        sendto(fd, state, strlen(state), MSG_NOSIGNAL, (struct sockaddr *)&address, length) < 0) {
+        log_warning("cannot notify %s: %s", path, g_strerror(errno));
+    }
+}
+
+bool process_write_pid_file(const char *path, GError **error)
+{
+    g_autofree char *text = g_strdup_printf("%d\n", (int)getpid());
+    return g_file_set_contents(path, text, -1, error);
+}
