@@ -51,7 +51,7 @@ static Store *create_image(const Setup *setup, const Format *format)
     return store;
 }
 
-static bool piece_is_data(uint64_t offset)
+bool fixture_is_data(uint64_t offset)
 {
     return offset / PIECE % 3 != 1;
 }
@@ -90,7 +90,7 @@ static void make_backing(Fixture *fixture)
     g_autoptr(Image) image = image_open_store(fixture->backing_store, &how, NULL, &error);
     must(image, error, "open backing");
     for (uint64_t offset = 0; offset < below.disk_size; offset += PIECE) {
-        if (piece_is_data(offset)) {
+        if (fixture_is_data(offset)) {
             write_piece(image, offset, PIECE);
             for (uint64_t i = 0; i < PIECE / CELL; i++) {
                 fixture->values[offset / CELL + i] = VALUE_BACKING;
@@ -112,6 +112,10 @@ Fixture *fixture_new(const Setup *setup)
     fixture->unit = setup->cluster_size ? strtoul(setup->cluster_size, NULL, 10) : 4096;
     if (setup->backing) {
         make_backing(fixture);
+    }
+    if (setup->compressed || setup->snapshot) {
+        fixture_make_by_qemu(fixture);
+        return fixture;
     }
     g_autoptr(Store) store = create_image(setup, fixture->format);
     const uint8_t *content = scratch_content(store, &fixture->content_size);
@@ -147,11 +151,12 @@ void machine_start(Machine *machine)
     }
 }
 
+/* The pools first: their last jobs may still be posting to a worker. */
 void machine_stop(Machine *machine)
 {
+    pool_free(machine->pool);
+    pool_free(machine->io_pool);
     for (unsigned i = 0; i < MACHINE_WORKERS; i++) {
         worker_free(machine->workers[i]);
     }
-    pool_free(machine->pool);
-    pool_free(machine->io_pool);
 }

@@ -21,7 +21,9 @@ typedef struct Setup {
     const char *compat;
     const char *lazy_refcounts; /* "on" or NULL */
     const char *backing;        /* format of the backing, or NULL */
-    uint64_t metadata_cache;    /* 0: the default */
+    bool compressed;         /* the image has compressed clusters at the start; made by qemu-img */
+    bool snapshot;           /* and an internal snapshot, which shares all clusters; the same */
+    uint64_t metadata_cache; /* 0: the default */
 } Setup;
 
 typedef struct Fixture {
@@ -41,6 +43,12 @@ const char *fixture_backing_name(const Setup *setup); /* as in the image */
 
 /* Opens an image of this fixture that lies in store. */
 Image *fixture_open(const Fixture *fixture, Store *store, bool write, GError **error);
+
+/* fixture-qemu.c: makes content and values with qemu-img. */
+void fixture_make_by_qemu(Fixture *fixture);
+
+/* Whether offset lies in a piece of what is there at the start that holds data. */
+bool fixture_is_data(uint64_t offset);
 
 /* The threads, made once. */
 #define MACHINE_WORKERS 2

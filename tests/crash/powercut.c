@@ -127,7 +127,7 @@ static void round_of(const Setup *setup, uint64_t seed, uint64_t states, Machine
 static void all_rounds(uint64_t states, Machine *machine, Totals *totals)
 {
     const Setup *only = option_setup ? setup_find(option_setup) : NULL;
-    const unsigned states_a_round = option_position ? 64 : 250;
+    const unsigned states_a_round = option_position ? 64 : 300;
     uint64_t seed = option_seed ? option_seed : 1;
     while (totals->states < states && totals->bad < 3) {
         for (const Setup *setup = only ? only : setups; setup->name; setup++) {

@@ -35,6 +35,10 @@ const Setup setups[] = {
     QCOW2("v3-512-r2-tiny-cache", 1024 * KIB, "512", "2", "1.1", .metadata_cache = TINY_CACHE),
     QCOW2("v3-4k-lazy-overlay-qcow2", 1024 * KIB, "4096", "16", "1.1", .lazy_refcounts = "on",
           .backing = "qcow2"),
+    QCOW2("v3-4k-compressed", 1024 * KIB, "4096", "16", "1.1", .compressed = true),
+    QCOW2("v3-4k-snapshot", 1024 * KIB, "4096", "16", "1.1", .snapshot = true),
+    QCOW2("v2-512-compressed-snapshot", 256 * KIB, "512", "16", "0.10", .compressed = true,
+          .snapshot = true),
     {.name = "raw", .format = "raw", .disk_size = 512 * KIB},
     {.name = NULL},
 };

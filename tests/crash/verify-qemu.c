@@ -57,6 +57,24 @@ static bool run_qemu(const char *directory, const char *const *arguments, int ac
     return false;
 }
 
+/* The internal snapshot must hold what the disk held at the start, whatever was written since. */
+static bool snapshot_is_whole(const Verifier *verifier, const char *image, Findings *findings)
+{
+    const Fixture *fixture = verifier->fixture;
+    uint64_t size = fixture->setup->disk_size;
+    g_autofree uint8_t *expected = g_malloc0(size);
+    for (uint64_t cell = 0; cell < size / CELL; cell++) {
+        stamp_fill(expected + cell * CELL, cell * CELL, CELL, fixture->values[cell]);
+    }
+    write_file(verifier->directory, "expected", expected, size);
+    const char *convert[] = {"qemu-img", "convert", "-l",  "first",    "-f", "qcow2",
+                             "-O",       "raw",     image, "snapshot", NULL};
+    const char *compare[] = {"qemu-img", "compare",  "-f",       "raw", "-F",
+                             "raw",      "snapshot", "expected", NULL};
+    return run_qemu(verifier->directory, convert, 0, findings) &&
+           run_qemu(verifier->directory, compare, 0, findings);
+}
+
 bool verify_qemu(Verifier *verifier, Store *store, Findings *findings)
 {
     const Fixture *fixture = verifier->fixture;
@@ -76,13 +94,14 @@ bool verify_qemu(Verifier *verifier, Store *store, Findings *findings)
     verifier->qemu_checks++;
     bool has_check = strcmp(format, "raw") != 0;
     return (!has_check || run_qemu(verifier->directory, check, 3, findings)) &&
-           run_qemu(verifier->directory, compare, 0, findings);
+           run_qemu(verifier->directory, compare, 0, findings) &&
+           (!fixture->setup->snapshot || snapshot_is_whole(verifier, image, findings));
 }
 
 void verifier_clear(Verifier *verifier)
 {
     static const char *const names[] = {"image.raw", "image.qcow2", "backing.raw", "backing.qcow2",
-                                        "contents"};
+                                        "contents",  "snapshot",    "expected"};
     for (unsigned i = 0; verifier->directory && i < G_N_ELEMENTS(names); i++) {
         g_autofree char *path = g_build_filename(verifier->directory, names[i], NULL);
         g_unlink(path);

@@ -15,6 +15,7 @@ typedef struct Verifier {
     Machine *machine;
     uint8_t *disk;     /* the contents of the last state that was read */
     char *directory;   /* for files that qemu-img looks at; made when first needed */
+    uint64_t tried;    /* states */
     uint64_t leaking;  /* states with leaks */
     uint64_t restarts; /* states that were written to */
     uint64_t qemu_checks;
