@@ -35,7 +35,6 @@ typedef struct AioUring {
     Aio aio; /* first */
     Worker *worker;
     struct io_uring ring;
-    bool deferred; /* completions appear when we ask */
     int event_fd;
     struct event *event;
     unsigned in_flight;
@@ -179,32 +178,42 @@ static void complete(AioUring *uring, StoreIo *io, int n)
     io->done(io);
 }
 
-static void reap(AioUring *uring)
+/* Completes what the queue holds; false when it was empty. */
+static bool reap_batch(AioUring *uring)
 {
     struct io_uring_cqe *cqes[REAP_BATCH];
-    unsigned count;
-    while ((count = io_uring_peek_batch_cqe(&uring->ring, cqes, REAP_BATCH)) > 0) {
-        StoreIo *ios[REAP_BATCH];
-        int results[REAP_BATCH];
-        for (unsigned i = 0; i < count; i++) {
-            ios[i] = io_uring_cqe_get_data(cqes[i]);
-            results[i] = cqes[i]->res;
-        }
-        io_uring_cq_advance(&uring->ring, count);
-        for (unsigned i = 0; i < count; i++) {
-            complete(uring, ios[i], results[i]);
-        }
+    StoreIo *ios[REAP_BATCH];
+    int results[REAP_BATCH];
+    unsigned count = io_uring_peek_batch_cqe(&uring->ring, cqes, REAP_BATCH);
+    for (unsigned i = 0; i < count; i++) {
+        ios[i] = io_uring_cqe_get_data(cqes[i]);
+        results[i] = cqes[i]->res;
     }
-    start_waiting(uring);
+    io_uring_cq_advance(&uring->ring, count);
+    for (unsigned i = 0; i < count; i++) {
+        complete(uring, ios[i], results[i]);
+    }
+    return count > 0;
 }
 
+/* Whether the kernel keeps completions back until it is asked for them. */
+static bool kernel_holds_some(AioUring *uring)
+{
+    return (IO_URING_READ_ONCE(*uring->ring.sq.kflags) & IORING_SQ_TASKRUN) != 0;
+}
+
+/* The kernel hands over a limited number at a time and does not wake us for the others again: so all are taken. */
 static void completions_cb(evutil_socket_t fd, short what, void *argument)
 {
     AioUring *uring = argument;
-    if (uring->deferred) {
-        io_uring_get_events(&uring->ring);
-    }
-    reap(uring);
+    bool more;
+    do {
+        if (kernel_holds_some(uring)) {
+            io_uring_get_events(&uring->ring);
+        }
+        more = reap_batch(uring);
+    } while (more || kernel_holds_some(uring));
+    start_waiting(uring);
 }
 
 static void aio_uring_free(Aio *aio)
@@ -225,15 +234,15 @@ static void aio_uring_free(Aio *aio)
 static int make_ring(AioUring *uring)
 {
     static const unsigned wishes[] = {
-        IORING_SETUP_SUBMIT_ALL | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN,
-        IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN,
+        IORING_SETUP_SUBMIT_ALL | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
+            IORING_SETUP_TASKRUN_FLAG,
+        IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
         0,
     };
     int err = -EINVAL;
     for (size_t i = 0; i < G_N_ELEMENTS(wishes) && err == -EINVAL; i++) {
         struct io_uring_params params = {.flags = wishes[i]};
         err = io_uring_queue_init_params(RING_ENTRIES, &uring->ring, &params);
-        uring->deferred = (wishes[i] & IORING_SETUP_DEFER_TASKRUN) != 0;
         if (err == 0 && ((params.features & IORING_FEAT_RW_CUR_POS) == 0 ||
                          params.cq_entries < IN_FLIGHT_MAX)) {
             io_uring_queue_exit(&uring->ring); /* too old for plain read and write */

@@ -6,9 +6,10 @@
  *
  * Reading without waiting is RWF_NOWAIT. Writing without waiting is that too where the file system
  * knows it; where it does not (ext4), a write of whole pages is a copy into the page cache and a
- * plain pwritev does it, unless the host throttles its writers because too much is dirty. That
- * shows in the time the write takes: after a slow one the store asks for asynchronous writes for a
- * while, then tries again.
+ * plain pwritev does it, unless the host throttles its writers because too much is dirty. That shows
+ * in the time a write takes. But a write is slow, too, when others had the processor meanwhile: so a
+ * slow write only makes the store watch whether the next slow one has slept. If it has, the store
+ * asks for asynchronous writes for a while, then tries again.
  *
  * What must stay true: size never lies below what this store wrote; an error of a sync is never
  * forgotten.
@@ -21,6 +22,7 @@
 #include <linux/fs.h>
 #include <stdatomic.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -33,21 +35,21 @@
 #include "store/fdio.h"
 
 #define PAGE             4096u
-#define INLINE_WRITE_MAX (4u << 20) /* copying more would keep the worker from its other clients \
-                                     */
-#define SLOW_WRITE_NS (2 * G_GINT64_CONSTANT(1000000))
-#define SLOW_MIB_NS   (4 * G_GINT64_CONSTANT(1000000)) /* for each MiB of a large write */
-#define THROTTLE_NS   (100 * G_GINT64_CONSTANT(1000000))
-
-typedef enum { NOWAIT_UNTRIED, NOWAIT_WORKS, NOWAIT_REFUSED } Nowait;
+#define INLINE_WRITE_MAX (4u << 20) /* copying more would keep the worker from its other clients */
+#define MS               G_GINT64_CONSTANT(1000000)
+#define SLOW_WRITE_NS    (2 * MS)
+#define SLOW_MIB_NS      (4 * MS) /* for each MiB of a large write */
+#define THROTTLE_NS      (100 * MS)
+#define WATCH_NS         (3 * THROTTLE_NS) /* lasts beyond the throttling that it led to */
 
 typedef struct StoreFile {
     Store store; /* first: a Store * is a StoreFile * */
     int fd;
     bool is_device;
-    atomic_int read_nowait;          /* Nowait: whether the file system knows RWF_NOWAIT */
-    atomic_int write_nowait;         /* Nowait */
-    _Atomic int64_t throttled_until; /* CLOCK_MONOTONIC, ns */
+    atomic_bool no_read_nowait; /* the file system does not know RWF_NOWAIT for reads */
+    atomic_bool no_write_nowait;
+    _Atomic int64_t watch_until;     /* CLOCK_MONOTONIC, ns: a write was slow */
+    _Atomic int64_t throttled_until; /* the same: a write has slept */
     atomic_int sync_error;           /* of the first sync that failed: negative errno */
 } StoreFile;
 
@@ -73,19 +75,19 @@ static int file_pwritev(Store *store, const struct iovec *iov, int count, uint64
 
 static bool is_refusal(int err)
 {
-    return err == EOPNOTSUPP || err == ENOSYS || err == EINVAL;
+    return err == EOPNOTSUPP || err == ENOSYS;
 }
 
 static int file_read_nowait(Store *store, const struct iovec *iov, int count, uint64_t offset)
 {
     StoreFile *file = file_of(store);
-    if (atomic_load_explicit(&file->read_nowait, memory_order_relaxed) == NOWAIT_REFUSED) {
+    if (atomic_load_explicit(&file->no_read_nowait, memory_order_relaxed)) {
         return -EAGAIN;
     }
     ssize_t n = preadv2(file->fd, iov, count, offset, RWF_NOWAIT);
     if (n < 0) {
         if (is_refusal(errno)) {
-            atomic_store_explicit(&file->read_nowait, NOWAIT_REFUSED, memory_order_relaxed);
+            atomic_store_explicit(&file->no_read_nowait, true, memory_order_relaxed);
             return -EAGAIN;
         }
         return errno == EINTR ? -EAGAIN : -errno;
@@ -107,35 +109,53 @@ static int64_t now_ns(void)
     return now.tv_sec * G_GINT64_CONSTANT(1000000000) + now.tv_nsec;
 }
 
-/* A plain write from the worker, watched. */
+/* How often this thread has slept: waited, not been pushed aside. */
+static long times_slept(void)
+{
+    struct rusage usage;
+    return getrusage(RUSAGE_THREAD, &usage) == 0 ? usage.ru_nvcsw : 0;
+}
+
+/* A plain write from the worker, with an eye on the clock. */
+static int write_timed(StoreFile *file, const struct iovec *iov, int count, uint64_t offset,
+                       uint64_t length)
+{
+    int64_t start = now_ns();
+    if (start < atomic_load_explicit(&file->throttled_until, memory_order_relaxed)) {
+        return -EAGAIN;
+    }
+    bool watching = start < atomic_load_explicit(&file->watch_until, memory_order_relaxed);
+    long slept = watching ? times_slept() : 0;
+    int result = file_pwritev(&file->store, iov, count, offset);
+    int64_t end = now_ns();
+    if (end - start > (int64_t)max_u64(SLOW_WRITE_NS, SLOW_MIB_NS * length >> 20)) {
+        atomic_store_explicit(&file->watch_until, end + WATCH_NS, memory_order_relaxed);
+        if (watching && times_slept() > slept) {
+            atomic_store_explicit(&file->throttled_until, end + THROTTLE_NS, memory_order_relaxed);
+        }
+    }
+    return result;
+}
+
 static int write_inline(StoreFile *file, const struct iovec *iov, int count, uint64_t offset,
                         uint64_t length)
 {
     if (((offset | length) & (PAGE - 1)) != 0 || length > INLINE_WRITE_MAX) {
         return -EAGAIN; /* a part of a page may have to be read from the disk first */
     }
-    int64_t start = now_ns();
-    if (start < atomic_load_explicit(&file->throttled_until, memory_order_relaxed)) {
-        return -EAGAIN;
-    }
-    int result = file_pwritev(&file->store, iov, count, offset);
-    int64_t end = now_ns();
-    if (end - start > max_u64(SLOW_WRITE_NS, SLOW_MIB_NS * length >> 20)) {
-        atomic_store_explicit(&file->throttled_until, end + THROTTLE_NS, memory_order_relaxed);
-    }
-    return result;
+    return write_timed(file, iov, count, offset, length);
 }
 
 static int file_write_nowait(Store *store, const struct iovec *iov, int count, uint64_t offset)
 {
     StoreFile *file = file_of(store);
     uint64_t length = iov_length(iov, count);
-    if (atomic_load_explicit(&file->write_nowait, memory_order_relaxed) == NOWAIT_REFUSED) {
+    if (atomic_load_explicit(&file->no_write_nowait, memory_order_relaxed)) {
         return write_inline(file, iov, count, offset, length);
     }
     ssize_t n = pwritev2(file->fd, iov, count, offset, RWF_NOWAIT);
     if (n < 0 && is_refusal(errno)) {
-        atomic_store_explicit(&file->write_nowait, NOWAIT_REFUSED, memory_order_relaxed);
+        atomic_store_explicit(&file->no_write_nowait, true, memory_order_relaxed);
         return write_inline(file, iov, count, offset, length);
     }
     if (n < 0) {

@@ -102,6 +102,8 @@ int store_write(Store *store, const void *buffer, size_t length, uint64_t offset
 int store_readv(Store *store, const struct iovec *iov, int count, uint64_t offset);
 int store_writev(Store *store, const struct iovec *iov, int count, uint64_t offset);
 
+/* The two _nowait functions take at most IOV_MAX pieces, and the pieces are not changed. */
+
 /* Reads what is in the page cache, all of the range or nothing useful: 0, -EAGAIN (would wait; use
  * store_submit), or another -errno. [worker] */
 int store_read_nowait(Store *store, const struct iovec *iov, int count, uint64_t offset);

@@ -19,6 +19,7 @@
 #include "store/store-file.h"
 
 #define SLOTS     1500 /* more than the ring holds at once */
+#define FEW       200  /* fewer: no later submission helps them along */
 #define SLOT_SIZE 20000
 #define PIECES    5
 
@@ -219,6 +220,38 @@ START_TEST(aio_reports_errors)
 }
 END_TEST
 
+static void sleep_run(WorkerMessage *message)
+{
+    g_usleep(50000);
+    g_free(message);
+}
+
+static void read_few_and_sleep(WorkerMessage *message)
+{
+    for (unsigned i = 0; i < FEW; i++) {
+        slot_submit(i, STORE_IO_READ);
+    }
+    WorkerMessage *nap = g_new(WorkerMessage, 1);
+    nap->run = sleep_run;
+    worker_post(worker, nap); /* runs after the end of this turn has submitted */
+}
+
+/* The kernel hands over only so many completions in one call and does not wake us for the others again. */
+START_TEST(aio_takes_all_that_completed_while_the_worker_was_busy)
+{
+    start(back_ends[_i]);
+    uint8_t *memory = g_malloc0(SLOTS * SLOT_SIZE);
+    ck_assert_int_eq(store_write(store, memory, SLOTS * SLOT_SIZE, 0), 0);
+    for (unsigned i = 0; i < SLOTS; i++) {
+        slots[i].data = memory + i * SLOT_SIZE;
+    }
+    drop_page_cache();
+    on_worker(read_few_and_sleep, FEW);
+    g_free(memory);
+    stop();
+}
+END_TEST
+
 /* A chain of transfers, each begun when the one before is done. */
 static void chain_done(StoreIo *io)
 {
@@ -324,6 +357,8 @@ int main(void)
     tcase_add_test(tcase, aio_falls_back_to_the_pool_where_seccomp_refuses_the_ring);
     tcase_add_test(tcase, aio_forced_to_uring_ends_loudly_where_it_is_refused);
     tcase_add_loop_test(tcase, aio_moves_many_transfers, 0, G_N_ELEMENTS(back_ends));
+    tcase_add_loop_test(tcase, aio_takes_all_that_completed_while_the_worker_was_busy, 0,
+                        G_N_ELEMENTS(back_ends));
     tcase_add_loop_test(tcase, aio_reports_errors, 0, G_N_ELEMENTS(back_ends));
     tcase_add_loop_test(tcase, aio_done_may_submit_again, 0, G_N_ELEMENTS(back_ends));
     suite_add_tcase(suite, tcase);
