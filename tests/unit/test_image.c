@@ -127,7 +127,7 @@ END_TEST
 
 START_TEST(image_sees_a_loop_through_a_link)
 {
-    g_autofree char *a = path_of("a.vmdk"), *link_path = path_of("link.vmdk");
+    g_autofree char *link_path = path_of("link.vmdk");
     write_image("a.vmdk", 1, 1, "link.vmdk");
     ck_assert_int_eq(symlink("a.vmdk", link_path), 0);
     assert_refused("a.vmdk", ELOOP, WORDS("backing file loop", "link.vmdk"));
