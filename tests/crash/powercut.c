@@ -69,6 +69,7 @@ static RunOptions run_options(uint64_t seed)
     options.record.eagain_percent = (unsigned[]){0, 20, 60, 100}[random_below(&random, 4)];
     options.record.delay_percent = (unsigned[]){0, 5, 30}[random_below(&random, 3)];
     options.record.delay_max_us = 300;
+    options.record.no_punch = random_percent(&random, 50);
     return options;
 }
 

@@ -16,6 +16,7 @@
 #include "tests/lib/random.h"
 
 #define CONTENT_MAX (256u << 20) /* beyond this the disk is full */
+#define HOLE_BLOCK  4096u
 #define NO_ENTRY    UINT64_MAX
 
 typedef struct RecordStore {
@@ -262,6 +263,9 @@ static void record_submit(StoreIo *io)
 static int record_punch(Store *store, uint64_t offset, uint64_t length, StorePunch how)
 {
     RecordStore *record = record_of(store);
+    if (record->options.no_punch) {
+        return -ENOTSUP;
+    }
     int error = fault_plan_check(record->options.faults, FAULT_PUNCH);
     if (error) {
         return error;
@@ -284,11 +288,30 @@ static int record_punch(Store *store, uint64_t offset, uint64_t length, StorePun
     return 0;
 }
 
+static bool is_zero(const uint8_t *bytes, uint64_t length)
+{
+    return length == 0 || (bytes[0] == 0 && memcmp(bytes, bytes + 1, length - 1) == 0);
+}
+
+/* Blocks of zeroes count as holes, as they do on a host that punches. */
 static int record_next_data(Store *store, uint64_t offset, uint64_t length, bool *data,
                             uint64_t *run)
 {
-    *data = true;
-    *run = length;
+    RecordStore *record = record_of(store);
+    with_mutex(&record->lock);
+    uint64_t at = offset, end = min_u64(offset + length, store->size);
+    while (at < end) {
+        uint64_t next = min_u64(end, align_down(at, HOLE_BLOCK) + HOLE_BLOCK);
+        bool block_has_data = !is_zero(record->content + at, next - at);
+        if (at == offset) {
+            *data = block_has_data;
+        } else if (*data != block_has_data) {
+            break;
+        }
+        at = next;
+    }
+    *data = at > offset && *data;
+    *run = at > offset ? at - offset : length;
     return 0;
 }
 
