@@ -13,17 +13,17 @@
 #include <stdint.h>
 #include <string.h>
 
-#define BYTES_DEFINE(bits, order)                                                                  \
-    static inline uint##bits##_t load_##order##bits(const void *p)                                 \
-    {                                                                                              \
-        uint##bits##_t v;                                                                          \
-        memcpy(&v, p, sizeof v);                                                                   \
-        return order##bits##toh(v);                                                                \
-    }                                                                                              \
-    static inline void store_##order##bits(void *p, uint##bits##_t v)                              \
-    {                                                                                              \
-        v = hto##order##bits(v);                                                                   \
-        memcpy(p, &v, sizeof v);                                                                   \
+#define BYTES_DEFINE(bits, order)                                     \
+    static inline uint##bits##_t load_##order##bits(const void *p)    \
+    {                                                                 \
+        uint##bits##_t v;                                             \
+        memcpy(&v, p, sizeof v);                                      \
+        return order##bits##toh(v);                                   \
+    }                                                                 \
+    static inline void store_##order##bits(void *p, uint##bits##_t v) \
+    {                                                                 \
+        v = hto##order##bits(v);                                      \
+        memcpy(p, &v, sizeof v);                                      \
     }
 
 BYTES_DEFINE(16, be)

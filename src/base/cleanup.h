@@ -35,12 +35,12 @@ static inline pthread_mutex_t *mutex_locked(pthread_mutex_t *mutex)
     return mutex;
 }
 
-#define autofd __attribute__((cleanup(cleanup_fd)))
+#define autofd              __attribute__((cleanup(cleanup_fd)))
 
 #define CLEANUP_NAME2(line) locked_mutex_##line
 #define CLEANUP_NAME(line)  CLEANUP_NAME2(line)
-#define with_mutex(mutex)                                                                          \
-    __attribute__((cleanup(cleanup_mutex), unused)) pthread_mutex_t *CLEANUP_NAME(__LINE__) =      \
+#define with_mutex(mutex)                                                                     \
+    __attribute__((cleanup(cleanup_mutex), unused)) pthread_mutex_t *CLEANUP_NAME(__LINE__) = \
         mutex_locked(mutex)
 
 #endif

@@ -24,16 +24,16 @@ void log_line_limited(LogLimit *limit, LogLevel level, const char *format, ...) 
 #define log_error(...)   log_line(LOG_LEVEL_ERROR, __VA_ARGS__)
 #define log_warning(...) log_line(LOG_LEVEL_WARNING, __VA_ARGS__)
 #define log_info(...)    log_line(LOG_LEVEL_INFO, __VA_ARGS__)
-#define log_debug(...)                                                                             \
-    do {                                                                                           \
-        if (log_level() >= LOG_LEVEL_DEBUG) {                                                      \
-            log_line(LOG_LEVEL_DEBUG, __VA_ARGS__);                                                \
-        }                                                                                          \
+#define log_debug(...)                              \
+    do {                                            \
+        if (log_level() >= LOG_LEVEL_DEBUG) {       \
+            log_line(LOG_LEVEL_DEBUG, __VA_ARGS__); \
+        }                                           \
     } while (0)
-#define log_limited(level, ...)                                                                    \
-    do {                                                                                           \
-        static LogLimit log_limit_here;                                                            \
-        log_line_limited(&log_limit_here, level, __VA_ARGS__);                                     \
+#define log_limited(level, ...)                                \
+    do {                                                       \
+        static LogLimit log_limit_here;                        \
+        log_line_limited(&log_limit_here, level, __VA_ARGS__); \
     } while (0)
 
 #endif

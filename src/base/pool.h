@@ -11,8 +11,8 @@ typedef struct Pool Pool;
 typedef struct PoolJob PoolJob;
 
 struct PoolJob {
-    PoolJob *next;              /* the pool's, until run is called */
-    void (*run)(PoolJob *job);  /* [pool]; may free the structure that job lies in */
+    PoolJob *next;             /* the pool's, until run is called */
+    void (*run)(PoolJob *job); /* [pool]; may free the structure that job lies in */
 };
 
 /* Threads are started at once. Aborts when not a single one can be started. [main] */

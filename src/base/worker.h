@@ -33,9 +33,9 @@ void worker_at_turn_end(Worker *worker, WorkerMessage *message);
 /* Ends the loop after the mailbox is empty, joins the thread, frees. Nothing may be posted any more. [main] */
 void worker_free(Worker *worker);
 
-unsigned worker_index(const Worker *worker);         /* [any] */
-struct event_base *worker_base(Worker *worker);      /* [worker] */
-Worker *worker_current(void);                        /* the worker of this thread or NULL [any] */
+unsigned worker_index(const Worker *worker);    /* [any] */
+struct event_base *worker_base(Worker *worker); /* [worker] */
+Worker *worker_current(void);                   /* the worker of this thread or NULL [any] */
 
 /* A slot for the asynchronous I/O of this worker, see store/aio.h. [worker] */
 void **worker_aio_slot(Worker *worker);
