@@ -460,6 +460,9 @@ int qcow2_header_set_refcount_table(Image *image, uint64_t offset, uint32_t clus
     int r = store_write(image->store, fields, sizeof fields,
                         offsetof(Qcow2HeaderDisk, refcount_table_offset));
     if (r == 0) {
+        r = store_sync(image->store);
+    }
+    if (r == 0) {
         s->header.refcount_table_offset = offset;
         s->header.refcount_table_clusters = clusters;
     }

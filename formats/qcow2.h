@@ -8,7 +8,8 @@
  * abandon, unmap qcow2-header.c    header, extensions, feature bits    qcow2-flush.c   flush,
  * pending frees, finish qcow2-snapshot.c  the snapshot table, read only       qcow2-check*.c  check
  * and repair qcow2-map.c       L1 and L2, map, decode              qcow2-create.c  create
- *     qcow2-refcount.c  refcounts, their blocks and table
+ *     qcow2-refcount.c  refcounts and their blocks
+ *     qcow2-table.c     growth of the refcount table
  *     qcow2-alloc.c     search for free clusters
  *
  * Who may call what: "shared" functions run beside each other and beside flush; "exclusive" ones
@@ -193,9 +194,10 @@ typedef struct Qcow2State {
         unmapped; /* Qcow2Run: no table on the disk refers to them; refcounts still to be lowered */
     bool second_pending; /* tables were written in phase 2 that no sync has covered */
 
-    int write_error;     /* an implicit flush failed: changes answer this until a flush succeeds */
-    atomic_bool dirty;   /* flush has something to write */
-    atomic_bool corrupt; /* damage was seen: no more changes */
+    int broken;        /* memory cannot be trusted any more: all changes and flushes answer this */
+    int write_error;   /* an implicit flush failed: changes answer this until a flush succeeds */
+    atomic_bool dirty; /* flush has something to write */
+    atomic_bool corrupt;         /* damage was seen: no more changes */
     pthread_mutex_t header_lock; /* header and header fields on the disk */
 } Qcow2State;
 
@@ -221,7 +223,7 @@ bool qcow2_header_read(Image *image, GError **error);
 
 /* Writes feature bits, durably, and keeps state->header in step. 0 or -errno. */
 int qcow2_header_set_features(Image *image, uint64_t incompatible, uint64_t autoclear);
-/* Writes where the refcount table is; not synced. Writes state->header. 0 or -errno. */
+/* Writes where the refcount table is, durably, and keeps state->header in step. 0 or -errno. */
 int qcow2_header_set_refcount_table(Image *image, uint64_t offset, uint32_t clusters);
 
 /* The image is damaged: says so once in the log and, for a writer, sets the corrupt bit durably;
@@ -273,57 +275,113 @@ int qcow2_map(Image *image, uint64_t offset, uint64_t length, ExtentList *list);
 int qcow2_decode(Image *image, const Extent *extent, const uint8_t *stored, size_t stored_length,
                  uint8_t *unit);
 
-/* ---- refcounts (qcow2-refcount.c) ---- */
+/* ---- refcounts (qcow2-refcount.c, qcow2-table.c) ---- */
 
-/* The refcount at index in a refcount block (or a piece of one that starts on a byte). Pure. */
+#define QCOW2_SECTOR_ENTRIES 64 /* table entries in 512 bytes */
+
+/* The refcount at index in a refcount block (or in a piece of one that starts on a byte). Pure. */
 uint64_t qcow2_refcount_load(const uint8_t *block, uint64_t index, uint32_t refcount_order);
 void qcow2_refcount_store(uint8_t *block, uint64_t index, uint32_t refcount_order, uint64_t value);
 
 /* Reads the refcount table from where the header says. */
 bool qcow2_refcount_table_read(Image *image, GError **error);
 
-/* Forgets all that is cached of L1, L2 and refcounts (dirty pieces too) and reads header fields, L1
- * and refcount table again; for check after it has written behind the cache's back. [exclusive] */
+/* Reads the active L1 table. */
+bool qcow2_l1_read(Image *image, GError **error);
+
+/* Forgets all that is cached of the header, L1, L2 and refcounts (dirty pieces too) and reads it again; for check, after it
+ * has written behind the cache's back. [exclusive] */
 bool qcow2_reload(Image *image, GError **error);
 
-/* 0 for clusters that no block describes. -EIO (after qcow2_corrupt) for a damaged table entry.
- * [shared] */
+/* 0 for clusters that no block describes. -EIO (after qcow2_corrupt) for a damaged table entry. [shared] */
 int qcow2_refcount_get(Image *image, uint64_t cluster, uint64_t *refcount);
 
-/* Sets it in memory; written by the next flush, before tables. Makes a refcount block, and room in
- * the table, where there is none (except to set 0). -ERANGE: more than the width can say.
- * [exclusive] */
+/* Sets it in memory; written by the next flush, before tables. -ERANGE: more than the width can say. -ENOENT: not 0, and
+ * no refcount block describes the cluster. [exclusive] */
 int qcow2_refcount_set(Image *image, uint64_t cluster, uint64_t refcount);
 
-/* Adds (1) or takes away (-1) a reference of each cluster of a run; on error *done says how many
- * were changed. [exclusive, and flush for -1] */
-int qcow2_refcount_drop(Image *image, Qcow2Run run, uint64_t *done);
+/* Sets the refcounts of free clusters, described by blocks, to 1. [exclusive] */
+int qcow2_refcount_raise(Image *image, Qcow2Run run);
 
-/* The refcount block of index i must exist afterwards, for the cluster at hand. It is put into the
- * free cluster `at`; *made says whether that was needed. [exclusive] */
+/* Takes away one reference of each cluster of the run; *done says how many were changed, those whose refcount became 0 are
+ * appended to zeroed. [exclusive, flush] */
+int qcow2_refcount_drop(Image *image, Qcow2Run run, uint64_t *done, GArray *zeroed);
+
+/* A refcount block for the region of the free cluster `at` must be there afterwards. *made: it was not there; free space
+ * has been used up for it, at `at` or elsewhere. [exclusive] */
 int qcow2_refcount_need_block(Image *image, uint64_t at, bool *made);
+
+/* Makes a free cluster the block of a region. */
+int qcow2_refcount_link_block(Image *image, uint64_t region, uint64_t cluster, bool fresh);
+
+/* A piece of a refcount block, pinned, which describes the clusters from first to end. block is NULL where nothing
+ * describes them: all are free. Put it back after a get that gave 0. */
+typedef struct Qcow2Piece {
+    MetaBlock *block;
+    uint64_t first, end;
+} Qcow2Piece;
+
+int qcow2_piece_get(Image *image, uint64_t cluster, Qcow2Piece *piece);
+void qcow2_piece_put(Qcow2State *s, Qcow2Piece *piece);
+uint64_t qcow2_piece_load(const Qcow2State *s, const Qcow2Piece *piece, uint64_t cluster);
+void qcow2_piece_store(Qcow2State *s, Qcow2Piece *piece, uint64_t cluster, uint64_t refcount);
+
+/* Makes room in memory for that many table entries; false: out of memory. */
+bool qcow2_table_reserve(Qcow2State *s, uint64_t count);
+
+/* Makes a larger table, in memory, that has an entry for region; flush moves to it. -EFBIG: over its limit. */
+int qcow2_table_grow(Image *image, uint64_t region);
 
 /* ---- free space (qcow2-alloc.c) ---- */
 
-/* Reserves up to `want` (at least 1) clusters that lie together: refcounts 1, the store grown to
- * hold them. *fresh: they read as zeroes. 0 or -errno (-ENOSPC, -EFBIG, -EIO). [exclusive] */
+/* Reserves up to `want` (at least 1) clusters that lie together: refcounts 1, the store grown to hold them. *fresh: they
+ * read as zeroes. 0 or -errno (-ENOSPC, -EFBIG, -EIO). [exclusive] */
 int qcow2_alloc_run(Image *image, uint64_t want, Qcow2Run *run, bool *fresh);
 
-/* Gives back what no table ever referred to. Never fails: at worst the space leaks. [exclusive] */
+/* Gives back what no table on the disk ever referred to. Never fails: at worst the space leaks. [exclusive] */
 void qcow2_alloc_return(Image *image, Qcow2Run run);
 
-/* Makes sure that the store is at least that long. 0, -ENOSPC, -EFBIG ... [exclusive] */
-int qcow2_store_grow(Image *image, uint64_t end);
+/* Before free clusters are put to use: none is metadata, an L2 entry can say their offset, the store holds them. */
+int qcow2_space_prepare(Image *image, Qcow2Run run, bool *fresh);
 
 int qcow2_space_scan(Image *image);                      /* finds used_end [exclusive] */
 void qcow2_space_freed(Qcow2State *s, uint64_t cluster); /* a refcount became 0 */
+void qcow2_space_used(Qcow2State *s, Qcow2Run run);      /* refcounts became 1 */
 
-/* Whether metadata lies in the run: header, L1, active L2 tables, refcount table and blocks,
- * snapshot table and the snapshots' L1 tables. Writers only. [shared] */
+int qcow2_write_zeroes(Image *image, uint64_t offset); /* over one cluster */
+
+/* Appends a run to an array of Qcow2Run; joined with the last one where it goes on. */
+void qcow2_run_append(GArray *runs, Qcow2Run run);
+
+/* Whether metadata lies in the run: header, L1, active L2 tables, refcount table and blocks, snapshot table and the
+ * snapshots' L1 tables. Writers only. [shared] */
 bool qcow2_overlaps_metadata(const Image *image, Qcow2Run run);
 void qcow2_metadata_add(Qcow2State *s, uint64_t cluster);
 void qcow2_metadata_remove(Qcow2State *s, uint64_t cluster);
 void qcow2_metadata_index(Image *image); /* builds it anew from L1 and refcount table */
+
+/* ---- L2 entries, for changes (qcow2-l2.c) ---- */
+
+/* A place in the L2 tables; keeps the piece pinned that was used last. [exclusive] */
+typedef struct Qcow2Cursor {
+    Image *image;
+    MetaBlock *block;    /* NULL: there is no L2 table */
+    uint64_t start, end; /* guest range that it describes */
+    uint64_t l1_index;
+} Qcow2Cursor;
+
+void qcow2_cursor_init(Qcow2Cursor *cursor, Image *image);
+void qcow2_cursor_release(Qcow2Cursor *cursor); /* unpins; the cursor can be used again */
+int qcow2_cursor_seek(Qcow2Cursor *cursor, uint64_t offset);
+
+/* What the cluster of a guest offset is. 0 or -errno; never DAMAGED. */
+int qcow2_cursor_get(Qcow2Cursor *cursor, uint64_t offset, Qcow2Cluster *cluster);
+
+/* Changes its entry in memory; makes the L2 table, or a copy of one that is shared, where that is needed. */
+int qcow2_cursor_set(Qcow2Cursor *cursor, uint64_t offset, uint64_t entry);
+
+/* The L1 entry must refer to a table that is ours alone. */
+int qcow2_l2_prepare(Image *image, uint64_t l1_index);
 
 /* ---- changes (qcow2-write.c) and flush (qcow2-flush.c) ---- */
 
@@ -331,6 +389,9 @@ int qcow2_allocate(Image *image, Allocation **list, unsigned count);
 int qcow2_commit(Image *image, Allocation **list, unsigned count);
 void qcow2_abandon(Image *image, Allocation **list, unsigned count);
 int qcow2_unmap(Image *image, uint64_t offset, uint64_t length, UnmapFlags flags);
+
+/* 0, or why nothing may be changed. */
+int qcow2_may_change(const Image *image);
 
 int qcow2_flush(Image *image);
 int qcow2_finish(Image *image);

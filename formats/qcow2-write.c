@@ -1,0 +1,217 @@
+/*
+ * qcow2: allocate, commit, abandon.
+ *
+ *     allocate   refcounts 0 -> 1 in memory, L2 tables made, the file grown      a crash leaks at worst
+ *     (the engine writes the data)
+ *     commit     L2 entries in memory; what they replaced is queued to be freed
+ *     flush      refcounts and data -> sync -> L2, L1 -> sync                    (qcow2-flush.c)
+ *
+ * Nothing is kept about reserved clusters between the calls but the extents of the Allocation: abandon looks at the L2 entry
+ * to tell what was reserved (gives it back) from what a table refers to (leaves it).
+ */
+#include "formats/qcow2.h"
+
+int qcow2_may_change(const Image *image)
+{
+    const Qcow2State *s = image->state;
+    if (s->corrupt && !image->repair) {
+        return -EIO;
+    }
+    return s->broken < 0 ? s->broken : s->write_error;
+}
+
+/* A cluster that keeps host space of its own, for itself alone: data can go there. */
+static bool keeps_space(const Image *image, const Qcow2Cluster *cluster)
+{
+    const Qcow2State *s = image->state;
+    return cluster->type == QCOW2_CLUSTER_ZERO_ALLOC && cluster->copied &&
+           range_within(cluster->host, s->cluster_size, store_size(image->store));
+}
+
+static void add_new(Image *image, Allocation *a, uint64_t host, uint64_t length, bool fresh)
+{
+    uint64_t done = a->extents.count > 0 ? extent_list_end(&a->extents) - a->offset : 0;
+    Extent extent = {
+        .offset = a->offset + done,
+        .length = min_u64(length, a->length - done),
+        .host_offset = host,
+        .store = image->store,
+        .image = image,
+        .type = EXTENT_DATA,
+        .flags = EXTENT_NEW | (fresh ? EXTENT_FRESH : 0),
+    };
+    extent_list_add(&a->extents, &extent);
+}
+
+/* Reserves space for count clusters, in as few runs as there are. */
+static int add_runs(Image *image, Allocation *a, uint64_t count)
+{
+    const Qcow2State *s = image->state;
+    while (count > 0) {
+        Qcow2Run run;
+        bool fresh;
+        int r = qcow2_alloc_run(image, count, &run, &fresh);
+        if (r < 0) {
+            return r;
+        }
+        add_new(image, a, run.first << s->cluster_bits, run.count << s->cluster_bits, fresh);
+        count -= run.count;
+    }
+    return 0;
+}
+
+static int check_own_space(Image *image, const Qcow2Cluster *cluster)
+{
+    if (qcow2_overlaps_metadata(image, qcow2_cluster_run(image->state, cluster))) {
+        return qcow2_corrupt(
+            image, "a preallocated cluster lies at %" PRIu64 ", on top of metadata", cluster->host);
+    }
+    return 0;
+}
+
+/* Reserves space for the range, whose L2 tables are there. */
+static int reserve(Image *image, Allocation *a, Qcow2Cursor *cursor)
+{
+    const Qcow2State *s = image->state;
+    uint64_t end = a->offset + a->length, pending = 0; /* clusters that need space */
+    for (uint64_t offset = a->offset; offset < end; offset += s->cluster_size) {
+        Qcow2Cluster cluster;
+        int r = qcow2_cursor_get(cursor, offset, &cluster);
+        if (r == 0 && keeps_space(image, &cluster)) {
+            r = check_own_space(image, &cluster);
+            r = r < 0 ? r : add_runs(image, a, pending);
+            pending = 0;
+            if (r == 0) {
+                add_new(image, a, cluster.host, s->cluster_size, false);
+            }
+        } else {
+            pending++;
+        }
+        if (r < 0) {
+            return r;
+        }
+    }
+    return add_runs(image, a, pending);
+}
+
+static int make_tables(Image *image, const Allocation *a)
+{
+    const Qcow2State *s = image->state;
+    uint32_t span_bits = s->cluster_bits + s->l2_bits;
+    uint64_t last = (a->offset + a->length - 1) >> span_bits;
+    int r = 0;
+    for (uint64_t i = a->offset >> span_bits; r == 0 && i <= last; i++) {
+        r = qcow2_l2_prepare(image, i);
+    }
+    return r;
+}
+
+/* Whether the L2 entry of a guest offset refers to the host cluster; true also when that cannot be told. */
+static bool is_referred_to(Qcow2Cursor *cursor, uint64_t offset, uint64_t host)
+{
+    Qcow2Cluster cluster;
+    if (qcow2_cursor_get(cursor, offset, &cluster) < 0) {
+        return true;
+    }
+    return cluster.host == host &&
+           (cluster.type == QCOW2_CLUSTER_DATA || cluster.type == QCOW2_CLUSTER_ZERO_ALLOC);
+}
+
+static void give_back(Image *image, Allocation *a)
+{
+    const Qcow2State *s = image->state;
+    g_autoptr(GArray) runs = g_array_new(false, false, sizeof(Qcow2Run));
+    Qcow2Cursor cursor;
+    qcow2_cursor_init(&cursor, image);
+    for (unsigned i = 0; i < a->extents.count; i++) {
+        const Extent *e = &a->extents.items[i];
+        for (uint64_t at = 0; at < e->length; at += s->cluster_size) {
+            if (!is_referred_to(&cursor, e->offset + at, e->host_offset + at)) {
+                qcow2_run_append(runs, (Qcow2Run){(e->host_offset + at) >> s->cluster_bits, 1});
+            }
+        }
+    }
+    qcow2_cursor_release(&cursor);
+    for (guint i = 0; i < runs->len; i++) {
+        qcow2_alloc_return(image, g_array_index(runs, Qcow2Run, i));
+    }
+    extent_list_reset(&a->extents);
+}
+
+int qcow2_allocate(Image *image, Allocation **list, unsigned count)
+{
+    int refused = qcow2_may_change(image), first_error = 0;
+    Qcow2Cursor cursor;
+    qcow2_cursor_init(&cursor, image);
+    /* All tables first: then the data of all ranges lies together. */
+    for (unsigned i = 0; i < count; i++) {
+        extent_list_reset(&list[i]->extents);
+        list[i]->result = refused < 0 ? refused : make_tables(image, list[i]);
+    }
+    for (unsigned i = 0; i < count; i++) {
+        Allocation *a = list[i];
+        if (a->result == 0) {
+            a->result = reserve(image, a, &cursor);
+            if (a->result < 0) {
+                give_back(image, a);
+            }
+        }
+        first_error = first_error < 0 ? first_error : a->result;
+    }
+    qcow2_cursor_release(&cursor);
+    qcow2_update_dirty(image->state);
+    qcow2_flush_if_full(image);
+    return first_error;
+}
+
+static int commit_cluster(Qcow2Cursor *cursor, uint64_t offset, uint64_t host)
+{
+    Qcow2State *s = cursor->image->state;
+    Qcow2Cluster old;
+    int r = qcow2_cursor_get(cursor, offset, &old);
+    if (r == 0) {
+        r = qcow2_cursor_set(cursor, offset, host | QCOW2_COPIED);
+    }
+    if (r == 0 && (old.host != host || old.type == QCOW2_CLUSTER_COMPRESSED)) {
+        qcow2_free_later(s, qcow2_cluster_run(s, &old));
+    }
+    return r;
+}
+
+static int commit_one(Qcow2Cursor *cursor, const Allocation *a)
+{
+    const Qcow2State *s = cursor->image->state;
+    int r = 0;
+    for (unsigned i = 0; r == 0 && i < a->extents.count; i++) {
+        const Extent *e = &a->extents.items[i];
+        for (uint64_t at = 0; r == 0 && at < e->length; at += s->cluster_size) {
+            r = commit_cluster(cursor, e->offset + at, e->host_offset + at);
+        }
+    }
+    return r;
+}
+
+int qcow2_commit(Image *image, Allocation **list, unsigned count)
+{
+    const Qcow2State *s = image->state;
+    /* Not write_error: what was reserved before it may still become visible, the next flush says what is wrong. */
+    int refused = s->corrupt && !image->repair ? -EIO : s->broken, first_error = 0;
+    Qcow2Cursor cursor;
+    qcow2_cursor_init(&cursor, image);
+    for (unsigned i = 0; i < count; i++) {
+        list[i]->result = refused < 0 ? refused : commit_one(&cursor, list[i]);
+        first_error = first_error < 0 ? first_error : list[i]->result;
+    }
+    qcow2_cursor_release(&cursor);
+    qcow2_update_dirty(image->state);
+    qcow2_flush_if_full(image);
+    return first_error;
+}
+
+void qcow2_abandon(Image *image, Allocation **list, unsigned count)
+{
+    for (unsigned i = 0; i < count; i++) {
+        give_back(image, list[i]);
+    }
+    qcow2_update_dirty(image->state);
+}
