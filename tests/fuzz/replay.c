@@ -2,7 +2,7 @@
  * Runs a fuzz target without a fuzzer: on every seed, on every seed cut short, and on copies with a few bytes changed
  * by chance (the same each time). So that each build checks what the fuzzer would see first, with any compiler.
  *
- *     replay TARGET-SEED-DIRECTORY-OR-FILE...
+ *     fuzz_NAME SEED-OR-DIRECTORY...
  */
 #include <glib.h>
 #include <stdint.h>
@@ -11,6 +11,7 @@
 #include <string.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+int LLVMFuzzerInitialize(int *argc, char ***argv) __attribute__((weak));
 
 static unsigned mutations = 400; /* of each seed */
 
@@ -85,6 +86,9 @@ int main(int argc, char **argv)
     unsigned count = 0;
     if (scale != NULL && atoi(scale) > 0) {
         mutations = MAX(1, mutations * (unsigned)atoi(scale) / 100);
+    }
+    if (LLVMFuzzerInitialize != NULL) {
+        LLVMFuzzerInitialize(&argc, &argv);
     }
     for (int i = 1; i < argc; i++) {
         if (g_file_test(argv[i], G_FILE_TEST_IS_DIR)) {

@@ -1,0 +1,196 @@
+/*
+ * The kinds of image, and their templates.
+ *
+ * A template is made once by qemu-img and copied for each sequence: making an image costs more than
+ * a whole sequence of requests. Beside each image lies its model, a plain file with what a guest
+ * must see.
+ */
+#include "config.h"
+
+#include <fcntl.h>
+#include <glib.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "random.h"
+
+#define KIB       1024u
+#define MIB       (1024u * KIB)
+#define COPY_STEP (64u * KIB)
+
+/* No size is a multiple of the cluster: the last one is always cut. */
+const Config configs[] = {
+    {"raw", "raw", 4 * KIB, 4 * MIB + 5 * 512, NULL, FILL_NONE, NULL},
+    {"qcow2-512", "qcow2", 512, MIB + 3 * 512, "cluster_size=512", FILL_NONE, NULL},
+    {"qcow2-4k", "qcow2", 4 * KIB, 4 * MIB + 5 * 512, "cluster_size=4k", FILL_NONE, NULL},
+    {"qcow2-64k", "qcow2", 64 * KIB, 12 * MIB + 77 * 512, "cluster_size=64k", FILL_NONE, NULL},
+    {"qcow2-2m", "qcow2", 2 * MIB, 17 * MIB + 512, "cluster_size=2M", FILL_NONE, NULL},
+    {"qcow2-v2-512", "qcow2", 512, MIB + 3 * 512, "compat=0.10,cluster_size=512", FILL_NONE, NULL},
+    {"qcow2-v2-64k", "qcow2", 64 * KIB, 8 * MIB + 512, "compat=0.10", FILL_NONE, NULL},
+    {"qcow2-rc1", "qcow2", 4 * KIB, 4 * MIB + 512, "cluster_size=4k,refcount_bits=1", FILL_NONE,
+     NULL},
+    {"qcow2-rc2", "qcow2", 512, MIB + 512, "cluster_size=512,refcount_bits=2", FILL_NONE, NULL},
+    {"qcow2-rc4", "qcow2", 4 * KIB, 4 * MIB + 512, "cluster_size=4k,refcount_bits=4", FILL_NONE,
+     NULL},
+    {"qcow2-rc8", "qcow2", 64 * KIB, 8 * MIB + 512, "refcount_bits=8", FILL_NONE, NULL},
+    {"qcow2-rc32", "qcow2", 4 * KIB, 4 * MIB + 512, "cluster_size=4k,refcount_bits=32", FILL_NONE,
+     NULL},
+    {"qcow2-rc64", "qcow2", 512, MIB + 512, "cluster_size=512,refcount_bits=64", FILL_NONE, NULL},
+    {"qcow2-lazy", "qcow2", 64 * KIB, 8 * MIB + 512, "lazy_refcounts=on", FILL_NONE, NULL},
+    {"qcow2-prealloc", "qcow2", 64 * KIB, 8 * MIB + 512, "preallocation=metadata", FILL_NONE, NULL},
+    {"qcow2-512-backing", "qcow2", 512, MIB + 3 * 512, "cluster_size=512", FILL_BACKING, "qcow2"},
+    {"qcow2-4k-backing", "qcow2", 4 * KIB, 4 * MIB + 512, "cluster_size=4k", FILL_BACKING, "raw"},
+    {"qcow2-64k-backing", "qcow2", 64 * KIB, 8 * MIB + 512, NULL, FILL_BACKING, "qcow2"},
+    {"qcow2-2m-backing", "qcow2", 2 * MIB, 17 * MIB + 512, "cluster_size=2M", FILL_BACKING, "raw"},
+    {"qcow2-v2-backing", "qcow2", 4 * KIB, 4 * MIB + 512, "compat=0.10,cluster_size=4k",
+     FILL_BACKING, "qcow2"},
+    {"qcow2-compressed", "qcow2", 4 * KIB, 4 * MIB + 512, "cluster_size=4k", FILL_COMPRESSED, NULL},
+    {"qcow2-zstd", "qcow2", 64 * KIB, 8 * MIB + 512, "compression_type=zstd", FILL_COMPRESSED,
+     NULL},
+    {"qcow2-snapshot", "qcow2", 4 * KIB, 4 * MIB + 512, "cluster_size=4k", FILL_SNAPSHOT, NULL},
+    {NULL, NULL, 0, 0, NULL, FILL_NONE, NULL},
+};
+
+char die_context[512];
+
+void die(const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    fprintf(stderr, "compare: %s", die_context);
+    vfprintf(stderr, format, args);
+    fprintf(stderr, "\n");
+    va_end(args);
+    exit(1);
+}
+
+const Config *config_find(const char *name)
+{
+    for (const Config *config = configs; config->name != NULL; config++) {
+        if (strcmp(config->name, name) == 0) {
+            return config;
+        }
+    }
+    die("there is no configuration %s", name);
+}
+
+int run_status(const char *const *argv)
+{
+    g_autoptr(GError) error = NULL;
+    int status;
+    if (!g_spawn_sync(NULL, (char **)argv, NULL, G_SPAWN_SEARCH_PATH, NULL, NULL, NULL, NULL,
+                      &status, &error)) {
+        die("%s", error->message);
+    }
+    if (!WIFEXITED(status)) {
+        die("%s ended by signal %d", argv[0], WTERMSIG(status));
+    }
+    return WEXITSTATUS(status);
+}
+
+/* Runs a command of the shell in directory; it must succeed. */
+static void shell(const char *directory, const char *format, ...) G_GNUC_PRINTF(2, 3);
+static void shell(const char *directory, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    g_autofree char *text = g_strdup_vprintf(format, args);
+    va_end(args);
+    g_autofree char *command = g_strdup_printf("cd '%s' && %s", directory, text);
+    const char *const argv[] = {"sh", "-c", command, NULL};
+    if (run_status(argv) != 0) {
+        die("failed: %s", command);
+    }
+}
+
+/* Data that compresses a little, with runs of zeroes: 4 KiB pieces of one repeated word, noise or
+ * nothing. */
+static void write_pattern(const char *path, uint64_t size, uint64_t seed)
+{
+    Random random = {.state = seed};
+    g_autofree uint64_t *bytes = g_malloc0(size + 4 * KIB);
+    for (uint64_t at = 0; at < size / 8; at += 512) {
+        uint64_t kind = random_below(&random, 4);
+        uint64_t word = random_next(&random);
+        for (uint64_t i = at; kind != 0 && i < at + 512; i++) {
+            bytes[i] = kind == 1 ? random_next(&random) : word;
+        }
+    }
+    g_autoptr(GError) error = NULL;
+    if (!g_file_set_contents(path, (char *)bytes, size, &error)) {
+        die("%s", error->message);
+    }
+}
+
+static void make_model(const Config *config, const char *directory)
+{
+    g_autofree char *model = g_build_filename(directory, "template.model", NULL);
+    uint64_t filled = 0;
+    if (config->fill == FILL_BACKING) {
+        filled = config->size / 4 * 3 / 512 * 512;
+    } else if (config->fill != FILL_NONE) {
+        filled = config->size;
+    }
+    write_pattern(model, filled, config->size);
+    if (config->fill == FILL_BACKING) {
+        shell(directory, "qemu-img convert -f raw -O %s template.model base",
+              config->backing_format);
+    }
+    if (truncate(model, (off_t)config->size) != 0) {
+        die("%s: %s", model, strerror(errno));
+    }
+}
+
+void config_make_template(const Config *config, const char *directory)
+{
+    g_autofree char *options =
+        config->options ? g_strdup_printf("-o %s", config->options) : g_strdup("");
+    make_model(config, directory);
+    switch (config->fill) {
+    case FILL_NONE:
+        shell(directory, "qemu-img create -q -f %s %s template %" G_GUINT64_FORMAT, config->format,
+              options, config->size);
+        break;
+    case FILL_BACKING:
+        shell(directory, "qemu-img create -q -f %s %s -b base -F %s template %" G_GUINT64_FORMAT,
+              config->format, options, config->backing_format, config->size);
+        break;
+    case FILL_COMPRESSED:
+        shell(directory, "qemu-img convert -c -f raw -O %s %s template.model template",
+              config->format, options);
+        break;
+    case FILL_SNAPSHOT:
+        shell(directory,
+              "qemu-img convert -f raw -O %s %s template.model template && "
+              "qemu-img snapshot -c before template",
+              config->format, options);
+        break;
+    }
+}
+
+void copy_sparse(const char *from, const char *to)
+{
+    static const uint8_t zeroes[COPY_STEP];
+    g_autoptr(GError) error = NULL;
+    g_autofree char *bytes = NULL;
+    gsize size;
+    if (!g_file_get_contents(from, &bytes, &size, &error)) {
+        die("%s", error->message);
+    }
+    int fd = open(to, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (fd < 0 || ftruncate(fd, (off_t)size) != 0) {
+        die("%s: %s", to, strerror(errno));
+    }
+    for (gsize at = 0; at < size; at += COPY_STEP) {
+        gsize step = MIN(COPY_STEP, size - at);
+        if (memcmp(bytes + at, zeroes, step) != 0 &&
+            pwrite(fd, bytes + at, step, (off_t)at) != (ssize_t)step) {
+            die("%s: cannot write", to);
+        }
+    }
+    close(fd);
+}

@@ -1,0 +1,47 @@
+/*
+ * The kinds of image that are compared, and how a fresh one of each kind is made.
+ */
+#ifndef COMPARE_CONFIG_H
+#define COMPARE_CONFIG_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+typedef enum {
+    FILL_NONE,       /* empty */
+    FILL_BACKING,    /* empty, on a backing that holds data and is shorter than the overlay */
+    FILL_COMPRESSED, /* full of compressed clusters */
+    FILL_SNAPSHOT,   /* holds data, all of it shared with an internal snapshot */
+} Fill;
+
+typedef struct Config {
+    const char *name;
+    const char *format;
+    uint32_t cluster;    /* bytes; for raw what the random ranges like to lie around */
+    uint64_t size;       /* bytes */
+    const char *options; /* of qemu-img create -o; NULL for none */
+    Fill fill;
+    const char *backing_format; /* FILL_BACKING */
+} Config;
+
+extern const Config configs[]; /* ends with a NULL name */
+const Config *config_find(const char *name);
+
+/* Runs a program to its end. Its exit status; dies when it could not be run or was killed by a
+ * signal. */
+int run_status(const char *const *argv);
+
+/* Makes the template of the configuration in directory: the files `template` (the image),
+ * `template.model` (what a guest sees in it) and, for FILL_BACKING, `base`. */
+void config_make_template(const Config *config, const char *directory);
+
+/* Copies a file, leaving holes where it has zeroes. */
+void copy_sparse(const char *from, const char *to);
+
+/* Says what went wrong and leaves. */
+void die(const char *format, ...) __attribute__((noreturn, format(printf, 1, 2)));
+
+/* What die() prints first: which sequence runs, and how to run it alone. */
+extern char die_context[512];
+
+#endif

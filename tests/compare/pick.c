@@ -1,0 +1,125 @@
+/*
+ * Picks random commands. Ranges like the borders of clusters, the end of the disk, and each other.
+ */
+#include <glib.h>
+#include <string.h>
+
+#include "sequence.h"
+
+#define LENGTH_MAX (4u << 20)
+
+static void pick_range(Sequence *sequence, Op *op)
+{
+    Random *random = &sequence->random;
+    uint64_t size = sequence->config->size, cluster = sequence->config->cluster;
+    uint64_t clusters = size / cluster;
+    uint64_t kind = random_below(random, 100);
+    if (kind < 30) { /* anywhere, any length, unaligned */
+        op->offset = random_below(random, size);
+        op->length = random_between(random, 1, 8000);
+    } else if (kind < 55) { /* sectors */
+        op->offset = random_below(random, size / 512) * 512;
+        op->length = random_between(random, 1, 32) * 512;
+    } else if (kind < 75) { /* whole clusters */
+        op->offset = random_below(random, clusters) * cluster;
+        op->length = random_between(random, 1, 8) * cluster;
+    } else if (kind < 90) { /* across a border */
+        op->offset = random_between(random, 1, clusters) * cluster - random_between(random, 1, 500);
+        op->length = random_between(random, 1, 1000);
+    } else if (kind < 95) { /* the end of the disk */
+        op->offset = size - random_between(random, 1, cluster);
+        op->length = cluster;
+    } else { /* large */
+        op->offset = random_below(random, size);
+        op->length = random_between(random, 1, size / 4);
+    }
+}
+
+static void clip(Op *op, uint64_t window, uint64_t window_length)
+{
+    if (op->offset < window || op->offset >= window + window_length) {
+        op->offset = window + op->offset % window_length;
+    }
+    op->length = MIN(op->length, LENGTH_MAX);
+    op->length = MIN(op->length, window + window_length - op->offset);
+}
+
+static OpKind pick_kind(Sequence *sequence)
+{
+    static const struct {
+        OpKind kind;
+        unsigned percent;
+    } table[] = {{OP_READ, 22}, {OP_WRITE, 42}, {OP_TRIM, 11}, {OP_ZERO, 13},
+                 {OP_FLUSH, 5}, {OP_CACHE, 2},  {OP_STATUS, 5}};
+    uint64_t left = random_below(&sequence->random, 100);
+    unsigned i = 0;
+    while (left >= table[i].percent) {
+        left -= table[i++].percent;
+    }
+    return table[i].kind;
+}
+
+static uint32_t pick_flags(Sequence *sequence, const Op *op)
+{
+    Random *random = &sequence->random;
+    struct nbd_handle *handle = sequence->clients->handles[op->connection];
+    uint32_t flags = 0;
+    bool changes = op->kind == OP_WRITE || op->kind == OP_TRIM || op->kind == OP_ZERO;
+    if (changes && random_chance(random, 10) && nbd_can_fua(handle) == 1) {
+        flags |= LIBNBD_CMD_FLAG_FUA;
+    }
+    if (op->kind == OP_ZERO && random_chance(random, 40)) {
+        flags |= LIBNBD_CMD_FLAG_NO_HOLE;
+    }
+    if (op->kind == OP_ZERO && random_chance(random, 20) && nbd_can_fast_zero(handle) == 1) {
+        flags |= LIBNBD_CMD_FLAG_FAST_ZERO;
+    }
+    if (op->kind == OP_READ && random_chance(random, 20) && nbd_can_df(handle) == 1) {
+        flags |= LIBNBD_CMD_FLAG_DF;
+    }
+    if (op->kind == OP_STATUS && random_chance(random, 30)) {
+        flags |= LIBNBD_CMD_FLAG_REQ_ONE;
+    }
+    return flags;
+}
+
+/* Bytes that no other write has at this place: from a random word and the offset. One in sixteen
+ * writes zeroes. */
+static void fill_bytes(Sequence *sequence, Op *op)
+{
+    uint64_t word = random_next(&sequence->random);
+    if (word % 16 == 0) {
+        memset(op->buffer, 0, op->length);
+        return;
+    }
+    for (uint64_t i = 0; i < op->length; i++) {
+        uint64_t at = op->offset + i;
+        op->buffer[i] = (uint8_t)((word >> (at % 8 * 8)) + (at / 8) * 31 + (at >> 12));
+    }
+}
+
+void sequence_pick(Sequence *sequence, Op *op, uint64_t window, uint64_t window_length)
+{
+    unsigned connection = (unsigned)random_below(&sequence->random, sequence->clients->count);
+    struct nbd_handle *handle = sequence->clients->handles[connection];
+    g_free(op->buffer);
+    memset(op, 0, sizeof *op);
+    op->connection = connection;
+    op->kind = pick_kind(sequence);
+    if ((op->kind == OP_STATUS && !sequence->clients->structured[connection]) ||
+        (op->kind == OP_CACHE && nbd_can_cache(handle) != 1)) {
+        op->kind = OP_READ;
+    }
+    op->flags = pick_flags(sequence, op);
+    if (op->kind == OP_FLUSH) {
+        return;
+    }
+    pick_range(sequence, op);
+    clip(op, window, window_length);
+    if (op->kind == OP_READ || op->kind == OP_WRITE) {
+        op->buffer = g_malloc(op->length);
+    }
+    if (op->kind == OP_WRITE) {
+        fill_bytes(sequence, op);
+    }
+}

@@ -1,0 +1,46 @@
+/*
+ * Random numbers that are the same everywhere: splitmix64, from a seed that is printed when a test
+ * fails.
+ */
+#ifndef COMPARE_RANDOM_H
+#define COMPARE_RANDOM_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+typedef struct Random {
+    uint64_t state;
+} Random;
+
+static inline uint64_t random_mix(uint64_t v)
+{
+    v = (v ^ (v >> 30)) * 0xbf58476d1ce4e5b9u;
+    v = (v ^ (v >> 27)) * 0x94d049bb133111ebu;
+    return v ^ (v >> 31);
+}
+
+static inline uint64_t random_next(Random *random)
+{
+    random->state += 0x9e3779b97f4a7c15u;
+    return random_mix(random->state);
+}
+
+/* In [0, limit); limit is not 0. */
+static inline uint64_t random_below(Random *random, uint64_t limit)
+{
+    return random_next(random) % limit;
+}
+
+/* In [low, high]. */
+static inline uint64_t random_between(Random *random, uint64_t low, uint64_t high)
+{
+    return low + random_below(random, high - low + 1);
+}
+
+/* True in percent of 100 cases. */
+static inline bool random_chance(Random *random, unsigned percent)
+{
+    return random_below(random, 100) < percent;
+}
+
+#endif
