@@ -56,7 +56,10 @@ DiskMode disk_mode(const Disk *disk)
 
 int disk_close(Disk *disk)
 {
-    int r = disk->image->write && disk_mode(disk) == DISK_NORMAL ? image_finish(disk->image) : 0;
+    int r = 0;
+    if (disk->image->write) { /* of a degraded disk, answered writes may be missing */
+        r = disk_mode(disk) == DISK_NORMAL ? image_finish(disk->image) : -EIO;
+    }
     gate_destroy(&disk->gate);
     unitcache_free(disk->units);
     mapcache_free(disk->mapcache);
