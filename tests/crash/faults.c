@@ -80,7 +80,11 @@ static void try_fault(Verifier *verifier, const Fault *fault, Totals *totals)
         StatesOptions how = {.seed = SEED + fault->at, .states = CUT_STATES};
         totals->states += states_try(verifier, run, &how, NULL, &findings);
     }
+    uint64_t before = findings_count(&findings);
     try_as_is(verifier, run, &findings);
+    if (findings_count(&findings) > before) {
+        findings_say(&findings, "(that was the image as it lies there)");
+    }
     totals->runs++;
     totals->states++;
     totals->fired += plan.fired > 0;

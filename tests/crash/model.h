@@ -41,6 +41,7 @@ typedef struct Findings {
     uint64_t garbage; /* bytes that nobody wrote here */
     uint64_t corrupt; /* the image's own structure, see verify.c */
     GString *text;
+    unsigned lines; /* said in text, or too many to say */
 } Findings;
 
 typedef struct Model Model;

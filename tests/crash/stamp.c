@@ -55,11 +55,7 @@ uint64_t findings_count(const Findings *findings)
 
 void findings_say(Findings *findings, const char *format, ...)
 {
-    unsigned lines = 0;
-    for (const char *c = findings->text->str; *c; c++) {
-        lines += *c == '\n';
-    }
-    if (lines < FINDINGS_LINES) {
+    if (findings->lines++ < FINDINGS_LINES) {
         va_list args;
         va_start(args, format);
         g_string_append_vprintf(findings->text, format, args);

@@ -66,9 +66,10 @@ static void say_state(const Verifier *verifier, const StatesOptions *options, Re
 {
     g_autoptr(GString) mask = g_string_new(NULL);
     replay_state(replay, cut, number, mask);
-    findings_say(findings,
-                 "state: --setup %s --seed %lu --position %lu, number %u; not durable then:\n%s",
-                 verifier->fixture->setup->name, options->seed, cut, number, mask->str);
+    g_string_append_printf(
+        findings->text,
+        "state: --setup %s --seed %lu --position %lu, number %u; not durable then:\n%s",
+        verifier->fixture->setup->name, options->seed, cut, number, mask->str);
     if (options->dump) {
         verify_dump(verifier->fixture, replay_store(replay), options->dump);
     }
