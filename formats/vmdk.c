@@ -152,7 +152,6 @@ static bool open_extent(Image *image, const VmdkLine *line, VmdkExtent *extent,
     }
     extent->store = image_open_named(image, line->name, false, &extent->path, error);
     if (!extent->store) {
-        g_prefix_error(error, "extent missing or not allowed: ");
         return false;
     }
     return line->type == VMDK_TYPE_SPARSE ? open_sparse(image, line, extent, cache_limit, error)
@@ -222,8 +221,8 @@ static bool vmdk_open(Image *image, GError **error)
     g_autoptr(VmdkState) state = g_new0(VmdkState, 1);
     uint8_t magic[4];
     if (image->write) {
-        return error_set(error, ENOTSUP, "%s: vmdk images cannot be written: open it read-only (-r)",
-                         image->path);
+        return error_set(error, ENOTSUP,
+                         "%s: vmdk images cannot be written: open it read-only (-r)", image->path);
     }
     int r = store_read(image->store, magic, sizeof magic, 0);
     if (r < 0) {

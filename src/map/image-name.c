@@ -215,18 +215,19 @@ static int open_in_root(const char *root, const char *part, bool write, const ch
 /* "nbd://host/x", "json:{...}": what qemu takes as a protocol, letters and a colon before any
  * slash. "file:" says no more than that it is a file. NULL with *error when the name is none of a
  * file. */
-static const char *file_name_of(const Image *image, const char *name, GError **error)
+static const char *file_name_of(const Image *image, const char *what, const char *name,
+                                GError **error)
 {
     const char *plain = g_str_has_prefix(name, "file:") ? name + strlen("file:") : name;
     size_t scheme = strcspn(plain, ":/");
     if (plain == name && plain[scheme] == ':') {
         error_set(error, ENOTSUP,
-                  "%s: names '%s': '%.*s:' names are not opened: must be the name of a file",
-                  image->path, name, (int)scheme, plain);
+                  "%s: %s '%s': names with '%.*s:' are not opened: must be the name of a file",
+                  image->path, what, name, (int)scheme, plain);
         return NULL;
     }
     if (*plain == '\0') {
-        error_set(error, EUCLEAN, "%s: names a file with an empty name", image->path);
+        error_set(error, EUCLEAN, "%s: the name of its %s is empty", image->path, what);
         return NULL;
     }
     return plain;
@@ -243,13 +244,13 @@ static char *combine(const char *image_path, const char *name)
     return g_strdup_printf("%.*s%s", (int)(slash + 1 - image_path), image_path, name);
 }
 
-static void refuse_outside(const Image *image, const char *name, const char *path, GError **error)
+static void refuse_outside(const Image *image, const char *context, const char *path,
+                           GError **error)
 {
     g_autofree char *directory = g_path_get_dirname(path);
     error_set(error, EACCES,
-              "%s: names '%s' (%s), which lies outside the directory of the image: allow it with "
-              "--allow-path %s",
-              image->path, name, path, directory);
+              "%s: lies outside the directory of the image: allow it with --allow-path %s", context,
+              directory);
 }
 
 /* Where path, as written in image, leads: absolute. *why is 0, or the errno that says why it leads
@@ -270,22 +271,22 @@ static char *resolve(const Image *image, const char *path, const char *name, int
     return copy;
 }
 
-int image_name_open(const Image *image, const char *name, bool write, char **resolved,
-                    GError **error)
+int image_name_open(const Image *image, const char *what, const char *name, bool write,
+                    char **resolved, GError **error)
 {
     *resolved = NULL;
-    const char *plain = file_name_of(image, name, error);
+    const char *plain = file_name_of(image, what, name, error);
     if (!plain) {
         return -1;
     }
     if (image->no_names) {
-        error_set(error, EACCES, "%s: names '%s': this image was not opened by its path",
-                  image->path, name);
+        error_set(error, EACCES, "%s: %s '%s': this image was not opened by its path", image->path,
+                  what, name);
         return -1;
     }
     int why;
     g_autofree char *path = combine(image->path, plain);
-    g_autofree char *context = g_strdup_printf("%s: names '%s' (%s)", image->path, name, path);
+    g_autofree char *context = g_strdup_printf("%s: %s '%s' (%s)", image->path, what, name, path);
     g_autofree char *target = resolve(image, path, plain, &why);
     g_autoptr(GPtrArray) roots = allowed_roots(image);
     *resolved = g_strdup(path);
@@ -294,7 +295,7 @@ int image_name_open(const Image *image, const char *name, bool write, char **res
     const char *root = find_root(roots, target, &part);
     if (!root) { /* said before whether it exists: an image must not learn what there is on the host
                   */
-        refuse_outside(image, name, target, error);
+        refuse_outside(image, context, target, error);
         return -1;
     }
     if (why) {

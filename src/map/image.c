@@ -184,13 +184,15 @@ static bool backing_format(const Image *image, const Format **format, GError **e
 static int open_backing_name(Image *image, GError **error)
 {
     g_autoptr(GError) first = NULL;
-    int fd = image_name_open(image, image->backing_name, false, &image->backing_path, &first);
+    int fd = image_name_open(image, "backing file", image->backing_name, false,
+                             &image->backing_path, &first);
     if (fd < 0 && image->backing_substitute) {
         g_free(image->backing_path);
-        fd = image_name_open(image, image->backing_substitute, false, &image->backing_path, NULL);
+        fd = image_name_open(image, "backing file", image->backing_substitute, false,
+                             &image->backing_path, NULL);
     }
     if (fd < 0) {
-        error_set(error, first->code, "backing file missing or not allowed: %s", first->message);
+        g_propagate_error(error, g_steal_pointer(&first));
     }
     return fd;
 }
@@ -427,7 +429,7 @@ int image_map(Image *image, uint64_t offset, uint64_t length, ExtentList *list)
 Store *image_open_named(Image *image, const char *name, bool write, char **resolved, GError **error)
 {
     g_autofree char *path = NULL;
-    int fd = image_name_open(image, name, write, &path, error);
+    int fd = image_name_open(image, "part", name, write, &path, error);
     if (fd < 0) {
         return NULL;
     }

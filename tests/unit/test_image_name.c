@@ -85,7 +85,7 @@ static int open_name(const char *name, const char *allow, char **text)
     g_autofree char *resolved = NULL;
     const char *allow_paths[] = {allow, NULL};
     Image image = {.path = image_path, .allow_paths = allow_paths};
-    autofd int fd = image_name_open(&image, name, false, &resolved, &error);
+    autofd int fd = image_name_open(&image, "part", name, false, &resolved, &error);
     if (fd < 0) {
         *text = g_strdup(error->message);
         return error->code;
