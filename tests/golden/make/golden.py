@@ -1,0 +1,84 @@
+"""What the makers of golden images share: a folder for each image, and what is expected of it."""
+import hashlib
+import inspect
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import tempfile
+
+TOP = pathlib.Path(__file__).resolve().parent.parent
+
+
+def qemu(*words):
+    """Runs a qemu tool, quietly."""
+    subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL)
+
+
+def map_lines(entries):
+    """One line for each entry of `map --output=json`: what tests/golden/run compares."""
+    lines = []
+    for entry in entries:
+        name = os.path.basename(entry["filename"]) if "filename" in entry else "-"
+        lines.append("%d %d depth=%d %s %s%s at %s %s\n" % (
+            entry["start"], entry["length"], entry["depth"],
+            "present" if entry["present"] else "absent",
+            "data" if entry["data"] else "", "zero" if entry["zero"] else "",
+            entry.get("offset", "-"), name))
+    return "".join(lines)
+
+
+class Golden:
+    """One folder, made in a scratch directory and put in place when all of it is there."""
+
+    def __init__(self, name):
+        self.name = name
+        self.folder = TOP / name
+        self.scratch = pathlib.Path(tempfile.mkdtemp(prefix="golden-"))
+
+    def path(self, name):
+        return self.scratch / name
+
+    def write(self, name, content):
+        self.path(name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+    def expect_as_qemu(self, top):
+        """The map and the contents that qemu sees."""
+        found = subprocess.run(["qemu-img", "map", "--output=json", top], cwd=self.scratch,
+                               check=True, capture_output=True).stdout
+        raw = self.path("contents")
+        subprocess.run(["qemu-img", "convert", "-O", "raw", top, raw], cwd=self.scratch, check=True)
+        self.expect(raw.read_bytes(), json.loads(found))
+        raw.unlink()
+
+    def expect(self, contents, entries):
+        self.write("expect.map", map_lines(entries))
+        self.write("expect.sha256", hashlib.sha256(contents).hexdigest() + "\n")
+
+    def expect_error(self, words):
+        """The image is refused with a line that has these words in it."""
+        self.write("expect.error", words + "\n")
+
+    def finish(self, how):
+        self.write("how.md", "# %s\n\n%s\n" % (self.name, inspect.cleandoc(how)))
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        for path in sorted(self.scratch.iterdir()):
+            # Without holes, as git will put them there: a map shows holes of flat files.
+            (self.folder / path.name).write_bytes(path.read_bytes())
+        shutil.rmtree(self.scratch)
+
+
+def make_all(namespace, wanted):
+    """Calls each function called make_FORMAT__NAME_OF_IMAGE; its docstring becomes how.md."""
+    for key, function in sorted(namespace.items()):
+        if not key.startswith("make_") or not inspect.isfunction(function) or "__" not in key:
+            continue
+        name = key[len("make_"):].replace("__", "/").replace("_", "-")
+        if wanted and name not in wanted:
+            continue
+        golden = Golden(name)
+        function(golden)
+        golden.finish(function.__doc__)
+        print(name)
