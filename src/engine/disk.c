@@ -6,6 +6,7 @@
  */
 #include "engine/disk.h"
 
+#include <stdatomic.h>
 #include <string.h>
 
 #include "base/cleanup.h"
@@ -75,8 +76,7 @@ void disk_degrade(Disk *disk, DiskMode mode, const char *why, int error)
 {
     int now = disk->mode;
     while (now < (int)mode) {
-        if (__atomic_compare_exchange_n(&disk->mode, &now, (int)mode, false, __ATOMIC_SEQ_CST,
-                                        __ATOMIC_SEQ_CST)) {
+        if (atomic_compare_exchange_strong(&disk->mode, &now, (int)mode)) {
             log_error("%s: %s: %s: the disk is %s until it is opened again", disk->image->path, why,
                       g_strerror(-error), mode == DISK_READ_ONLY ? "read-only" : "not used");
             return;
