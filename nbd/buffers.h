@@ -23,6 +23,12 @@ typedef struct Buffers { /* all zero: an empty cache */
 /* A buffer of at least length bytes, 1 to BUFFERS_LARGEST, contents unknown; NULL when there is no memory. */
 void *buffers_take(Buffers *buffers, uint32_t length);
 
+/* Memory that a buffer of length bytes costs when it is used: whole pages. */
+static inline uint64_t buffers_cost(uint32_t length)
+{
+    return ((uint64_t)length + BUFFERS_SMALLEST - 1) & ~(uint64_t)(BUFFERS_SMALLEST - 1);
+}
+
 /* Gives back what buffers_take gave for the same length. */
 void buffers_give(Buffers *buffers, void *buffer, uint32_t length);
 

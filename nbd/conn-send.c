@@ -113,7 +113,7 @@ void conn_send_bytes(Conn *conn, const void *bytes, size_t length)
     const uint8_t *from = bytes;
     while (length > 0 && !conn->broken) {
         uint32_t piece = min_u64(length, SEND_BYTES_PIECE);
-        NbdRequest *request = nbd_request_new(conn, 0);
+        NbdRequest *request = nbd_request_new(conn, buffers_cost(piece));
         if (!nbd_request_take_buffer(request, piece)) {
             nbd_request_free(request);
             conn_break(conn);

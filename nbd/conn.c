@@ -28,7 +28,7 @@
 #define RECEIVE_SIZE     (128u << 10) /* asked of one receive */
 #define RECEIVE_TURN_MAX (1u << 20) /* bytes taken in one callback, so that others get their turn */
 #define HANDSHAKE_QUEUE_MAX \
-    (1u << 20)       /* bytes of unsent answers at which no more options are read */
+    (1u << 20)       /* memory of unsent answers at which no more options are read */
 #define STOP_GRACE 5 /* seconds to take the last replies in */
 
 G_STATIC_ASSERT(NBD_SCRATCH_SIZE >= RECEIVE_SIZE + HANDSHAKE_OPTION_MAX + NBD_OPTION_SIZE);
@@ -106,7 +106,7 @@ static void consume(Conn *conn, const uint8_t *bytes, size_t length)
             used = skip_some(conn, length);
         } else if (conn->phase == CONN_TRANSMISSION) {
             used = transmission_consume(conn, bytes, length);
-        } else if (conn->queued_bytes > HANDSHAKE_QUEUE_MAX) {
+        } else if (conn->in_flight_bytes > HANDSHAKE_QUEUE_MAX) {
             used = 0;
             conn_admit(conn, UINT64_MAX);
         } else {
@@ -178,7 +178,7 @@ static void receive(Conn *conn)
 static bool resumable(const Conn *conn)
 {
     if (conn->phase != CONN_TRANSMISSION) {
-        return conn->queued_bytes <= HANDSHAKE_QUEUE_MAX;
+        return conn->in_flight_bytes <= HANDSHAKE_QUEUE_MAX;
     }
     return conn->in_flight == 0 ||
            conn->in_flight_bytes + conn->resume_charge <= conn->local->server->limits.client_memory;

@@ -212,9 +212,9 @@ void transmission_payload_done(Conn *conn)
 static uint64_t charge_of(const NbdRequestHeader *header)
 {
     if (header->command == NBD_CMD_BLOCK_STATUS) {
-        return REPLY_STATUS_MAX * NBD_STATUS_DESCRIPTOR_SIZE;
+        return buffers_cost(REPLY_STATUS_MAX * NBD_STATUS_DESCRIPTOR_SIZE);
     }
-    return COMMANDS[header->command].buffered ? header->length : 0;
+    return COMMANDS[header->command].buffered ? buffers_cost(header->length) : 0;
 }
 
 size_t transmission_consume(Conn *conn, const uint8_t *bytes, size_t length)
