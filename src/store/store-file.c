@@ -352,8 +352,8 @@ Store *store_file_from_fd(int taken_fd, const char *path, StoreOpenFlags flags, 
 {
     autofd int fd = taken_fd;
     bool write = (flags & STORE_OPEN_WRITE) != 0;
-    bool is_device;
-    uint64_t size;
+    bool is_device = false;
+    uint64_t size = 0;
     if (!look_at(fd, path, &is_device, &size, error) ||
         !check_access(fd, path, flags, is_device, error)) {
         return NULL;
