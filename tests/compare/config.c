@@ -82,8 +82,8 @@ int run_status(const char *const *argv)
 {
     g_autoptr(GError) error = NULL;
     int status;
-    if (!g_spawn_sync(NULL, (char **)argv, NULL, G_SPAWN_SEARCH_PATH, NULL, NULL, NULL, NULL,
-                      &status, &error)) {
+    if (!g_spawn_sync(NULL, (char **)argv, NULL, G_SPAWN_SEARCH_PATH | G_SPAWN_STDOUT_TO_DEV_NULL,
+                      NULL, NULL, NULL, NULL, &status, &error)) {
         die("%s", error->message);
     }
     if (!WIFEXITED(status)) {

@@ -27,7 +27,7 @@ static GPtrArray *server_arguments(const Server *server, const char *program, co
     if (g_str_has_suffix(program, "qemu-nbd")) {
         g_autofree char *name = g_path_get_basename(images[0]);
         const char *const rest[] = {"-t", "-e",   "128", "--discard=unmap",
-                                    "-f", format, "-k", server->socket,
+                                    "-f", format, "-k",  server->socket,
                                     "-x", name,   NULL};
         for (unsigned i = 0; rest[i] != NULL; i++) {
             g_ptr_array_add(argv, g_strdup(rest[i]));

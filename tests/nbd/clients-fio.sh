@@ -25,7 +25,7 @@ test_random_on_an_overlay_of_several_jobs() {
     make_data base.raw $size
     qemu-img create -q -f qcow2 -b base.raw -F raw disk.qcow2
     serve disk.qcow2
-    verify --rw=randrw --bsrange=512-128k --blockalign=512 --iodepth=16 --numjobs=4 \
+    verify --rw=randrw --bsrange=512-128k --iodepth=16 --numjobs=4 \
         --size=$((size / 4))M --offset_increment=$((size / 4))M
     stop
     qemu-img check -q disk.qcow2
@@ -34,7 +34,7 @@ test_random_on_an_overlay_of_several_jobs() {
 test_small_clusters() {
     qemu-img create -q -f qcow2 -o cluster_size=512 disk.qcow2 ${size}M
     serve disk.qcow2
-    verify --rw=randwrite --bs=1k-16k --blockalign=512 --iodepth=16 --size=$((size / 4))M
+    verify --rw=randwrite --bsrange=512-16k --iodepth=16 --size=$((size / 4))M
     stop
     qemu-img check -q disk.qcow2
 }

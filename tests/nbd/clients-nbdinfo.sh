@@ -15,8 +15,8 @@ test_json_says_what_the_server_can() {
     jq -e '.exports[0] | .["export-size"] == 4194304 and (.is_read_only | not)
         and .can_multi_conn and .can_flush and .can_fua and .can_trim and .can_zero and .can_fast_zero
         and .can_df and .can_cache' info
-    jq -e '.exports[0] | .block_minimum == 1 and .block_preferred == 4096
-        and .block_maximum == 67108864' info
+    jq -e '.exports[0] | .block_size_minimum == 1 and .block_size_preferred == 4096
+        and .block_size_maximum == 67108864' info
     jq -e '.exports[0].contexts == ["base:allocation"]' info
 }
 

@@ -2,8 +2,9 @@
 # nbdsh (libnbd's Python): several connections to one disk, which must look like one.
 . "$(dirname "$0")/lib.sh"
 
+# Debian's nbdsh, whatever python3 comes first in PATH.
 sh_nbd() {
-    /usr/bin/python3 /usr/bin/nbdsh -n --command "$1"
+    /usr/bin/python3 -m nbd -n --command "$1"
 }
 
 # Connects handles a and b.

@@ -102,7 +102,7 @@ run_tests() {
         else
             bad=1
             echo "not ok ${name#test_}"
-            sed 's/^/    /' "$top/$name.log" "$top/$name"/server*.err
+            cat "$top/$name.log" "$top/$name"/server*.err 2>/dev/null | sed 's/^/    /'
         fi
         rm -rf "${top:?}/$name"
     done
