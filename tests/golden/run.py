@@ -44,6 +44,14 @@ def expect(what, got, wanted):
         raise Wrong("%s is\n%s\nbut should be\n%s" % (what, got, wanted))
 
 
+def expect_map(entries, wanted):
+    """A line of expect.map that does not name the file fits any."""
+    got = map_lines(entries)
+    short = [line if line in wanted else line.split(" in ")[0] for line in got]
+    if short != wanted:
+        raise Wrong("map is\n%s\nbut should be\n%s" % ("\n".join(got), "\n".join(wanted)))
+
+
 def check_refused(read_image, top, words):
     for command in ([read_image, top], [COWNBD, "map", "--json", top]):
         done = run(*command)
@@ -57,7 +65,7 @@ def check_opens(read_image, top, folder):
     digest = (folder / "expect.sha256").read_text()
     expect("sha256", must_run(read_image, top), digest)
     entries = json.loads(must_run(COWNBD, "map", "--json", top))
-    expect("map", map_lines(entries), (folder / "expect.map").read_text())
+    expect_map(entries, (folder / "expect.map").read_text().splitlines())
     info = json.loads(must_run(COWNBD, "info", "--json", top))
     expect("format", info["format"], folder.parent.name)
     last = entries[-1]
