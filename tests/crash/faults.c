@@ -17,7 +17,7 @@
 #include "tests/lib/store-scratch.h"
 
 #define SEED       7
-#define REQUESTS   60
+#define REQUESTS   120
 #define CUT_STATES 6
 
 typedef struct Fault {
@@ -141,7 +141,7 @@ static void try_setup(const char *name, Machine *machine, Totals *totals)
 int main(int argc, char **argv)
 {
     static const char *const names[] = {"v3-4k-overlay-raw", "v2-512-overlay-raw",
-                                        "v3-4k-r64-tiny-cache", "v3-4k-lazy-overlay-qcow2", "raw"};
+                                        "v3-4k-r64-tiny-cache", "v2-512-compressed-snapshot", "raw"};
     log_set_level(LOG_LEVEL_ERROR);
     Machine machine;
     machine_start(&machine);

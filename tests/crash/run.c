@@ -172,13 +172,16 @@ static void lanes_go(Lanes *all, unsigned lane_count)
     }
 }
 
-static void collect(Run *run, Lane *lane)
+static void collect(Run *run, Lane *lane, bool promise_nothing)
 {
     for (guint i = 0; i < lane->tasks->len; i++) {
         Task *task = lane->tasks->pdata[i];
         task->op.data = task->buffer;
+        task->op.fua &= !promise_nothing;
         run->failed += task->request.result != 0;
-        model_add(run->model, &task->op);
+        if (task->op.type != REQUEST_FLUSH || !promise_nothing) {
+            model_add(run->model, &task->op);
+        }
     }
 }
 
@@ -202,10 +205,12 @@ static void run_requests(Run *run, const Fixture *fixture, Machine *machine,
     ModelOp close = {.type = REQUEST_FLUSH, .start = record_tick(run->store), .end = TICK_NEVER};
     run->close_result = disk_close(disk);
     run->close_tick = record_tick(run->store);
-    close.end = run->close_result == 0 ? run->close_tick : TICK_NEVER;
-    model_add(run->model, &close);
+    if (run->close_result == 0 && !options->promise_nothing) {
+        close.end = run->close_tick;
+        model_add(run->model, &close);
+    }
     for (unsigned i = 0; i < lane_count; i++) {
-        collect(run, &lanes[i]);
+        collect(run, &lanes[i], options->promise_nothing);
     }
     model_finish(run->model, findings);
     for (unsigned i = 0; i < lane_count; i++) {

@@ -16,6 +16,8 @@ typedef struct RunOptions {
     unsigned requests;
     unsigned depth_max; /* requests in flight a worker, 1 to this; 0: 8 */
     bool one_worker;
+    bool
+        promise_nothing; /* the model forgets that FLUSH and FUA were answered: only the order counts */
     RecordOptions record;   /* pool is filled in */
     const uint8_t *content; /* the image at the start; NULL: the fixture's new one */
     uint64_t content_size;
