@@ -123,6 +123,8 @@ struct Format {
     /* The "cluster-size" of info; 0: the key is left out. May be NULL. */
     uint64_t (*cluster_size)(const Image *image);
     bool (*dirty_flag)(const Image *image); /* "dirty-flag" of info. May be NULL (false). */
+    /* Host space of all files of the image, bytes. NULL: there is only image->store. */
+    uint64_t (*allocated_bytes)(const Image *image);
 
     const FormatOption *create_options; /* ends with a NULL name; NULL when there is no create */
     /* Writes a new image into an empty store, and syncs it. */

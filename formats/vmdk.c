@@ -392,6 +392,16 @@ static uint64_t vmdk_cluster_size(const Image *image)
     return state->extents[0].sparse ? state->extents[0].sparse->grain : 0;
 }
 
+static uint64_t vmdk_allocated_bytes(const Image *image)
+{
+    const VmdkState *state = image->state;
+    uint64_t sum = store_allocated_bytes(image->store);
+    for (unsigned i = 0; i < state->count && !state->embedded; i++) {
+        sum += state->extents[i].store ? store_allocated_bytes(state->extents[i].store) : 0;
+    }
+    return sum;
+}
+
 const Format format_vmdk = {
     .name = "vmdk",
     .probe = vmdk_probe,
@@ -402,4 +412,5 @@ const Format format_vmdk = {
     .decode = vmdk_decode,
     .info = vmdk_info,
     .cluster_size = vmdk_cluster_size,
+    .allocated_bytes = vmdk_allocated_bytes,
 };

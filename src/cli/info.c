@@ -51,7 +51,7 @@ static JsonObject *describe(const Image *image)
         json_object_set_int_member(object, "cluster-size", cluster_size);
     }
     json_object_set_string_member(object, "format", format->name);
-    json_object_set_int_member(object, "actual-size", store_allocated_bytes(image->store));
+    json_object_set_int_member(object, "actual-size", image_allocated_bytes(image));
     JsonNode *specific = format_specific(image);
     if (specific) {
         json_object_set_member(object, "format-specific", specific);
@@ -139,11 +139,11 @@ static void print_human(JsonObject *object)
     printf("file format: %s\n", json_object_get_string_member(object, "format"));
     print_size_line(object, "virtual-size", "virtual size", true);
     print_size_line(object, "actual-size", "disk size", false);
-    if (json_object_get_boolean_member(object, "dirty-flag")) {
-        printf("cleanly shut down: no\n");
-    }
     if (json_object_has_member(object, "cluster-size")) {
         printf("cluster_size: %" PRId64 "\n", json_object_get_int_member(object, "cluster-size"));
+    }
+    if (json_object_get_boolean_member(object, "dirty-flag")) {
+        printf("cleanly shut down: no\n");
     }
     print_backing(object);
     if (json_object_has_member(object, "format-specific")) {

@@ -316,6 +316,13 @@ int image_finish(Image *image)
     return format->finish ? format->finish(image) : 0;
 }
 
+uint64_t image_allocated_bytes(const Image *image)
+{
+    const Format *format = image->format;
+    return format->allocated_bytes ? format->allocated_bytes(image)
+                                   : store_allocated_bytes(image->store);
+}
+
 static int refuse_answer(const Image *image, const Extent *extent, const char *what)
 {
     log_limited(LOG_LEVEL_ERROR,

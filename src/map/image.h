@@ -72,6 +72,9 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Image, image_unref)
 /* What a writer does last: format->flush until nothing is pending, format->finish. 0 or -errno. [pool]/[main] */
 int image_finish(Image *image);
 
+/* Host space that the image's own files use, bytes. [pool]/[main] */
+uint64_t image_allocated_bytes(const Image *image);
+
 /* Asks the format, checks the answer (order, gaps, range inside the store, flags) in this one place. At least one
  * extent; may end before the range does, never after. Appends to the list, which must be empty or end at offset.
  * The range lies inside the disk. 0 or -errno; -EIO for an answer that cannot be true. */
