@@ -55,6 +55,11 @@ void change_start(Change *change, ChangeKind kind, void (*resume)(Request *reque
     }
 }
 
+static bool is_writable(const Extent *extent)
+{
+    return extent->type == EXTENT_DATA && (extent->flags & EXTENT_WRITABLE);
+}
+
 /* Shortens the change to the units at its beginning that are not writable now; perhaps to none. */
 static int find_what_to_allocate(Disk *disk, Change *change)
 {
@@ -66,7 +71,7 @@ static int find_what_to_allocate(Disk *disk, Change *change)
     uint64_t end = change->offset;
     for (unsigned i = 0; i < change->old.count; i++) {
         const Extent *extent = &change->old.items[i];
-        if (extent->type == EXTENT_DATA && (extent->flags & EXTENT_WRITABLE)) {
+        if (is_writable(extent)) {
             break;
         }
         end = extent_end(extent);
@@ -76,7 +81,8 @@ static int find_what_to_allocate(Disk *disk, Change *change)
         end -= end % disk->image->allocation_unit;
     }
     change->length = end - change->offset;
-    return 0;
+    /* The map of the first unit ended in its middle: the rest of it cannot be read (a damaged backing). */
+    return change->length == 0 && !is_writable(&change->old.items[0]) ? -EIO : 0;
 }
 
 static void gather_allocate(Disk *disk, Change *change, GPtrArray *allocations)
