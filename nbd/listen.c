@@ -145,7 +145,10 @@ static bool split_address(const char *address, char **host, char **port)
         *host = colon != NULL ? g_strndup(address, colon - address) : g_strdup(address);
     }
     *port = g_strdup(colon != NULL ? colon + 1 : NBD_DEFAULT_PORT);
-    return true;
+    /* getaddrinfo takes numbers that are too large, and cuts them. */
+    guint64 number;
+    return !g_ascii_isdigit((*port)[0]) ||
+           g_ascii_string_to_unsigned(*port, 10, 0, UINT16_MAX, &number, NULL);
 }
 
 static char *tcp_uri(int fd)
@@ -223,8 +226,10 @@ static bool open_tcp(const char *address, GPtrArray *listeners, GError **error)
 {
     g_autofree char *host = NULL, *port = NULL;
     if (!split_address(address, &host, &port)) {
-        return error_set(error, EINVAL, "%s: must be HOST:PORT, [ADDRESS]:PORT, :PORT or unix:PATH",
-                         address);
+        return error_set(
+            error, EINVAL,
+            "%s: must be HOST:PORT, [ADDRESS]:PORT, :PORT or unix:PATH, the port at most 65535",
+            address);
     }
     struct addrinfo hints = {.ai_flags = AI_PASSIVE, .ai_socktype = SOCK_STREAM};
     struct addrinfo *infos;

@@ -542,7 +542,7 @@ def test_addresses_that_cannot_be_used_are_refused_in_one_line():
         assert "another server" in refused("-l", "unix:" + server.address, image)
         assert "not a socket" in refused("-l", "unix:" + image, image)
         assert "HOST:PORT" in refused("-l", "::1:80", image)
-        for bad in ("[::1", "unix:", "unix:" + "x" * 200, "127.0.0.1:notaport", "256.1.1.1.1:5"):
+        for bad in ("[::1", "unix:", "unix:" + "x" * 200, "127.0.0.1:notaport", "127.0.0.1:99999", "256.1.1.1.1:5"):
             assert bad.split(":")[0] in refused("-l", bad, image)
         with server.connect() as client:  # the one that was there goes on
             client.go()
