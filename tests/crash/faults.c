@@ -141,7 +141,8 @@ static void try_setup(const char *name, Machine *machine, Totals *totals)
 int main(int argc, char **argv)
 {
     static const char *const names[] = {"v3-4k-overlay-raw", "v2-512-overlay-raw",
-                                        "v3-4k-r64-tiny-cache", "v2-512-compressed-snapshot", "raw"};
+                                        "v3-4k-r64-tiny-cache", "v2-512-compressed-snapshot",
+                                        "raw"};
     log_set_level(LOG_LEVEL_ERROR);
     Machine machine;
     machine_start(&machine);

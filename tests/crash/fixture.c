@@ -77,6 +77,38 @@ static void write_piece(Image *image, uint64_t offset, uint64_t length)
     extent_list_clear(&allocation.extents);
 }
 
+static void fill_pieces(Fixture *fixture, Image *image)
+{
+    for (uint64_t offset = 0; offset + PIECE <= image->size; offset += PIECE) {
+        if (fixture_is_data(offset)) {
+            write_piece(image, offset, PIECE);
+            for (uint64_t i = 0; i < PIECE / CELL; i++) {
+                fixture->values[offset / CELL + i] = VALUE_BACKING;
+            }
+        }
+    }
+    must(image_finish(image) == 0, NULL, "finish");
+}
+
+/* As a writer leaves an image with lazy refcounts when it is cut off: the dirty bit is set, and the refcounts of what
+ * it allocated last are not on the disk. */
+static void make_dirty(Fixture *fixture, Store *store)
+{
+    enum { TABLE_OFFSET = 48, INCOMPATIBLE_LOW_BYTE = 79 };
+    uint8_t bytes[8], dirty = 1;
+    g_autoptr(GError) error = NULL;
+    g_autoptr(Image) image = fixture_open(fixture, store, true, &error);
+    must(image, error, "open to fill");
+    fill_pieces(fixture, image);
+    must(store_read(store, bytes, 8, TABLE_OFFSET) == 0, NULL, "read");
+    must(store_read(store, bytes, 8, load_be64(bytes)) == 0, NULL, "read");
+    uint64_t block = load_be64(bytes), clusters = store_size(store) / fixture->unit;
+    for (uint64_t i = clusters * 2 / 3; i < clusters && i < fixture->unit / 2; i++) {
+        must(store_write(store, "\0\0", 2, block + i * 2) == 0, NULL, "write");
+    }
+    must(store_write(store, &dirty, 1, INCOMPATIBLE_LOW_BYTE) == 0, NULL, "write");
+}
+
 static void make_backing(Fixture *fixture)
 {
     const Setup *setup = fixture->setup;
@@ -89,15 +121,7 @@ static void make_backing(Fixture *fixture)
     ImageOpen how = {.format = format, .write = true};
     g_autoptr(Image) image = image_open_store(fixture->backing_store, &how, NULL, &error);
     must(image, error, "open backing");
-    for (uint64_t offset = 0; offset < below.disk_size; offset += PIECE) {
-        if (fixture_is_data(offset)) {
-            write_piece(image, offset, PIECE);
-            for (uint64_t i = 0; i < PIECE / CELL; i++) {
-                fixture->values[offset / CELL + i] = VALUE_BACKING;
-            }
-        }
-    }
-    must(image_finish(image) == 0, NULL, "finish backing");
+    fill_pieces(fixture, image);
     how.write = false;
     fixture->backing = image_open_store(fixture->backing_store, &how, NULL, &error);
     must(fixture->backing, error, "open backing again");
@@ -118,6 +142,9 @@ Fixture *fixture_new(const Setup *setup)
         return fixture;
     }
     g_autoptr(Store) store = create_image(setup, fixture->format);
+    if (setup->dirty) {
+        make_dirty(fixture, store);
+    }
     const uint8_t *content = scratch_content(store, &fixture->content_size);
     fixture->content = g_memdup2(content, fixture->content_size);
     return fixture;

@@ -23,6 +23,7 @@ typedef struct Setup {
     const char *backing;        /* format of the backing, or NULL */
     bool compressed;         /* the image has compressed clusters at the start; made by qemu-img */
     bool snapshot;           /* and an internal snapshot, which shares all clusters; the same */
+    bool dirty;              /* data is there, the last writer was cut off, refcounts are stale */
     uint64_t metadata_cache; /* 0: the default */
 } Setup;
 

@@ -8,6 +8,7 @@
  * Requests depend on the seed alone, the interleaving of threads does not: --seed S --setup NAME runs the same
  * requests again, and --position P looks at all states near one place of the record.
  */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -16,7 +17,7 @@
 #include "states.h"
 #include "tests/lib/random.h"
 
-static gint64 option_states = 0, option_seed = 0, option_position = 0;
+static gint64 option_states = 0, option_from = 1, option_seed = 0, option_position = 0;
 static int option_requests = 400, option_qemu_every = 100;
 static char *option_setup, *option_dump;
 
@@ -24,6 +25,7 @@ static GOptionEntry entries[] = {
     {"states", 0, 0, G_OPTION_ARG_INT64, &option_states, "States to try, over all configurations",
      "N"},
     {"seed", 0, 0, G_OPTION_ARG_INT64, &option_seed, "Only runs of this seed", "S"},
+    {"from", 0, 0, G_OPTION_ARG_INT64, &option_from, "The first of many seeds", "S"},
     {"setup", 0, 0, G_OPTION_ARG_STRING, &option_setup, "Only this configuration", "NAME"},
     {"position", 0, 0, G_OPTION_ARG_INT64, &option_position, "Only this cut of the record", "P"},
     {"requests", 0, 0, G_OPTION_ARG_INT, &option_requests, "Requests a run", "N"},
@@ -59,8 +61,9 @@ static void count(Totals *totals, const char *name, uint64_t states, Verifier *v
     }
 }
 
-/* The interleaving changes with the seed too: some runs on a fast disk, some on one that makes everybody wait. */
-static RunOptions run_options(uint64_t seed)
+/* The disk changes with the seed too: some are fast, some make everybody wait, some are full, some fail now and
+ * then. */
+static RunOptions run_options(uint64_t seed, const Fixture *fixture, FaultPlan *plan)
 {
     Random random = random_new(seed ^ 0x72756e73);
     RunOptions options = {.seed = seed, .requests = option_requests};
@@ -70,6 +73,22 @@ static RunOptions run_options(uint64_t seed)
     options.record.delay_percent = (unsigned[]){0, 5, 30}[random_below(&random, 3)];
     options.record.delay_max_us = 300;
     options.record.no_punch = random_percent(&random, 50);
+    switch (random_below(&random, 6)) {
+    case 0:
+        options.record.capacity =
+            fixture->content_size + random_below(&random, fixture->setup->disk_size);
+        break;
+    case 1: /* errors after which the server goes on */
+        fault_plan_init_random(plan, FAULT_WRITE, 1 + random_below(&random, 10), -ENOSPC, seed);
+        options.record.faults = plan;
+        break;
+    case 2:
+        fault_plan_init_random(plan, FAULT_READ, 1 + random_below(&random, 10), -EIO, seed);
+        options.record.faults = plan;
+        break;
+    default:
+        break;
+    }
     return options;
 }
 
@@ -83,7 +102,11 @@ static uint64_t run_once(Verifier *verifier, RunOptions *run_how, StatesOptions 
     uint64_t tried = 0;
     if (run->opened) {
         tried = states_try(verifier, run, how, survivor, findings);
-        states_try_end(verifier, run, leaks, findings);
+        /* What fails now and then may fail at the end. */
+        if (run->close_result == 0 || !run_how->record.faults) {
+            states_try_end(verifier, run, run_how->record.faults ? VERIFY_LEAKS_ALLOWED : leaks,
+                           findings);
+        }
     }
     run_how->first_value = run->next_value;
     run_free(run);
@@ -101,7 +124,8 @@ static void round_of(const Setup *setup, uint64_t seed, uint64_t states, Machine
     Survivor survivor = {0};
     verifier_init(&verifier, fixture, machine);
     findings_init(&findings);
-    RunOptions run_how = run_options(seed);
+    FaultPlan plan;
+    RunOptions run_how = run_options(seed, fixture, &plan);
     StatesOptions how = {.seed = seed,
                          .states = (states + 1) / 2,
                          .position = option_position,
@@ -129,7 +153,7 @@ static void all_rounds(uint64_t states, Machine *machine, Totals *totals)
 {
     const Setup *only = option_setup ? setup_find(option_setup) : NULL;
     const unsigned states_a_round = option_position ? 64 : 300;
-    uint64_t seed = option_seed ? option_seed : 1;
+    uint64_t seed = option_seed ? option_seed : option_from;
     while (totals->states < states && totals->bad < 3) {
         for (const Setup *setup = only ? only : setups; setup->name; setup++) {
             uint64_t before = findings_count(&totals->findings);

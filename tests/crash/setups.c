@@ -39,6 +39,8 @@ const Setup setups[] = {
     QCOW2("v3-4k-snapshot", 1024 * KIB, "4096", "16", "1.1", .snapshot = true),
     QCOW2("v2-512-compressed-snapshot", 256 * KIB, "512", "16", "0.10", .compressed = true,
           .snapshot = true),
+    QCOW2("v3-4k-dirty", 1024 * KIB, "4096", "16", "1.1", .lazy_refcounts = "on", .dirty = true),
+    QCOW2("v3-2m", 8 * 1024 * KIB, "2097152", "16", "1.1"),
     {.name = "raw", .format = "raw", .disk_size = 512 * KIB},
     {.name = NULL},
 };

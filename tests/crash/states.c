@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/bytes.h"
 #include "replay.h"
 #include "tests/lib/random.h"
 #include "tests/lib/store-scratch.h"
@@ -29,7 +30,10 @@ static uint64_t *pick_cuts(const Run *run, const StatesOptions *options, uint64_
     const uint64_t *durable = model_durable_ticks(run->model, &durable_count);
     for (uint64_t i = 0; i < count; i++) {
         cuts[i] = 1 + random_below(&random, run->close_tick);
-        if (durable_count && random_percent(&random, 33)) {
+        if (random_percent(&random, 10)) { /* opening and closing: few ticks, but other code */
+            uint64_t near = random_below(&random, min_u64(40, run->close_tick));
+            cuts[i] = random_percent(&random, 50) ? 1 + near : run->close_tick - near;
+        } else if (durable_count && random_percent(&random, 33)) {
             cuts[i] = durable[random_below(&random, durable_count)] + 1;
         }
         if (options->position) {

@@ -17,15 +17,26 @@ void fault_plan_init(FaultPlan *plan, FaultKind kind, uint64_t at, bool forever,
     pthread_mutex_init(&plan->lock, NULL);
 }
 
+void fault_plan_init_random(FaultPlan *plan, FaultKind kind, unsigned percent, int error,
+                            uint64_t seed)
+{
+    fault_plan_init(plan, kind, 0, false, error);
+    plan->percent = percent;
+    plan->random = random_new(seed);
+}
+
 void fault_plan_clear(FaultPlan *plan)
 {
     pthread_mutex_destroy(&plan->lock);
 }
 
-static bool must_fail(const FaultPlan *plan, FaultKind kind, uint64_t number)
+static bool must_fail(FaultPlan *plan, FaultKind kind, uint64_t number)
 {
-    if (plan->at == 0 || plan->kind != kind) {
+    if (plan->kind != kind || (plan->at == 0 && plan->percent == 0)) {
         return false;
+    }
+    if (plan->percent != 0) {
+        return random_percent(&plan->random, plan->percent);
     }
     return plan->forever ? number >= plan->at : number == plan->at;
 }

@@ -12,6 +12,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "tests/lib/random.h"
+
 typedef enum {
     FAULT_READ,
     FAULT_WRITE,
@@ -23,17 +25,22 @@ typedef enum {
 
 typedef struct FaultPlan {
     FaultKind kind;
-    uint64_t at;  /* the at-th operation of this kind fails; 0: none does */
-    bool forever; /* and every later one */
-    int error;    /* a negative errno */
+    uint64_t at;      /* the at-th operation of this kind fails; 0: none does */
+    bool forever;     /* and every later one */
+    int error;        /* a negative errno */
+    unsigned percent; /* instead of `at`: so many of the operations of this kind fail, at random */
 
     pthread_mutex_t lock;
     uint64_t counts[FAULT_KINDS];
     int sync_error; /* a failed sync stays failed, as store_sync says */
     uint64_t fired;
+    Random random;
 } FaultPlan;
 
 void fault_plan_init(FaultPlan *plan, FaultKind kind, uint64_t at, bool forever, int error);
+/* A plan of random faults. */
+void fault_plan_init_random(FaultPlan *plan, FaultKind kind, unsigned percent, int error,
+                            uint64_t seed);
 void fault_plan_clear(FaultPlan *plan);
 
 /* Counts one operation; 0, or the negative errno with which it must fail. plan may be NULL. [any]

@@ -15,7 +15,7 @@
 #include "base/cleanup.h"
 #include "tests/lib/random.h"
 
-#define CONTENT_MAX (256u << 20) /* beyond this the disk is full */
+#define CONTENT_MAX (256u << 20) /* when no capacity is given */
 #define HOLE_BLOCK  4096u
 #define NO_ENTRY    UINT64_MAX
 
@@ -148,7 +148,7 @@ static uint64_t write_effect(RecordStore *record, const struct iovec *iov, int c
 {
     uint64_t length = iov_length(iov, count);
     *error = fault_plan_check(record->options.faults, FAULT_WRITE);
-    if (!*error && !range_within(offset, length, CONTENT_MAX)) {
+    if (!*error && !range_within(offset, length, record->options.capacity)) {
         *error = -ENOSPC;
         return NO_ENTRY;
     }
@@ -319,7 +319,7 @@ static int record_truncate(Store *store, uint64_t size)
 {
     RecordStore *record = record_of(store);
     int error = fault_plan_check(record->options.faults, FAULT_TRUNCATE);
-    if (!error && size > CONTENT_MAX) {
+    if (!error && size > record->options.capacity) {
         error = -ENOSPC;
     }
     if (error) {
@@ -397,6 +397,7 @@ Store *store_record_new(const char *name, const uint8_t *content, uint64_t size,
     RecordStore *record = g_new0(RecordStore, 1);
     store_init(&record->store, &record_ops, name, false, size);
     record->options = *options;
+    record->options.capacity = options->capacity ? max_u64(options->capacity, size) : CONTENT_MAX;
     record->random = random_new(options->seed);
     pthread_mutex_init(&record->lock, NULL);
     record->capacity = max_u64(size, 1u << 20);

@@ -41,6 +41,7 @@ typedef struct RecordOptions {
     unsigned eagain_percent; /* how many nowait calls answer -EAGAIN */
     unsigned delay_percent;  /* how many of the others wait a little */
     unsigned delay_max_us;
+    uint64_t capacity; /* a full disk: the store cannot grow beyond it; 0: it can */
     bool no_punch;     /* the host cannot punch: freed space keeps its old bytes */
     bool discard;      /* keep no record: for runs that only want the faults */
     FaultPlan *faults; /* may be NULL */
