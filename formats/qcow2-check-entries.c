@@ -6,12 +6,6 @@
  */
 #include "formats/qcow2-check.h"
 
-static bool only_table(Qcow2Check *check, const CheckTable *table)
-{
-    return counts_wanted(&check->counts, table->offset >> check->s->cluster_bits) ==
-           table->references;
-}
-
 /* ---- entries that cannot be ---- */
 
 static void say_mended(Qcow2Check *check, const char *what, uint64_t at, uint64_t entry,
@@ -23,10 +17,10 @@ static void say_mended(Qcow2Check *check, const char *what, uint64_t at, uint64_
               verdict.lost ? "; what it pointed to is lost" : "");
 }
 
-static bool mend_table(Qcow2Check *check, const CheckTable *table, uint8_t *entries)
+static bool mend_table(Qcow2Check *check, const CheckTable *table, uint8_t *entries, void *opaque)
 {
     bool changed = false;
-    for (uint64_t i = 0; only_table(check, table) && i < check->cluster_size; i += 8) {
+    for (uint64_t i = 0; check_only_table(check, table) && i < check->cluster_size; i += 8) {
         uint64_t entry = load_be64(entries + i);
         CheckVerdict verdict = check_l2_entry(check, entry);
         if (verdict.reason) {
@@ -87,7 +81,7 @@ static uint64_t mend_l1_entry(Qcow2Check *check, uint64_t at, uint64_t entry, vo
 int check_mend_entries(Qcow2Check *check, bool *tables_lost)
 {
     const Qcow2Header *header = &check->s->header;
-    int result = check_visit_tables(check, mend_table);
+    int result = check_visit_tables(check, mend_table, NULL);
     if (result == 0) {
         result =
             edit_l1(check, header->l1_table_offset, header->l1_size, mend_l1_entry, tables_lost);
@@ -118,10 +112,10 @@ static uint64_t copied_l1_entry(Qcow2Check *check, uint64_t at, uint64_t entry, 
     return check_l1_entry(check, entry).reason ? entry : with_copied(check, entry);
 }
 
-static bool copied_table(Qcow2Check *check, const CheckTable *table, uint8_t *entries)
+static bool copied_table(Qcow2Check *check, const CheckTable *table, uint8_t *entries, void *opaque)
 {
     bool changed = false;
-    if (table->active == 0 || !only_table(check, table)) {
+    if (table->active == 0 || !check_only_table(check, table)) {
         return false;
     }
     for (uint64_t i = 0; i < check->cluster_size; i += 8) {
@@ -143,7 +137,7 @@ static bool copied_table(Qcow2Check *check, const CheckTable *table, uint8_t *en
 int check_mend_copied(Qcow2Check *check)
 {
     const Qcow2Header *header = &check->s->header;
-    int result = check_visit_tables(check, copied_table);
+    int result = check_visit_tables(check, copied_table, NULL);
     return result ? result
                   : edit_l1(check, header->l1_table_offset, header->l1_size, copied_l1_entry, NULL);
 }

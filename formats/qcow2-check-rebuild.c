@@ -108,7 +108,7 @@ static int write_blocks(const Rebuild *rebuild)
         uint64_t first = g_array_index(rebuild->blocks, uint64_t, i) * rebuild->per_block;
         memset(block, 0, check->cluster_size);
         for (uint64_t n = 0; n < rebuild->per_block; n++) {
-            uint64_t count = counts_wanted(&check->counts, first + n);
+            uint64_t count = check_wanted(check, first + n);
             if (count != 0) {
                 qcow2_refcount_store(block, n, check->s->refcount_order, count);
             }

@@ -53,7 +53,8 @@ static bool load_table(Qcow2Check *check, GError **error)
 static void load_block(Qcow2Check *check, uint64_t index, uint8_t *buffer)
 {
     uint64_t per_block = counts_per_block(check), first = index * per_block;
-    uint64_t end = check->file_clusters + 1; /* a compressed cluster may end in the next one */
+    /* A compressed cluster may end one behind the end. More costs time, and is wanted by repairs alone. */
+    uint64_t end = check->whole_blocks ? UINT64_MAX : check->file_clusters + 1;
     uint64_t offset = block_offset(check, index);
     if (offset == 0 || first >= end) {
         return;
@@ -83,6 +84,28 @@ bool check_load_refcounts(Qcow2Check *check, GError **error)
         load_block(check, i, buffer);
     }
     return true;
+}
+
+uint64_t check_wanted(Qcow2Check *check, uint64_t cluster)
+{
+    return min_u64(counts_wanted(&check->counts, cluster), check->s->refcount_max);
+}
+
+uint64_t check_found(Qcow2Check *check, uint64_t cluster)
+{
+    if (check->whole_blocks || cluster <= check->file_clusters) {
+        return counts_found(&check->counts, cluster);
+    }
+    /* Only entries that point behind the end of the file lead here. */
+    uint64_t index = cluster % counts_per_block(check);
+    uint64_t offset = block_offset(check, cluster / counts_per_block(check));
+    unsigned order = check->s->refcount_order;
+    uint8_t bytes[8];
+    uint64_t at = order < 3 ? index >> (3 - order) : index << (order - 3);
+    if (offset == 0 || store_read(check->store, bytes, sizeof bytes, offset + at) < 0) {
+        return 0;
+    }
+    return qcow2_refcount_load(bytes, order < 3 ? index % (8 >> order) : 0, order);
 }
 
 static void refer_block(Qcow2Check *check, uint64_t index)
@@ -126,11 +149,14 @@ void check_refer_refcounts(Qcow2Check *check)
 
 static void compare_cluster(Qcow2Check *check, uint64_t cluster)
 {
-    uint64_t wanted = counts_wanted(&check->counts, cluster);
+    uint64_t wanted = check_wanted(check, cluster);
     uint64_t found = counts_found(&check->counts, cluster);
     if (found > wanted && cluster < check->file_clusters) {
         check_leak(check, cluster, found, wanted);
+    } else if (found > wanted) {
+        check->stale++;
     } else if (found < wanted) {
+        check->overused += wanted > 1;
         check_corruption(check, 1,
                          "ERROR cluster %" PRIu64 " refcount=%" PRIu64 " reference=%" PRIu64,
                          cluster, found, wanted);
@@ -163,10 +189,9 @@ void check_compare(Qcow2Check *check)
 
 static bool must_write(Qcow2Check *check, uint64_t cluster, CheckDirection direction)
 {
-    uint64_t wanted = counts_wanted(&check->counts, cluster);
+    uint64_t wanted = check_wanted(check, cluster);
     uint64_t found = counts_found(&check->counts, cluster);
-    return direction == CHECK_RAISE ? wanted > found
-                                    : wanted < found && cluster < check->file_clusters;
+    return direction == CHECK_RAISE ? wanted > found : wanted < found;
 }
 
 bool check_needs_rebuild(Qcow2Check *check)
@@ -180,6 +205,7 @@ bool check_needs_rebuild(Qcow2Check *check)
         for (unsigned i = 0; i < COUNT_CHUNK; i++) {
             uint64_t cluster = chunk->first + i;
             if (chunk->wanted[i] > chunk->found[i] &&
+                check_wanted(check, cluster) > chunk->found[i] &&
                 block_offset(check, cluster / counts_per_block(check)) == 0) {
                 return true;
             }
@@ -222,7 +248,7 @@ static int edit_cluster(BlockEdit *edit, uint64_t cluster)
         edit->offset = offset;
     }
     qcow2_refcount_store(edit->data, cluster % per_block, check->s->refcount_order,
-                         counts_wanted(&check->counts, cluster));
+                         check_wanted(check, cluster));
     return 0;
 }
 

@@ -75,13 +75,12 @@ void check_count(Qcow2Check *check, uint64_t offset, uint64_t length, uint64_t t
     uint64_t last = (offset + length - 1) >> check->s->cluster_bits;
     for (uint64_t cluster = offset >> check->s->cluster_bits; cluster <= last; cluster++) {
         uint64_t count = counts_wanted(&check->counts, cluster) + times;
-        uint64_t max = check->s->refcount_max;
-        if (count > max) {
-            check_corruption(check, count - max,
+        if (count > check->s->refcount_max) {
+            check->overused++;
+            check_corruption(check, min_u64(times, count - check->s->refcount_max),
                              "ERROR cluster %" PRIu64 " has %" PRIu64
                              " references: refcounts of this image end at %" PRIu64,
-                             cluster, count, max);
-            count = max;
+                             cluster, count, check->s->refcount_max);
         }
         counts_set_wanted(&check->counts, cluster, count);
     }
@@ -117,6 +116,7 @@ static void refuse_overlap(Qcow2Check *check, uint64_t cluster, uint64_t expecte
     uint64_t wanted = counts_wanted(&check->counts, cluster);
     /* Where the refcount differs, the comparison has said it. */
     if (wanted > expected && wanted == counts_found(&check->counts, cluster)) {
+        check->overused++;
         check_corruption(check, 1,
                          "ERROR cluster %" PRIu64 " is %s, and %" PRIu64 " others refer to it",
                          cluster, what, wanted - expected);

@@ -90,7 +90,7 @@ CheckVerdict check_l2_entry(const Qcow2Check *check, uint64_t entry)
 static void check_copied(Qcow2Check *check, const char *what, uint64_t entry, uint64_t times)
 {
     uint64_t offset = entry & QCOW2_OFFSET_MASK;
-    uint64_t refcount = counts_found(&check->counts, offset >> check->s->cluster_bits);
+    uint64_t refcount = check_found(check, offset >> check->s->cluster_bits);
     if ((refcount == 1) != ((entry & QCOW2_COPIED) != 0)) {
         check->bad_copied += times;
         check_corruption(check, times,
@@ -99,25 +99,27 @@ static void check_copied(Qcow2Check *check, const char *what, uint64_t entry, ui
     }
 }
 
-static void scan_l1_entry(Qcow2Check *check, uint64_t at, uint64_t entry, bool active)
+static void scan_l1_entry(Qcow2Check *check, uint64_t at, uint32_t index, uint64_t entry,
+                          bool active)
 {
+    uint64_t offset = entry & QCOW2_OFFSET_MASK;
     CheckVerdict verdict = check_l1_entry(check, entry);
     if (verdict.reason) {
         check->bad_entries++;
         check_corruption(check, 1, "ERROR L1 entry at %" PRIu64 " is 0x%" PRIx64 ": %s", at, entry,
                          verdict.reason);
     }
-    if (verdict.mended == 0) {
-        return;
-    }
-    CheckTable table = {
-        .offset = entry & QCOW2_OFFSET_MASK,
-        .references = 1,
-        .active = active,
-    };
-    g_array_append_val(check->tables, table);
-    if (active) {
+    if (active && offset != 0) {
         check_copied(check, "L2 table", entry, 1);
+    }
+    if (verdict.mended != 0) {
+        CheckTable table = {
+            .offset = offset,
+            .l1_index = index,
+            .references = 1,
+            .active = active,
+        };
+        g_array_append_val(check->tables, table);
     }
 }
 
@@ -142,7 +144,7 @@ void check_collect_l1(Qcow2Check *check, uint64_t offset, uint32_t entries, bool
         for (uint64_t i = 0; i < n; i += 8) {
             uint64_t entry = load_be64(piece + i);
             if (entry != 0) {
-                scan_l1_entry(check, offset + done + i, entry, active);
+                scan_l1_entry(check, offset + done + i, (done + i) / 8, entry, active);
             }
         }
     }
@@ -174,6 +176,12 @@ void check_sort_tables(Qcow2Check *check)
 }
 
 /* ---- L2 ---- */
+
+bool check_only_table(Qcow2Check *check, const CheckTable *table)
+{
+    return counts_wanted(&check->counts, table->offset >> check->s->cluster_bits) ==
+           table->references;
+}
 
 static void scan_compressed(Qcow2Check *check, const CheckTable *table, uint64_t entry)
 {
@@ -210,7 +218,7 @@ static void scan_standard(Qcow2Check *check, const CheckTable *table, uint64_t e
     }
 }
 
-static bool scan_table(Qcow2Check *check, const CheckTable *table, uint8_t *entries)
+static bool scan_table(Qcow2Check *check, const CheckTable *table, uint8_t *entries, void *opaque)
 {
     uint64_t next = 0;
     for (uint64_t i = 0; i < check->cluster_size; i += 8) {
@@ -240,7 +248,7 @@ void check_scan_tables(Qcow2Check *check)
         const CheckTable *table = &g_array_index(check->tables, CheckTable, i);
         check_count(check, table->offset, check->cluster_size, table->references);
     }
-    check_visit_tables(check, scan_table);
+    check_visit_tables(check, scan_table, NULL);
 }
 
 /* How many tables from index on lie one behind the other, and fit one read. */
@@ -256,8 +264,8 @@ static unsigned tables_together(const Qcow2Check *check, unsigned index)
     return n;
 }
 
-static int visit_run(Qcow2Check *check, CheckVisit visit, unsigned index, unsigned count,
-                     uint8_t *buffer)
+static int visit_run(Qcow2Check *check, CheckVisit visit, void *opaque, unsigned index,
+                     unsigned count, uint8_t *buffer)
 {
     const CheckTable *tables = &g_array_index(check->tables, CheckTable, index);
     uint64_t length = (uint64_t)count << check->s->cluster_bits;
@@ -269,14 +277,14 @@ static int visit_run(Qcow2Check *check, CheckVisit visit, unsigned index, unsign
     }
     for (unsigned i = 0; i < count && result == 0; i++) {
         uint8_t *entries = buffer + ((uint64_t)i << check->s->cluster_bits);
-        if (visit(check, &tables[i], entries)) {
+        if (visit(check, &tables[i], entries, opaque)) {
             result = store_write(check->store, entries, check->cluster_size, tables[i].offset);
         }
     }
     return result;
 }
 
-int check_visit_tables(Qcow2Check *check, CheckVisit visit)
+int check_visit_tables(Qcow2Check *check, CheckVisit visit, void *opaque)
 {
     g_autofree uint8_t *buffer = NULL;
     unsigned room = 0;
@@ -288,7 +296,7 @@ int check_visit_tables(Qcow2Check *check, CheckVisit visit)
             buffer = g_malloc((uint64_t)count << check->s->cluster_bits);
             room = count;
         }
-        int result = visit_run(check, visit, i, count, buffer);
+        int result = visit_run(check, visit, opaque, i, count, buffer);
         first_error = first_error ? first_error : result;
     }
     return first_error;

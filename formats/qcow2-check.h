@@ -9,6 +9,7 @@
  *     qcow2-check-refcounts.c  reads, compares, raises and lowers refcounts
  *     qcow2-check-rebuild.c    refcounts anew, in new space
  *     qcow2-check-entries.c    mends entries of L1 and L2 tables
+ *     qcow2-check-unshare.c    gives data that lies on top of something else a place of its own
  *
  * Everything is read from the store, past the metadata cache. [exclusive]
  */
@@ -53,6 +54,7 @@ GPtrArray *counts_sorted(Counts *counts);
 /* An L2 table, and how many L1 entries point to it: in all L1 tables, and in the active one. */
 typedef struct CheckTable {
     uint64_t offset;
+    uint32_t l1_index; /* of one of them: which part of the disk the table is about */
     uint32_t references, active;
 } CheckTable;
 
@@ -76,13 +78,16 @@ typedef struct Qcow2Check {
     uint64_t *blocks; /* the refcount table */
     uint64_t block_count;
 
+    bool whole_blocks;      /* read refcounts behind the end of the file, too */
     bool skip_refcounts;    /* do not refer to refcount table and blocks: they will be replaced */
     bool refcounts_damaged; /* table or blocks cannot be used as they are */
     uint64_t bad_entries;   /* of L1 and L2 tables, which mending would change */
     uint64_t bad_copied;    /* entries whose COPIED flag is wrong */
-    uint64_t messages;      /* given so far */
-    uint64_t table_bytes;   /* of L1 and bitmap tables looked at so far */
-    bool quiet;             /* count, but say nothing */
+    uint64_t stale;    /* refcounts behind the end of the file: no leaks, but wrong once it grows */
+    uint64_t overused; /* clusters that more refer to than the image knows, or may */
+    uint64_t messages; /* given so far */
+    uint64_t table_bytes; /* of L1 and bitmap tables looked at so far */
+    bool quiet;           /* count, but say nothing */
 } Qcow2Check;
 
 /* One look at everything. The result is in check->result, *check is good for the functions that
@@ -122,17 +127,23 @@ typedef struct CheckVerdict {
 CheckVerdict check_l1_entry(const Qcow2Check *check, uint64_t entry);
 CheckVerdict check_l2_entry(const Qcow2Check *check, uint64_t entry);
 
+bool check_only_table(Qcow2Check *check, const CheckTable *table); /* nothing else refers to it */
+
 void check_collect_l1(Qcow2Check *check, uint64_t offset, uint32_t entries, bool active);
 void check_sort_tables(Qcow2Check *check);
 void check_scan_tables(Qcow2Check *check);
 
 /* Calls visit for each L2 table with its entries as on disk; where visit says true, it changed them, and they
  * are written back. 0 or the first -errno; a table that cannot be read is a check error, and passed over. */
-typedef bool (*CheckVisit)(Qcow2Check *check, const CheckTable *table, uint8_t *entries);
-int check_visit_tables(Qcow2Check *check, CheckVisit visit);
+typedef bool (*CheckVisit)(Qcow2Check *check, const CheckTable *table, uint8_t *entries,
+                           void *opaque);
+int check_visit_tables(Qcow2Check *check, CheckVisit visit, void *opaque);
 
 /* qcow2-check-refcounts.c */
 bool check_load_refcounts(Qcow2Check *check, GError **error);
+uint64_t check_wanted(Qcow2Check *check, uint64_t cluster); /* as far as the width can say it */
+uint64_t check_found(Qcow2Check *check,
+                     uint64_t cluster); /* the refcount on disk, of any cluster */
 void check_refer_refcounts(Qcow2Check *check);
 void check_compare(Qcow2Check *check);
 
@@ -145,6 +156,10 @@ bool check_needs_rebuild(Qcow2Check *check);
 /* qcow2-check-rebuild.c: all refcounts anew, synced, and the header points to them. check was scanned
  * with skip_refcounts. keep_leaks: what nothing refers to stays allocated. 0 or -errno. */
 int check_rebuild(Qcow2Check *check, bool keep_leaks);
+
+/* qcow2-check-unshare.c: data that lies where other data or metadata lies gets clusters of its own. Synced but for
+ * the entries. *changed: something was written. 0 or -errno. */
+int check_unshare(Qcow2Check *check, bool *changed);
 
 /* qcow2-check-entries.c: 0 or -errno; not synced. */
 int check_mend_entries(Qcow2Check *check, bool *tables_lost);

@@ -1,0 +1,151 @@
+/*
+ * qcow2 check: data that lies on top of something else gets a place of its own.
+ *
+ * Two parts of the disk must not share a host cluster, nor may data share one with metadata: a write to the one would
+ * change the other. Raising the refcount alone would only put that off, and a refcount of one bit cannot be raised.
+ * So what the guest reads now is copied behind the end of the file, and the entry points there. Snapshots share
+ * clusters rightly: they are about the same part of the disk.
+ *
+ *     first walk: for each suspect cluster, which part of the disk refers to it first, and how often data does
+ *     second walk: entries of any other part, and all when metadata lies there, too, are moved
+ */
+#include "formats/qcow2-check.h"
+
+typedef struct Suspect {
+    uint64_t cluster;
+    uint64_t guest;      /* cluster of the disk that may keep it */
+    uint64_t references; /* by data */
+} Suspect;
+
+typedef struct Unshare {
+    GHashTable *suspects; /* cluster -> Suspect */
+    uint8_t *buffer;
+    uint64_t next; /* cluster: where the next copy goes */
+    int result;
+    bool changed;
+} Unshare;
+
+static uint64_t guest_cluster(const Qcow2Check *check, const CheckTable *table, uint64_t index)
+{
+    return ((uint64_t)table->l1_index << check->s->l2_bits) + index;
+}
+
+/* The host cluster of plain data, or 0: there is none. */
+static uint64_t data_cluster(const Qcow2Check *check, uint64_t entry)
+{
+    if ((entry & QCOW2_COMPRESSED) || check_l2_entry(check, entry).reason) {
+        return 0;
+    }
+    return (entry & QCOW2_OFFSET_MASK) >> check->s->cluster_bits;
+}
+
+/* A table that others refer to may be no table at all; it is one when every entry is possible. */
+static bool is_table(Qcow2Check *check, const CheckTable *table, const uint8_t *entries)
+{
+    if (check_only_table(check, table)) {
+        return true;
+    }
+    for (uint64_t i = 0; i < check->cluster_size; i += 8) {
+        if (check_l2_entry(check, load_be64(entries + i)).reason) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool note_suspects(Qcow2Check *check, const CheckTable *table, uint8_t *entries,
+                          void *opaque)
+{
+    Unshare *unshare = opaque;
+    for (uint64_t i = 0; i < check->cluster_size / 8; i++) {
+        uint64_t cluster = data_cluster(check, load_be64(entries + i * 8));
+        if (cluster == 0 || counts_wanted(&check->counts, cluster) <= 1) {
+            continue;
+        }
+        Suspect *suspect = g_hash_table_lookup(unshare->suspects, &cluster);
+        if (!suspect) {
+            suspect = g_new(Suspect, 1);
+            *suspect = (Suspect){.cluster = cluster, .guest = guest_cluster(check, table, i)};
+            g_hash_table_insert(unshare->suspects, &suspect->cluster, suspect);
+        }
+        suspect->references += table->references;
+    }
+    return false;
+}
+
+static bool must_move(Qcow2Check *check, const Unshare *unshare, uint64_t cluster, uint64_t guest)
+{
+    const Suspect *suspect = g_hash_table_lookup(unshare->suspects, &cluster);
+    return suspect && (suspect->guest != guest ||
+                       counts_wanted(&check->counts, cluster) > suspect->references);
+}
+
+/* A copy of the cluster behind the end of the file; its offset, or 0 on failure. */
+static uint64_t copy_cluster(Qcow2Check *check, Unshare *unshare, uint64_t cluster)
+{
+    uint64_t to = unshare->next << check->s->cluster_bits;
+    int result = store_read(check->store, unshare->buffer, check->cluster_size,
+                            cluster << check->s->cluster_bits);
+    if (result == 0 && to >= QCOW2_MAX_HOST_OFFSET) {
+        result = -EFBIG;
+    }
+    if (result == 0) {
+        result = store_write(check->store, unshare->buffer, check->cluster_size, to);
+    }
+    if (result < 0) {
+        unshare->result = result;
+        return 0;
+    }
+    unshare->next++;
+    return to;
+}
+
+static bool move_shared(Qcow2Check *check, const CheckTable *table, uint8_t *entries, void *opaque)
+{
+    Unshare *unshare = opaque;
+    bool changed = false;
+    if (!is_table(check, table, entries)) {
+        return false;
+    }
+    for (uint64_t i = 0; i < check->cluster_size / 8 && unshare->result == 0; i++) {
+        uint64_t entry = load_be64(entries + i * 8);
+        uint64_t cluster = data_cluster(check, entry);
+        if (cluster == 0 || !must_move(check, unshare, cluster, guest_cluster(check, table, i))) {
+            continue;
+        }
+        uint64_t to = copy_cluster(check, unshare, cluster);
+        if (to != 0) {
+            check_say(check,
+                      "Repairing cluster %" PRIu64 ", which is used twice: guest offset %" PRIu64
+                      " gets a copy at %" PRIu64,
+                      cluster, guest_cluster(check, table, i) << check->s->cluster_bits, to);
+            store_be64(entries + i * 8, to | (entry & QCOW2_ZERO));
+            changed = true;
+        }
+    }
+    if (changed) {
+        int result =
+            store_sync(check->store); /* the copies, before the table that points to them */
+        unshare->result = unshare->result ? unshare->result : result;
+        unshare->changed |= result == 0;
+        return result == 0;
+    }
+    return false;
+}
+
+int check_unshare(Qcow2Check *check, bool *changed)
+{
+    g_autofree uint8_t *buffer = g_malloc(check->cluster_size);
+    Unshare unshare = {
+        .suspects = g_hash_table_new_full(g_int64_hash, g_int64_equal, NULL, g_free),
+        .buffer = buffer,
+        .next = check->file_clusters + 1, /* behind what a compressed cluster may end in */
+    };
+    int result = check_visit_tables(check, note_suspects, &unshare);
+    if (result == 0) {
+        result = check_visit_tables(check, move_shared, &unshare);
+    }
+    g_hash_table_unref(unshare.suspects);
+    *changed = unshare.changed;
+    return result ? result : unshare.result;
+}

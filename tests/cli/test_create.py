@@ -1,0 +1,95 @@
+#!/usr/bin/python3
+"""Every kind of qcow2 that create can make: clean for qemu-img check and ours, and as qemu-img would have made it."""
+
+import itertools
+import os
+
+from cli import (COWNBD, Workdir, expect, expect_equal, load_json, must, ours, qemu_io, run)
+
+CLUSTERS = [512, 1024, 4096, 65536, 2 << 20]
+BITS = [1, 2, 4, 8, 16, 32, 64]
+SIZES = ["0", "1", "700", "64k", "1M", "1G", "100G"]
+
+
+def features(path):
+    info = load_json(must("qemu-img", "info", "--output=json", path))
+    for key in ("actual-size", "filename"):
+        info.pop(key)
+    return info
+
+
+def compare(options, size, extra=()):
+    option = [a for o in options for a in ("-o", o)]
+    theirs = run("qemu-img", "create", "-q", "-f", "qcow2", *option, *extra, "theirs.qcow2", size)
+    mine = run(COWNBD, "create", "-q", "-f", "qcow2", *option, *extra, "ours.qcow2", size)
+    what = (options, size, extra)
+    if not expect_equal(mine.returncode, theirs.returncode, what, mine.stderr, theirs.stderr):
+        return
+    if mine.returncode:
+        return
+    expect_equal(features("ours.qcow2"), features("theirs.qcow2"), what)
+    check = run("qemu-img", "check", "ours.qcow2")
+    expect(check.returncode == 0, what, check.stdout, check.stderr)
+    check = run(COWNBD, "check", "ours.qcow2")
+    expect(check.returncode == 0, what, check.stdout, check.stderr)
+
+
+def matrix():
+    for cluster, bits in itertools.product(CLUSTERS, BITS):
+        size = SIZES[(cluster.bit_length() + bits) % len(SIZES)]
+        compare([f"cluster_size={cluster}", f"refcount_bits={bits}"], size)
+    for cluster, size in itertools.product(CLUSTERS, SIZES):
+        compare([f"cluster_size={cluster}"], size)
+        compare([f"cluster_size={cluster}", "compat=0.10"], size)
+    for lazy, compression in itertools.product(("on", "off"), ("zlib", "zstd")):
+        compare([f"lazy_refcounts={lazy},compression_type={compression}"], "1M")
+    compare(["compat=v2"], "1M")
+    compare(["compat=v3"], "1M")
+    compare(["preallocation=off"], "1M")
+    compare(["cluster_size=512"], "120G")  # an L1 table of 30 MiB
+    compare(["cluster_size=512", "refcount_bits=64"], "4G")  # many refcount blocks
+    compare(["cluster_size=512"], "129G")  # too large for both
+
+
+def backing():
+    ours("create", "-q", "-f", "raw", "base.raw", "3M")
+    ours("create", "-q", "-f", "qcow2", "base.qcow2", "5M")
+    for cluster in (512, 65536):
+        compare([f"cluster_size={cluster}"], "7M", ("-b", "base.raw", "-F", "raw"))
+        compare([f"cluster_size={cluster}", "compat=0.10"], "7M", ("-b", "base.qcow2", "-F", "qcow2"))
+    ours("create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "top.qcow2")
+    expect_equal(features("top.qcow2")["virtual-size"], 5 << 20, "size of the backing")
+    os.mkdir("sub")
+    ours("create", "-q", "-f", "qcow2", "-b", "../base.raw", "-F", "raw", "-u", "sub/top.qcow2", "3M")
+    expect_equal(features("sub/top.qcow2")["full-backing-filename"], "sub/../base.raw")
+    ours("create", "-q", "-f", "qcow2", "-o", "backing_file=base.raw,backing_fmt=raw", "by-option.qcow2")
+    expect_equal(features("by-option.qcow2")["backing-filename"], "base.raw")
+
+
+def usable():
+    """What was made takes writes of qemu in each of its cluster sizes and widths."""
+    for cluster, bits in itertools.product((512, 65536, 2 << 20), BITS):
+        ours("create", "-q", "-f", "qcow2", "-o", f"cluster_size={cluster},refcount_bits={bits}", "w.qcow2",
+             "64M")
+        qemu_io("w.qcow2", "write -P 1 0 1M", "write -P 2 33M 70k", "discard 0 512k")
+        check = run("qemu-img", "check", "w.qcow2")
+        expect(check.returncode == 0, cluster, bits, check.stdout, check.stderr)
+
+
+def output():
+    said = load_json(ours("create", "--json", "-f", "qcow2", "-o", "cluster_size=4k", "j.qcow2", "1.5M"))
+    expect_equal(said, {"filename": "j.qcow2", "format": "qcow2", "virtual-size": 1572864,
+                        "cluster_size": "4k"})
+    expect_equal(ours("create", "-f", "raw", "j.raw", "10k"), "Formatting 'j.raw', fmt=raw size=10240\n")
+    expect_equal(os.path.getsize("j.raw"), 10240)
+    listed = ours("create", "-f", "qcow2", "-o", "help")
+    for name in ("cluster_size", "compat", "refcount_bits", "lazy_refcounts", "preallocation",
+                 "compression_type", "size"):
+        expect(name in listed, name, "not listed by -o help")
+
+
+with Workdir():
+    matrix()
+    backing()
+    usable()
+    output()
