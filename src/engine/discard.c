@@ -65,7 +65,9 @@ static void write_zeroes(Discard *discard)
     child->type = REQUEST_WRITE;
     child->flags = discard->request->flags & REQUEST_NO_HOLE ? 0 : REQUEST_ALL_ZERO;
     child->offset = discard->write[i].at;
-    child->length = min_u64(ZERO_STEP, discard->write[i].end - discard->write[i].at);
+    /* Cut at multiples of the step, so that no sector is written in two parts. */
+    child->length =
+        min_u64(ZERO_STEP - child->offset % ZERO_STEP, discard->write[i].end - child->offset);
     child->buffer = zero_bytes;
     child->worker = discard->request->worker;
     child->done = zeroes_written;
