@@ -4,6 +4,7 @@
 #include "server.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <glib.h>
 #include <signal.h>
 #include <string.h>
@@ -76,7 +77,7 @@ void server_start(Server *server, const char *program, const char *directory, co
     }
     if (server->pid == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
-        dup2(STDERR_FILENO, STDOUT_FILENO);
+        dup2(open("/dev/null", O_WRONLY), STDOUT_FILENO);
         execvp(program, (char **)argv->pdata);
         _exit(127);
     }
