@@ -37,6 +37,7 @@ struct Worker {
     unsigned index;
     int wake_fd;
     pthread_t thread;
+    bool joined; /* [main] */
     struct event_base *base;
     struct event *wake_event;
 
@@ -231,14 +232,23 @@ void worker_at_turn_end(Worker *worker, WorkerMessage *message)
     list_append(&worker->turn_end, message);
 }
 
-void worker_free(Worker *worker)
+void worker_stop(Worker *worker)
 {
-    if (worker == NULL) {
+    if (worker->joined) {
         return;
     }
     atomic_store_explicit(&worker->stop, true, memory_order_release);
     wake(worker);
     pthread_join(worker->thread, NULL);
+    worker->joined = true;
+}
+
+void worker_free(Worker *worker)
+{
+    if (worker == NULL) {
+        return;
+    }
+    worker_stop(worker);
     free_parts(worker);
 }
 

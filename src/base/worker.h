@@ -30,7 +30,12 @@ void worker_post(Worker *worker, WorkerMessage *message);
 /* Runs message once, at the end of the current turn. [worker] */
 void worker_at_turn_end(Worker *worker, WorkerMessage *message);
 
-/* Ends the loop after the mailbox is empty, joins the thread, frees. Nothing may be posted any more. [main] */
+/* Ends the loop after the mailbox is empty and joins the thread. Nothing is posted to it any more; but a post that
+ * was made may still be waking it up, so threads that posted end first, and workers that post to each other are all
+ * stopped before one is freed. [main] */
+void worker_stop(Worker *worker);
+
+/* Stops it where that was not done, and frees. [main] */
 void worker_free(Worker *worker);
 
 unsigned worker_index(const Worker *worker);    /* [any] */

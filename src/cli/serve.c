@@ -257,6 +257,16 @@ static void wait_for_the_end(Serve *serve)
     }
 }
 
+static void stop_worker(void *worker, void *unused)
+{
+    worker_stop(worker);
+}
+
+static void free_worker(void *worker, void *unused)
+{
+    worker_free(worker);
+}
+
 /* Ends connections, then disks, then threads; each part may not have been started. 0 or the exit status. */
 static int stop(Serve *serve)
 {
@@ -279,11 +289,11 @@ static int stop(Serve *serve)
             status = 1;
         }
     }
-    for (unsigned i = 0; i < serve->workers->len; i++) {
-        worker_free(g_ptr_array_index(serve->workers, i));
-    }
-    g_clear_pointer(&serve->server, nbd_server_free);
+    /* Who may be in the middle of waking a worker goes before the worker: the pool, then the other workers. */
     pool_free(serve->pool);
+    g_ptr_array_foreach(serve->workers, stop_worker, NULL);
+    g_ptr_array_foreach(serve->workers, free_worker, NULL);
+    g_clear_pointer(&serve->server, nbd_server_free);
     return status;
 }
 
