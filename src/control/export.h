@@ -27,8 +27,8 @@ ExportTable *export_table_new(void);
 void export_table_free(ExportTable *table);
 
 /* Takes copies of the strings. A name twice, over EXPORT_NAME_MAX or not UTF-8 is refused. */
-bool export_table_add(ExportTable *table, const char *name, const char *description, Node *node, bool read_only,
-                      GError **error);
+bool export_table_add(ExportTable *table, const char *name, const char *description, Node *node,
+                      bool read_only, GError **error);
 
 /* The export called name; "" is the first one unless one has that name. NULL when there is none. */
 const Export *export_table_find(const ExportTable *table, const char *name, size_t length);
