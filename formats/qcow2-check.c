@@ -122,11 +122,15 @@ static bool write_marks(Repair *repair, uint64_t incompatible, GError **error)
            error_set_errno(error, -result, "%s: cannot write the header", repair->image->path);
 }
 
-/* Version 2 has no such bit. */
+/*
+ * So that nobody writes to what is half mended. Version 2 has no such bit. The dirty bit says as much, and who opens a dirty
+ * image mends it first: with the corrupt bit, a power cut during that would need somebody to repair by hand.
+ */
 static bool mark_corrupt(Repair *repair, GError **error)
 {
     const Qcow2Header *header = &qcow2_state(repair->image)->header;
     return header->version < 3 || repair->result.corruptions == 0 ||
+           (header->incompatible_features & QCOW2_INCOMPAT_DIRTY) ||
            write_marks(repair, header->incompatible_features | QCOW2_INCOMPAT_CORRUPT, error);
 }
 
