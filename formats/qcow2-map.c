@@ -149,11 +149,11 @@ static void add(Mapping *m, Extent extent, uint64_t length)
     m->offset += length;
 }
 
-/* DATA of `length` bytes from host on. The file may end inside the last cluster: what it lacks there reads as zeroes. */
+/* DATA of `length` bytes from host on. The file may end inside the last cluster, and reads as zeroes there. */
 static int add_data(Mapping *m, uint64_t host, uint64_t length, bool copied)
 {
     const Qcow2State *s = m->image->state;
-    uint64_t size = store_size(m->image->store);
+    uint64_t size = align_up(store_size(m->image->store), s->cluster_size);
     uint64_t there = host < size ? min_u64(length, size - host) : 0;
     bool writable = copied && m->image->write && !s->corrupt;
     Qcow2Run run = {host >> s->cluster_bits,
@@ -168,15 +168,11 @@ static int add_data(Mapping *m, uint64_t host, uint64_t length, bool copied)
             .type = EXTENT_DATA, .host_offset = host, .flags = writable ? EXTENT_WRITABLE : 0};
         add(m, extent, there);
     }
-    uint64_t cut = min_u64(length - there, align_up(host + there, s->cluster_size) - host - there);
-    if (cut > 0) {
-        add(m, (Extent){.type = EXTENT_ZERO}, cut);
-    }
-    if (there + cut < length) {
+    if (there < length) {
         return qcow2_corrupt(m->image,
                              "guest offset %" PRIu64 " lies at %" PRIu64
                              ", behind the end of the file (%" PRIu64 ")",
-                             m->offset, host + there + cut, size);
+                             m->offset, host + there, size);
     }
     return 0;
 }
