@@ -1,8 +1,9 @@
 /*
- * Payload buffers by size class, the last given back handed out first: it is the one still in the CPU's cache.
+ * Payload buffers by size class, the last given back handed out first: it is the one still in the
+ * CPU's cache.
  *
- * A kept buffer's first bytes hold the link to the next one. What must stay true: kept_bytes is the sum of the
- * sizes on the lists and never over BUFFERS_KEPT_MAX.
+ * A kept buffer's first bytes hold the link to the next one. What must stay true: kept_bytes is the
+ * sum of the sizes on the lists and never over BUFFERS_KEPT_MAX.
  */
 #include "nbd/buffers.h"
 

@@ -1,8 +1,9 @@
 /*
- * Buffers for payloads, kept for the next request: a fresh 1 MiB costs 256 page faults, a kept one none.
+ * Buffers for payloads, kept for the next request: a fresh 1 MiB costs 256 page faults, a kept one
+ * none.
  *
- * One cache belongs to one worker. [worker] Buffers are page-aligned, of power-of-two sizes. What is kept is
- * bounded by BUFFERS_KEPT_MAX bytes; what is handed out is the caller's to bound.
+ * One cache belongs to one worker. [worker] Buffers are page-aligned, of power-of-two sizes. What
+ * is kept is bounded by BUFFERS_KEPT_MAX bytes; what is handed out is the caller's to bound.
  */
 #ifndef NBD_BUFFERS_H
 #define NBD_BUFFERS_H
@@ -20,7 +21,8 @@ typedef struct Buffers { /* all zero: an empty cache */
     size_t kept_bytes;
 } Buffers;
 
-/* A buffer of at least length bytes, 1 to BUFFERS_LARGEST, contents unknown; NULL when there is no memory. */
+/* A buffer of at least length bytes, 1 to BUFFERS_LARGEST, contents unknown; NULL when there is no
+ * memory. */
 void *buffers_take(Buffers *buffers, uint32_t length);
 
 /* Memory that a buffer of length bytes costs when it is used: whole pages. */

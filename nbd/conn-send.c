@@ -1,10 +1,10 @@
 /*
  * A connection's output: the queue of replies and the vectored sends that empty it.
  *
- * Replies of one callback or turn leave in one send. When much is queued they leave at once, so that the client
- * works on the first while we make the next. What must stay true: the queue's requests stay counted in flight until
- * their last byte is sent, so a client that reads nothing stops at its budget; and a request is freed only after
- * the queue has let go of it.
+ * Replies of one callback or turn leave in one send. When much is queued they leave at once, so
+ * that the client works on the first while we make the next. What must stay true: the queue's
+ * requests stay counted in flight until their last byte is sent, so a client that reads nothing
+ * stops at its budget; and a request is freed only after the queue has let go of it.
  */
 #include <errno.h>
 #include <event2/event.h>

@@ -1,16 +1,17 @@
 /*
  * A connection: its life and its input. Its output is in conn-send.c.
  *
- * One receive a wake-up goes into the worker's scratch memory, where requests are parsed in place. The payload of a
- * WRITE is received straight into the request's buffer, so far as it was not in scratch already. A connection that
- * waits holds no memory but its structure: what is left of the input is at most a partial header, which has a room
- * in it. (Two exceptions, both bounded: an option that is still arriving, and the input that was in hand when the
- * budget was used up.)
+ * One receive a wake-up goes into the worker's scratch memory, where requests are parsed in place.
+ * The payload of a WRITE is received straight into the request's buffer, so far as it was not in
+ * scratch already. A connection that waits holds no memory but its structure: what is left of the
+ * input is at most a partial header, which has a room in it. (Two exceptions, both bounded: an
+ * option that is still arriving, and the input that was in hand when the budget was used up.)
  *
  * What must stay true:
- *  1. The stash is empty while a payload is outstanding: the bytes before it were used to find out that it comes.
- *  2. Parsing happens only at the top of a callback (receive, resume), never inside a request's done: so a done that
- *     runs inside node_submit may queue and even send replies, but never recurses.
+ *  1. The stash is empty while a payload is outstanding: the bytes before it were used to find out
+ *     that it comes.
+ *  2. Parsing happens only at the top of a callback (receive, resume), never inside a request's
+ *     done: a done that runs inside node_submit may queue and even send, but never recurses.
  *  3. The socket is closed in conn_settle alone, the last thing of each callback.
  */
 #include "nbd/conn.h"
@@ -25,11 +26,10 @@
 #include "nbd/handshake.h"
 #include "nbd/transmission.h"
 
-#define RECEIVE_SIZE     (128u << 10) /* asked of one receive */
-#define RECEIVE_TURN_MAX (1u << 20) /* bytes taken in one callback, so that others get their turn */
-#define HANDSHAKE_QUEUE_MAX \
-    (1u << 20)       /* memory of unsent answers at which no more options are read */
-#define STOP_GRACE 5 /* seconds to take the last replies in */
+#define RECEIVE_SIZE        (128u << 10) /* asked of one receive */
+#define RECEIVE_TURN_MAX    (1u << 20)   /* taken in one callback, so that others get their turn */
+#define HANDSHAKE_QUEUE_MAX (1u << 20)   /* memory of unsent answers: then no options are read */
+#define STOP_GRACE          5            /* seconds to take the last replies in */
 
 G_STATIC_ASSERT(NBD_SCRATCH_SIZE >= RECEIVE_SIZE + HANDSHAKE_OPTION_MAX + NBD_OPTION_SIZE);
 G_STATIC_ASSERT(CONN_STASH_ROOM >= NBD_REQUEST_SIZE);
@@ -129,7 +129,8 @@ static size_t receive_size(const Conn *conn, size_t held)
     return RECEIVE_SIZE;
 }
 
-/* One receive and what follows from it. Returns the bytes received, 0 for none; *more: there may be more. */
+/* One receive and what follows from it. Returns the bytes received, 0 for none; *more: there may be
+ * more. */
 static size_t receive_once(Conn *conn, bool *more)
 {
     uint8_t *scratch = conn->local->scratch;

@@ -1,13 +1,15 @@
 /*
- * A connection: one client's socket, its input, its send queue, its budget. Belongs to one worker for life. [worker]
+ * A connection: one client's socket, its input, its send queue, its budget. Belongs to one worker
+ * for life. [worker]
  *
  *      FLAGS --client flags--> OPTIONS --GO, EXPORT_NAME--> TRANSMISSION
  *        |                        |ABORT                       |DISC, end of input
- *        +--nonsense, time-out----+----> draining: reads no more, finishes what is in flight, closes
+ *        +--nonsense, time-out----+----> draining: reads no more, ends what is in flight, closes
  *
- * Input comes as runs of bytes: handshake_consume and transmission_consume each take what they can use and say how
- * much that was; the rest is stashed. The socket is closed in one place, at the end of a callback, never inside a
- * consume or a request's done; so neither of these can find the connection gone.
+ * Input comes as runs of bytes: handshake_consume and transmission_consume each take what they can
+ * use and say how much that was; the rest is stashed. The socket is closed in one place, at the end
+ * of a callback, never inside a consume or a request's done; so neither of these can find the
+ * connection gone.
  */
 #ifndef NBD_CONN_H
 #define NBD_CONN_H
@@ -78,7 +80,8 @@ void conn_unref(Conn *conn);
 /* True when a request of charge bytes may start; else the connection is paused until it may. */
 bool conn_admit(Conn *conn, uint64_t charge);
 
-/* Queues a request that has its reply. Sent at the end of the callback or turn, or now when much is queued. */
+/* Queues a request that has its reply. Sent at the end of the callback or turn, or now when much is
+ * queued. */
 void conn_send(Conn *conn, NbdRequest *request);
 
 /* Queues bytes (handshake). */

@@ -1,12 +1,13 @@
 /*
  * The handshake.
  *
- *      S: greeting    C: flags    { C: option    S: replies }...    C: GO | EXPORT_NAME    -> transmission
+ *      S: greeting   C: flags   { C: option   S: replies }...   C: GO | EXPORT_NAME  -> transmission
  *
- * An option is worked on when all of its data is here; data beyond HANDSHAKE_OPTION_MAX is read past. All replies of
- * an option are put together and queued as one run of bytes. What must stay true: every option gets a final reply
- * (ACK or an error) and the connection is kept, but for what the protocol ends it for: client flags or a magic that
- * we do not know, and EXPORT_NAME, which has no way to say no.
+ * An option is worked on when all of its data is here; data beyond HANDSHAKE_OPTION_MAX is read
+ * past. All replies of an option are put together and queued as one run of bytes. What must stay
+ * true: every option gets a final reply (ACK or an error) and the connection is kept, but for what
+ * the protocol ends it for: client flags or a magic that we do not know, and EXPORT_NAME, which has
+ * no way to say no.
  */
 #include "nbd/handshake.h"
 
@@ -111,7 +112,8 @@ static void put_info_text(GByteArray *out, uint32_t option, uint16_t info, const
     handshake_put_reply(out, option, NBD_REP_INFO, data, 2 + length);
 }
 
-/* What the client asked for beyond INFO_EXPORT; each at most once, what we do not know is passed over. */
+/* What the client asked for beyond INFO_EXPORT; each at most once, what we do not know is passed
+ * over. */
 static void put_wanted_infos(GByteArray *out, uint32_t option, const Export *export,
                              const NbdInfoRequest *asked)
 {
@@ -230,7 +232,8 @@ static void answer(Conn *conn, uint32_t option, const uint8_t *data, size_t leng
     }
 }
 
-/* A header that ends the connection, or whose data is not looked at. Returns true when that is so. */
+/* A header that ends the connection, or whose data is not looked at. Returns true when that is so.
+ * */
 static bool refuse_header(Conn *conn, const NbdOptionHeader *header)
 {
     if (!conn->fixed_newstyle && header->option != NBD_OPT_EXPORT_NAME) {

@@ -16,8 +16,8 @@ typedef struct Conn Conn;
 /* Sends the greeting. */
 void handshake_start(Conn *conn);
 
-/* Takes the client's flags or one option off the front of the bytes. Returns how much it used; 0: too little to go
- * on, or the connection is draining or broken. */
+/* Takes the client's flags or one option off the front of the bytes. Returns how much it used; 0:
+ * too little to go on, or the connection is draining or broken. */
 size_t handshake_consume(Conn *conn, const uint8_t *bytes, size_t length);
 
 /* Parts of an answer, appended to out; for the options of other files. */

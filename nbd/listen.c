@@ -1,12 +1,13 @@
 /*
  * Listening sockets.
  *
- * Binding happens in main, where an error can be told; accepting on a worker. When the process is out of file
- * descriptors the listener stops looking for a moment: the waiting client keeps a level-triggered event ready for
- * ever, and a loop that accepts in vain would take a whole CPU from those that are served.
+ * Binding happens in main, where an error can be told; accepting on a worker. When the process is
+ * out of file descriptors the listener stops looking for a moment: the waiting client keeps a
+ * level-triggered event ready for ever, and a loop that accepts in vain would take a whole CPU from
+ * those that are served.
  *
- * What must stay true: the file of a unix socket is removed only when nobody listens on it (before binding), or when
- * it is still the one that we made (at the end).
+ * What must stay true: the file of a unix socket is removed only when nobody listens on it (before
+ * binding), or when it is still the one that we made (at the end).
  */
 #include "nbd/listen.h"
 
@@ -29,8 +30,9 @@
 #include "nbd/nbd-wire.h"
 
 #define ACCEPTS_A_TURN 64
-/* A unix socket does not grow its buffer by itself, as TCP does. With the usual 208 KiB a reply of 1 MiB leaves in seven
- * pieces, each with its own wake-up: a quarter of the CPU time of large reads. The kernel may allow less. */
+/* A unix socket does not grow its buffer by itself, as TCP does. With the usual 208 KiB a reply of
+ * 1 MiB leaves in seven pieces, each with its own wake-up: a quarter of the CPU time of large
+ * reads. The kernel may allow less. */
 #define UNIX_SEND_BUFFER (1 << 20)
 #define PAUSE_USEC       100000
 #define LOG_EVERY_USEC   G_USEC_PER_SEC
@@ -201,7 +203,8 @@ static in_port_t given_port(int fd)
     return *port_of((struct sockaddr *)&address);
 }
 
-/* Every address of the host; one that this machine does not have (IPv6 switched off) is passed over. */
+/* Every address of the host; one that this machine does not have (IPv6 switched off) is passed
+ * over. */
 static bool open_infos(const char *address, struct addrinfo *infos, GPtrArray *listeners,
                        GError **error)
 {

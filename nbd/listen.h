@@ -18,8 +18,8 @@ typedef struct Listener Listener;
 /* Takes fd: a connected socket, non-blocking, ready to serve. [worker] */
 typedef void (*ListenerAccept)(int fd, void *argument);
 
-/* Binds and listens; appends a Listener for each socket (a host may have several addresses). A unix socket file on
- * which nobody listens is replaced. [main] */
+/* Binds and listens; appends a Listener for each socket (a host may have several addresses). A unix
+ * socket file on which nobody listens is replaced. [main] */
 bool listener_open(const char *address, GPtrArray *listeners, GError **error);
 
 /* "nbd://127.0.0.1:10809/" or "nbd+unix:///?socket=/path"; valid as long as the listener. */

@@ -1,9 +1,10 @@
 /*
  * Meta contexts.
  *
- * LIST without queries, or with the query "base:", names all that there is; SET chooses by exact name only. Queries
- * for namespaces that we do not have are no error: they match nothing. All queries are parsed before anything is
- * answered, so that a malformed option gets one error and no half answer.
+ * LIST without queries, or with the query "base:", names all that there is; SET chooses by exact
+ * name only. Queries for namespaces that we do not have are no error: they match nothing. All
+ * queries are parsed before anything is answered, so that a malformed option gets one error and no
+ * half answer.
  */
 #include "nbd/meta-context.h"
 
@@ -20,7 +21,8 @@ static bool query_is(const char *query, uint32_t length, const char *text)
     return length == strlen(text) && memcmp(query, text, length) == 0;
 }
 
-/* False when the queries are malformed; else *matched says whether one of them names base:allocation. */
+/* False when the queries are malformed; else *matched says whether one of them names
+ * base:allocation. */
 static bool match_queries(NbdMetaRequest *asked, bool wildcard, bool *matched)
 {
     *matched = wildcard && asked->query_count == 0;

@@ -10,7 +10,8 @@
 
 typedef struct Conn Conn;
 
-/* Appends the replies to out. SET chooses for its export; a later SET, even one that fails, takes that back. */
+/* Appends the replies to out. SET chooses for its export; a later SET, even one that fails, takes
+ * that back. */
 void meta_context_answer(Conn *conn, uint32_t option, const uint8_t *data, size_t length,
                          GByteArray *out);
 

@@ -1,8 +1,8 @@
 /*
  * The NBD protocol's fixed-size messages, packed and unpacked.
  *
- * Everything here is arithmetic on bytes that the caller holds. What must stay true: an _unpack never reads past
- * the length it was given, whatever the lengths inside the message say.
+ * Everything here is arithmetic on bytes that the caller holds. What must stay true: an _unpack
+ * never reads past the length it was given, whatever the lengths inside the message say.
  */
 #include "nbd/nbd-wire.h"
 

@@ -1,8 +1,9 @@
 /*
  * The NBD protocol's numbers, and its fixed-size messages packed and unpacked.
  *
- * Pure: no sockets, no state, no memory of its own. [any] All fields on the wire are big-endian. The names follow
- * the protocol document, https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md.
+ * Pure: no sockets, no state, no memory of its own. [any] All fields on the wire are big-endian.
+ * The names follow the protocol document,
+ * https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md.
  */
 #ifndef NBD_NBD_WIRE_H
 #define NBD_NBD_WIRE_H
@@ -136,7 +137,8 @@ typedef struct NbdRequestHeader {
     uint32_t length;
 } NbdRequestHeader;
 
-/* The data of INFO and GO. name is not terminated; infos are count big-endian 16-bit numbers in place. */
+/* The data of INFO and GO. name is not terminated; infos are count big-endian 16-bit numbers in
+ * place. */
 typedef struct NbdInfoRequest {
     const char *name;
     uint32_t name_length;
@@ -153,7 +155,8 @@ typedef struct NbdMetaRequest {
     size_t queries_length;
 } NbdMetaRequest;
 
-/* What the client sends. False: the magic or a length is wrong. The input has the size given above, or length. */
+/* What the client sends. False: the magic or a length is wrong. The input has the size given above,
+ * or length. */
 bool nbd_unpack_option(const uint8_t *in, NbdOptionHeader *out);
 bool nbd_unpack_request(const uint8_t *in, NbdRequestHeader *out);
 bool nbd_unpack_info_request(const uint8_t *in, size_t length, NbdInfoRequest *out);
@@ -175,7 +178,8 @@ size_t nbd_pack_hole_chunk(uint8_t *out, uint16_t flags, uint64_t cookie, uint64
 size_t nbd_pack_error_chunk(uint8_t *out, uint64_t cookie, uint32_t error, uint16_t message_length);
 size_t nbd_pack_status_chunk(uint8_t *out, uint64_t cookie, uint32_t context, unsigned descriptors);
 
-/* An errno value (positive or negative) as the protocol's error: the same where it has one, else the nearest. */
+/* An errno value (positive or negative) as the protocol's error: the same where it has one, else
+ * the nearest. */
 uint32_t nbd_error_from_errno(int error);
 
 #endif

@@ -2,14 +2,16 @@
  * Requests and the replies made of them.
  *
  *      simple:      header | data                        one reply, all of the data
- *      structured:  chunk head | data  or  chunk head    one or more chunks; zeroes travel as 32 bytes
+ *      structured:  chunk head | data  or  chunk head    one or more chunks; a hole is 32 bytes
  *
- * The head of a reply lies in the request structure and the data in its buffer: nothing is copied to make a reply.
- * A READ whose map has zero extents is cut into runs of data and zeroes; short zero runs, zero runs after
- * REPLY_CHUNKS_MAX, and those of a client that wants a single chunk (DF) are filled in as bytes.
+ * The head of a reply lies in the request structure and the data in its buffer: nothing is copied
+ * to make a reply. A READ whose map has zero extents is cut into runs of data and zeroes; short
+ * zero runs, zero runs after REPLY_CHUNKS_MAX, and those of a client that wants a single chunk (DF)
+ * are filled in as bytes.
  *
- * What must stay true: every byte of the range is in exactly one chunk, and every byte sent was either filled by
- * the engine or cleared here: buffers are used again, what is in them belonged to another request.
+ * What must stay true: every byte of the range is in exactly one chunk, and every byte sent was
+ * either filled by the engine or cleared here: buffers are used again, what is in them belonged to
+ * another request.
  */
 #include "nbd/reply.h"
 
@@ -193,7 +195,8 @@ static uint8_t *run_bytes(const NbdRequest *request, const Run *run)
     return (uint8_t *)request->buffer + (run->offset - request->request.offset);
 }
 
-/* Turns zero runs that are not worth a chunk into bytes and joins neighbours. Returns the number of runs. */
+/* Turns zero runs that are not worth a chunk into bytes and joins neighbours. Returns the number of
+ * runs. */
 static unsigned cut_into_runs(NbdRequest *request, Run *runs, unsigned max)
 {
     bool single = request->flags & NBD_CMD_FLAG_DF;
@@ -285,7 +288,8 @@ static uint32_t state_flags(const Extent *extent)
     return kept ? NBD_STATE_ZERO : NBD_STATE_ZERO | NBD_STATE_HOLE;
 }
 
-/* Writes descriptors of [offset, offset + length), equal neighbours joined; returns their number. */
+/* Writes descriptors of [offset, offset + length), equal neighbours joined; returns their number.
+ * */
 static unsigned put_descriptors(uint8_t *out, unsigned max, const ExtentList *list, uint64_t offset,
                                 uint64_t length)
 {

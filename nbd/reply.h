@@ -1,10 +1,11 @@
 /*
- * A request of a client and its reply, one structure: the request comes back as the entry of the send queue.
+ * A request of a client and its reply, one structure: the request comes back as the entry of the
+ * send queue.
  *
- *      nbd_request_new -> (payload received) -> node_submit -> done -> reply_make -> conn_send -> sent -> free
+ *      nbd_request_new -> (payload) -> node_submit -> done -> reply_make -> conn_send -> free
  *
- * Structures come from the worker's free list and payload buffers from its cache: a steady stream of requests
- * allocates nothing. All [worker].
+ * Structures come from the worker's free list and payload buffers from its cache: a steady stream
+ * of requests allocates nothing. All [worker].
  */
 #ifndef NBD_REPLY_H
 #define NBD_REPLY_H
@@ -59,7 +60,8 @@ void nbd_request_free_spare(NbdLocal *local);
 /* Makes the reply from request->request.result and extents. */
 void reply_make(NbdRequest *request);
 
-/* Makes an error reply; text is a literal, shown to the user of a client that speaks structured replies. */
+/* Makes an error reply; text is a literal, shown to the user of a client that speaks structured
+ * replies. */
 void reply_make_error(NbdRequest *request, uint32_t nbd_error, const char *text);
 
 /* Makes a reply of the first length bytes of the request's buffer (handshake). */

@@ -1,8 +1,10 @@
 /*
- * The shared part of the server: which worker gets a connection, how many there are, how all of them end.
+ * The shared part of the server: which worker gets a connection, how many there are, how all of
+ * them end.
  *
- * What must stay true: conn_count counts every Conn that exists, so that 0 means that no request is in flight and
- * the workers may end. A connection accepted while the server stops is closed by its own start.
+ * What must stay true: conn_count counts every Conn that exists, so that 0 means that no request is
+ * in flight and the workers may end. A connection accepted while the server stops is closed by its
+ * own start.
  */
 #include "nbd/server.h"
 

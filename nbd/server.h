@@ -1,7 +1,8 @@
 /*
  * The server: what all connections share, and for each worker what its connections share.
  *
- * Connections are spread over the workers, each to the one with the fewest; it stays there for life.
+ * Connections are spread over the workers, each to the one with the fewest; it stays there for
+ * life.
  */
 #ifndef NBD_SERVER_H
 #define NBD_SERVER_H
@@ -19,10 +20,9 @@ typedef struct NbdRequest NbdRequest;
 typedef struct NbdServer NbdServer;
 
 typedef struct NbdLimits {
-    unsigned max_clients;   /* connections at once; one more is closed unanswered */
-    uint64_t client_memory; /* bytes in flight a connection; a single request may always go */
-    unsigned
-        handshake_timeout; /* seconds that a client may be silent before transmission; 0: for ever */
+    unsigned max_clients;       /* connections at once; one more is closed unanswered */
+    uint64_t client_memory;     /* bytes in flight a connection; a single request may always go */
+    unsigned handshake_timeout; /* seconds of silence before transmission; 0: for ever */
 } NbdLimits;
 
 #define NBD_SCRATCH_SIZE (192u << 10)
@@ -58,11 +58,12 @@ struct NbdServer {
 NbdServer *nbd_server_new(const ExportTable *exports, const NbdLimits *limits,
                           Worker *const *workers, unsigned worker_count);
 
-/* Serves a connected socket (non-blocking, options set). Takes fd; closes it when there are too many. [any] */
+/* Serves a connected socket (non-blocking, options set). Takes fd; closes it when there are too
+ * many. [any] */
 void nbd_server_accept(NbdServer *server, int fd);
 
-/* Every connection reads no more, finishes what is in flight, and closes; one that does not take its replies is
- * closed after a few seconds. Returns at once: wait for idle_fd. [main] */
+/* Every connection reads no more, finishes what is in flight, and closes; one that does not take
+ * its replies is closed after a few seconds. Returns at once: wait for idle_fd. [main] */
 void nbd_server_stop(NbdServer *server);
 
 /* Readable (read 8 bytes to clear) after the last connection has gone. [any] */

@@ -5,9 +5,9 @@
  *                  |
  *                  +-> error reply, after the payload of a refused WRITE was read past
  *
- * What a command may do is one table; a request passes all checks before anything is allocated for it. A node may
- * call done inside node_submit; that only queues a reply. What must stay true: nothing from the client reaches a
- * node unless it lies inside the disk and the export allows it.
+ * What a command may do is one table; a request passes all checks before anything is allocated for
+ * it. A node may call done inside node_submit; that only queues a reply. What must stay true:
+ * nothing from the client reaches a node unless it lies inside the disk and the export allows it.
  */
 #include "nbd/transmission.h"
 

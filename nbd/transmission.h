@@ -1,5 +1,6 @@
 /*
- * The transmission phase: requests parsed, checked, submitted; the payload of writes gathered. [worker]
+ * The transmission phase: requests parsed, checked, submitted; the payload of writes gathered.
+ * [worker]
  */
 #ifndef NBD_TRANSMISSION_H
 #define NBD_TRANSMISSION_H
@@ -18,8 +19,8 @@ typedef struct Conn Conn;
 /* The transmission flags (NBD_FLAG_*) of an export for a client. */
 uint16_t transmission_flags(const Export *export, bool structured);
 
-/* Takes one request, and what is there of its payload, off the front of the bytes. Returns how much it used; 0: too
- * little to go on, or the connection is paused, draining or broken. */
+/* Takes one request, and what is there of its payload, off the front of the bytes. Returns how much
+ * it used; 0: too little to go on, or the connection is paused, draining or broken. */
 size_t transmission_consume(Conn *conn, const uint8_t *bytes, size_t length);
 
 /* The payload that was outstanding (conn->payload) is complete. */

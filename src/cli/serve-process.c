@@ -1,8 +1,8 @@
 /*
  * The process around the server.
  *
- * Signals are taken by main alone, from a signalfd: no handler runs beside other code, until a second signal finds
- * one that does nothing but leave.
+ * Signals are taken by main alone, from a signalfd: no handler runs beside other code, until a
+ * second signal finds one that does nothing but leave.
  */
 #include "cli/serve-process.h"
 

@@ -7,8 +7,9 @@
 #include <glib.h>
 #include <stdbool.h>
 
-/* Before any thread starts: blocks SIGTERM and SIGINT for process_wait, ignores SIGPIPE, raises the limit of open
- * files, keeps malloc from making an arena for each thread. Returns the descriptor that process_wait looks at. */
+/* Before any thread starts: blocks SIGTERM and SIGINT for process_wait, ignores SIGPIPE, raises the
+ * limit of open files, keeps malloc from making an arena for each thread. Returns the descriptor
+ * that process_wait looks at. */
 int process_prepare(void);
 
 typedef enum { PROCESS_SIGNAL, PROCESS_IDLE } ProcessEvent;
@@ -19,7 +20,8 @@ ProcessEvent process_wait(int signal_fd, int idle_fd);
 /* From now on SIGTERM and SIGINT end the process at once with status 1. */
 void process_signals_kill(void);
 
-/* Tells a service manager (NOTIFY_SOCKET) that something is so: "READY=1". Nobody listening is no error. */
+/* Tells a service manager (NOTIFY_SOCKET) that something is so: "READY=1". Nobody listening is no
+ * error. */
 void process_notify(const char *state);
 
 bool process_write_pid_file(const char *path, GError **error);

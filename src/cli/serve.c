@@ -1,10 +1,11 @@
 /*
  * cownbd serve: images over NBD.
  *
- *      options -> images, disks, exports -> sockets -> workers -> "listening on ..." -> wait -> stop
+ *      options -> images, disks, exports -> sockets -> workers -> "listening on" -> wait -> stop
  *
- * Everything that can be refused is refused before the first line on stdout. What must stay true at the end: no
- * disk is closed while a request is in flight, and the exit status is 0 only when every disk's flush was.
+ * Everything that can be refused is refused before the first line on stdout. What must stay true at
+ * the end: no disk is closed while a request is in flight, and the exit status is 0 only when every
+ * disk's flush was.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -267,7 +268,8 @@ static void free_worker(void *worker, void *unused)
     worker_free(worker);
 }
 
-/* Ends connections, then disks, then threads; each part may not have been started. 0 or the exit status. */
+/* Ends connections, then disks, then threads; each part may not have been started. 0 or the exit
+ * status. */
 static int stop(Serve *serve)
 {
     int status = 0;
@@ -289,7 +291,8 @@ static int stop(Serve *serve)
             status = 1;
         }
     }
-    /* Who may be in the middle of waking a worker goes before the worker: the pool, then the other workers. */
+    /* Who may be in the middle of waking a worker goes before the worker: the pool, then the other
+     * workers. */
     pool_free(serve->pool);
     g_ptr_array_foreach(serve->workers, stop_worker, NULL);
     g_ptr_array_foreach(serve->workers, free_worker, NULL);

@@ -1,9 +1,9 @@
 /*
  * The table of exports: names to nodes.
  *
- * A plain array, looked through from the start: a server has a few exports, and a name is looked up once a
- * connection. What must stay true: names are unique, so that the order of adding decides nothing but which export
- * is the default.
+ * A plain array, looked through from the start: a server has a few exports, and a name is looked up
+ * once a connection. What must stay true: names are unique, so that the order of adding decides
+ * nothing but which export is the default.
  */
 #include "control/export.h"
 

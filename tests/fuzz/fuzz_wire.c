@@ -1,9 +1,11 @@
 /*
- * Fuzz target: a client that sends any bytes, to the real connection code on a real worker and a socket.
+ * Fuzz target: a client that sends any bytes, to the real connection code on a real worker and a
+ * socket.
  *
- * The first byte of the input says in pieces of how many bytes the rest is sent (0: all at once). The node behind the
- * export is a small disk in memory that answers some requests at once and some later, with zero extents in some
- * answers and errors in some. Whatever comes in, the server must answer or hang up when the input ends.
+ * The first byte of the input says in pieces of how many bytes the rest is sent (0: all at once).
+ * The node behind the export is a small disk in memory that answers some requests at once and some
+ * later, with zero extents in some answers and errors in some. Whatever comes in, the server must
+ * answer or hang up when the input ends.
  */
 #include <glib.h>
 #include <poll.h>
