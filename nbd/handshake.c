@@ -1,7 +1,7 @@
 /*
  * The handshake.
  *
- *      S: greeting   C: flags   { C: option   S: replies }...   C: GO | EXPORT_NAME  -> transmission
+ *      S: greeting   C: flags   { C: option   S: replies }...   C: GO | EXPORT_NAME -> ...
  *
  * An option is worked on when all of its data is here; data beyond HANDSHAKE_OPTION_MAX is read
  * past. All replies of an option are put together and queued as one run of bytes. What must stay
