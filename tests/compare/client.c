@@ -120,34 +120,44 @@ void clients_submit(Clients *clients, Op *op)
     }
 }
 
-static void clients_notify(Clients *clients, unsigned i, short events)
+/* A handle may also find out while it sends, which is not seen here before the next look. */
+static bool notice_loss(Clients *clients, unsigned i)
 {
     struct nbd_handle *handle = clients->handles[i];
-    int result = events & POLLOUT && !(events & POLLIN) ? nbd_aio_notify_write(handle)
-                                                        : nbd_aio_notify_read(handle);
-    if (result == 0 && !nbd_aio_is_dead(handle) && !nbd_aio_is_closed(handle)) {
-        return;
-    }
-    clients->lost[i] = true;
-    if (!clients->may_be_lost) {
+    clients->lost[i] = clients->lost[i] || nbd_aio_is_dead(handle) || nbd_aio_is_closed(handle);
+    if (clients->lost[i] && !clients->may_be_lost) {
         die("connection %u was lost: %s", i, nbd_get_error() ? nbd_get_error() : "closed");
     }
+    return clients->lost[i];
+}
+
+static void clients_notify(Clients *clients, unsigned i, short events)
+{
+    if (events & POLLOUT && !(events & POLLIN)) {
+        nbd_aio_notify_write(clients->handles[i]);
+    } else {
+        nbd_aio_notify_read(clients->handles[i]);
+    }
+    notice_loss(clients, i);
 }
 
 void clients_poll(Clients *clients)
 {
     struct pollfd fds[CLIENTS_MAX];
+    bool noticed = false;
     for (unsigned i = 0; i < clients->count; i++) {
         fds[i] = (struct pollfd){.fd = -1};
-        if (!clients->lost[i]) {
+        if (!clients->lost[i] && notice_loss(clients, i)) {
+            noticed = true;
+        } else if (!clients->lost[i]) {
             unsigned direction = nbd_aio_get_direction(clients->handles[i]);
             fds[i].fd = nbd_aio_get_fd(clients->handles[i]);
             fds[i].events = (direction & LIBNBD_AIO_DIRECTION_READ ? POLLIN : 0) |
                             (direction & LIBNBD_AIO_DIRECTION_WRITE ? POLLOUT : 0);
         }
     }
-    int ready = poll(fds, clients->count, PATIENCE_MS);
-    if (ready == 0) {
+    int ready = poll(fds, clients->count, noticed ? 0 : PATIENCE_MS);
+    if (ready == 0 && !noticed) {
         die("the server does not answer");
     }
     if (ready < 0) {
