@@ -10,6 +10,7 @@
 
 typedef struct Unit {
     const Image *image;
+    const Store *store;
     uint64_t host_offset;
     uint32_t length;
     uint8_t *bytes;
@@ -57,7 +58,8 @@ static GList *find(UnitCache *cache, const Extent *extent)
 {
     for (GList *link = cache->units.tail; link != NULL; link = link->prev) {
         const Unit *unit = link->data;
-        if (unit->image == extent->image && unit->host_offset == extent->host_offset) {
+        if (unit->image == extent->image && unit->store == extent->store &&
+            unit->host_offset == extent->host_offset && unit->length == extent->unit_length) {
             return link;
         }
     }
@@ -86,7 +88,7 @@ void unitcache_add(UnitCache *cache, const Extent *extent, uint8_t *unit)
         return;
     }
     Unit *added = g_new(Unit, 1);
-    *added = (Unit){extent->image, extent->host_offset, extent->unit_length, unit};
+    *added = (Unit){extent->image, extent->store, extent->host_offset, extent->unit_length, unit};
     g_queue_push_tail(&cache->units, added);
     cache->size += added->length;
     while (cache->size > cache->limit) {

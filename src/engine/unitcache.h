@@ -2,9 +2,9 @@
  * Decoded units (clusters, grains) of a disk, the last few: neighbouring reads of one compressed
  * unit decode it once.
  *
- * Compressed data never changes in place; a unit is known by the image and the host offset it was
- * decoded from. A host offset that is freed and used again must be dropped: unitcache_clear. [any];
- * a mutex inside, held for one copy.
+ * Compressed data never changes in place; a unit is known by the image, the store (an image may
+ * have several), the host offset it was decoded from, and its length. A host offset that is freed
+ * and used again must be dropped: unitcache_clear. [any]; a mutex inside, held for one copy.
  */
 #ifndef ENGINE_UNITCACHE_H
 #define ENGINE_UNITCACHE_H
