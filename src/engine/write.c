@@ -310,36 +310,70 @@ static void write_next_part(Request *request)
 /*
  * An image whose format was guessed to be raw must not become something else by what a guest writes
  * to its first bytes: the next open would follow names that the guest chose.
+ *
+ * Two writes may plant together what neither plants alone. So the part of a write that lies in the
+ * first bytes is looked at and written in one go, with CHANGE on all of them.
  */
+static uint64_t guarded_size(const Disk *disk)
+{
+    return min_u64(IMAGE_PROBE_SIZE, disk->node.size);
+}
+
+static uint64_t guarded_length(const Request *request)
+{
+    return min_u64(request->length, guarded_size(request_disk(request)) - request->offset);
+}
+
 static void guard_done(Request *request)
 {
-    if (request->result < 0) {
-        request_complete(request, request->result);
-    } else {
-        write_next_part(request);
+    uint64_t length = request->result < 0 ? 0 : guarded_length(request);
+    part_done(request, request->result, request->offset + length);
+}
+
+static int guarded_write(Disk *disk, const Request *request)
+{
+    uint8_t head[IMAGE_PROBE_SIZE] = {0};
+    uint64_t size = guarded_size(disk), length = guarded_length(request);
+    int r = store_read(disk->image->store, head, size, 0);
+    if (r < 0) {
+        return r;
     }
+    memcpy(head + request->offset, request->buffer, length);
+    if (format_probe(head, size, disk->image->path) != disk->image->format) {
+        log_limited(
+            LOG_LEVEL_WARNING,
+            "%s: a write that would make this raw image look like another format was refused: "
+            "say -f raw to allow it",
+            disk->image->path);
+        return -EPERM;
+    }
+    return store_write(disk->image->store, request->buffer, length, request->offset);
 }
 
 static void guard_job(PoolJob *job)
 {
     Request *request = (Request *)((char *)job - offsetof(Request, job.job));
-    Disk *disk = request_disk(request);
-    uint8_t head[IMAGE_PROBE_SIZE] = {0};
-    uint64_t size = min_u64(sizeof head, disk->node.size);
-    request->result = store_read(disk->image->store, head, size, 0);
-    if (request->result == 0) {
-        uint64_t length = min_u64(request->length, size - request->offset);
-        memcpy(head + request->offset, request->buffer, length);
-        if (format_probe(head, size, disk->image->path) != disk->image->format) {
-            log_limited(
-                LOG_LEVEL_WARNING,
-                "%s: a write that would make this raw image look like another format was refused: "
-                "say -f raw to allow it",
-                disk->image->path);
-            request->result = -EPERM;
-        }
-    }
+    request->result = guarded_write(request_disk(request), request);
     request_resume(request, guard_done);
+}
+
+static void guard_granted(Request *request)
+{
+    request->job.job.run = guard_job;
+    pool_submit(request_disk(request)->pool, &request->job.job);
+}
+
+static void guard_start(Request *request)
+{
+    Disk *disk = request_disk(request);
+    request->resume = guard_granted;
+    pthread_mutex_lock(&disk->map_lock);
+    bool granted =
+        rangelock_acquire(&disk->ranges, &request->hold, RANGE_CHANGE, 0, guarded_size(disk));
+    pthread_mutex_unlock(&disk->map_lock);
+    if (granted) {
+        guard_granted(request);
+    }
 }
 
 void write_start(Request *request)
@@ -349,8 +383,7 @@ void write_start(Request *request)
     if (refusal < 0) {
         request_complete(request, refusal);
     } else if (disk->guard_probe && request->offset < IMAGE_PROBE_SIZE) {
-        request->job.job.run = guard_job;
-        pool_submit(disk->pool, &request->job.job);
+        guard_start(request);
     } else {
         write_next_part(request);
     }

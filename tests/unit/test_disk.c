@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/bytes.h"
 #include "engine/disk.h"
 #include "formats/format.h"
 #include "latch.h"
@@ -34,9 +35,9 @@ static void call_start(WorkerMessage *message)
     node_submit(call->node, &call->request);
 }
 
-/* Submits on the worker, waits, leaves the answer in call. */
-static int run_call(Call *call, Disk *disk, RequestType type, unsigned flags, uint64_t offset,
-                    uint64_t length, void *buffer)
+/* Submits on the worker. */
+static void start_call(Call *call, Disk *disk, RequestType type, unsigned flags, uint64_t offset,
+                       uint64_t length, void *buffer)
 {
     request_init(&call->request);
     call->request.type = type;
@@ -50,8 +51,20 @@ static int run_call(Call *call, Disk *disk, RequestType type, unsigned flags, ui
     call->message.run = call_start;
     latch_init(&call->latch, 1);
     worker_post(worker, &call->message);
+}
+
+static int end_call(Call *call)
+{
     latch_wait(&call->latch);
     return call->request.result;
+}
+
+/* Submits, waits, leaves the answer in call. */
+static int run_call(Call *call, Disk *disk, RequestType type, unsigned flags, uint64_t offset,
+                    uint64_t length, void *buffer)
+{
+    start_call(call, disk, type, flags, offset, length, buffer);
+    return end_call(call);
 }
 
 static int run(Disk *disk, RequestType type, unsigned flags, uint64_t offset, uint64_t length,
@@ -124,6 +137,42 @@ START_TEST(disk_guards_a_guessed_raw_image_against_a_planted_header)
 }
 END_TEST
 
+/* Two writes that were looked at beside each other planted the header of which each brought a half. */
+START_TEST(disk_guards_a_guessed_raw_image_against_two_halves_of_a_header)
+{
+    g_autoptr(Store) store = store_memory_new("memory", NULL, DISK_SIZE);
+    Disk *disk = open_disk(store, NULL, true);
+    uint8_t header[8] = {'Q', 'F', 'I', 0xfb, 0, 0, 0, 3}, zeroes[8] = {0};
+    for (unsigned i = 0; i < 200; i++) {
+        Call halves[2];
+        ck_assert_int_eq(run(disk, REQUEST_WRITE, 0, 0, sizeof zeroes, zeroes), 0);
+        start_call(&halves[0], disk, REQUEST_WRITE, 0, 0, 2, header);
+        start_call(&halves[1], disk, REQUEST_WRITE, 0, 2, 6, header + 2);
+        int first = end_call(&halves[0]), second = end_call(&halves[1]);
+        request_clear(&halves[0].request);
+        request_clear(&halves[1].request);
+        ck_assert_int_eq(min_u64(-first, -second), 0);
+        ck_assert_int_eq(max_u64(-first, -second), EPERM);
+    }
+    ck_assert_int_eq(disk_close(disk), 0);
+}
+END_TEST
+
+/* What lies behind the first bytes is written, too. */
+START_TEST(disk_writes_all_of_a_write_that_begins_in_guarded_bytes)
+{
+    g_autoptr(Store) store = store_memory_new("memory", NULL, DISK_SIZE);
+    Disk *disk = open_disk(store, NULL, true);
+    uint8_t out[20000], in[20000];
+    memset(out, 0x5a, sizeof out);
+    ck_assert_int_eq(run(disk, REQUEST_WRITE, REQUEST_FUA, 100, sizeof out, out), 0);
+    ck_assert_int_eq(run(disk, REQUEST_READ, 0, 100, sizeof in, in), 0);
+    ck_assert_mem_eq(in, out, sizeof in);
+    ck_assert_int_eq(run(disk, REQUEST_WRITE, 0, 4000, 96, out), 0);
+    ck_assert_int_eq(disk_close(disk), 0);
+}
+END_TEST
+
 START_TEST(disk_answers_status_from_the_start_of_the_range)
 {
     g_autoptr(Store) store = store_memory_new("memory", NULL, DISK_SIZE);
@@ -149,6 +198,8 @@ int main(void)
     tcase_add_test(tcase, disk_reads_what_was_written);
     tcase_add_test(tcase, disk_refuses_changes_when_read_only);
     tcase_add_test(tcase, disk_guards_a_guessed_raw_image_against_a_planted_header);
+    tcase_add_test(tcase, disk_guards_a_guessed_raw_image_against_two_halves_of_a_header);
+    tcase_add_test(tcase, disk_writes_all_of_a_write_that_begins_in_guarded_bytes);
     tcase_add_test(tcase, disk_answers_status_from_the_start_of_the_range);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
