@@ -1,0 +1,50 @@
+# What the scripts that run in a guest share (scripts/vm-run), on top of what all shell tests share.
+. "$(dirname "${BASH_SOURCE[0]}")/../nbd/lib.sh"
+export PATH=$PATH:/usr/sbin:/sbin
+modprobe -a nbd loop dm-mod dm-snapshot || exit 1
+
+# attach DEVICE ARG...: nbd-client with ARGs (where to, -N NAME ...); ready means that the kernel knows the size.
+attach() {
+    local device=$1 name=${1#/dev/}
+    shift
+    nbd-client "$@" "$device"
+    eventually "the size of $device" kernel_size_is_known "$name"
+}
+
+kernel_size_is_known() {
+    [[ $(<"/sys/block/$1/size") -gt 0 ]]
+}
+
+# detach DEVICE: and waits until it is free for the next one.
+detach() {
+    nbd-client -d "$1"
+    eventually "the end of $1" test ! -e "/sys/block/${1#/dev/}/pid"
+}
+
+# eventually WHAT COMMAND...: waits up to 20 s until the command succeeds.
+eventually() {
+    local what=$1 tries=0
+    shift
+    until "$@"; do
+        if [[ $((tries += 1)) -gt 400 ]]; then
+            echo "waited in vain for $what"
+            return 1
+        fi
+        sleep 0.05
+    done
+}
+
+# digest_of FILE-OR-DEVICE: past the page cache where that is possible. What a device shows through its cache
+# may be old when another device writes to the same place.
+digest_of() {
+    if [[ -b $1 ]]; then
+        dd if="$1" bs=1M iflag=direct status=none | sha256sum
+    else
+        sha256sum <"$1"
+    fi
+}
+
+# digest_through_nbd URI: the same bytes, without the kernel.
+digest_through_nbd() {
+    nbdcopy "$1" - | sha256sum
+}
