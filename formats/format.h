@@ -120,6 +120,8 @@ struct Format {
 
     /* "format-specific" data of info: adds "{sv}" entries, with qemu-img's keys, in qemu-img's order. May be NULL. */
     void (*info)(const Image *image, GVariantBuilder *data);
+    /* The "snapshots" of info: adds "a{sv}" entries with qemu-img's keys. May be NULL. */
+    void (*snapshots)(const Image *image, GVariantBuilder *list);
     /* The "cluster-size" of info; 0: the key is left out. May be NULL. */
     uint64_t (*cluster_size)(const Image *image);
     bool (*dirty_flag)(const Image *image); /* "dirty-flag" of info. May be NULL (false). */

@@ -127,3 +127,48 @@ bool qcow2_snapshots_read(Image *image, GError **error)
     }
     return true;
 }
+
+static void add_number(GVariantBuilder *entry, const char *key, int64_t value)
+{
+    g_variant_builder_add(entry, "{sv}", key, g_variant_new_int64(value));
+}
+
+static void add_text(GVariantBuilder *entry, const char *key, const char *text)
+{
+    g_autofree char *valid = g_utf8_make_valid(text, -1);
+    g_variant_builder_add(entry, "{sv}", key, g_variant_new_string(valid));
+}
+
+/* How many instructions the machine had run: the third number of the extra data. */
+static bool read_icount(const Image *image, const Qcow2Snapshot *snapshot, uint64_t *icount)
+{
+    uint8_t bytes[8];
+    if (snapshot->extra_size < 24 || store_read(image->store, bytes, sizeof bytes,
+                                                snapshot->entry_offset + ENTRY_HEAD + 16) < 0) {
+        return false;
+    }
+    *icount = load_be64(bytes);
+    return *icount != UINT64_MAX;
+}
+
+void qcow2_snapshots_info(const Image *image, GVariantBuilder *list)
+{
+    const GArray *snapshots = qcow2_state(image)->snapshots;
+    for (unsigned i = 0; i < snapshots->len; i++) {
+        const Qcow2Snapshot *snapshot = &g_array_index(snapshots, Qcow2Snapshot, i);
+        GVariantBuilder entry;
+        uint64_t icount;
+        g_variant_builder_init(&entry, G_VARIANT_TYPE("a{sv}"));
+        if (read_icount(image, snapshot, &icount)) {
+            add_number(&entry, "icount", icount);
+        }
+        add_number(&entry, "vm-clock-nsec", snapshot->vm_clock_nsec % 1000000000);
+        add_text(&entry, "name", snapshot->name);
+        add_number(&entry, "date-sec", snapshot->date_sec);
+        add_number(&entry, "date-nsec", snapshot->date_nsec);
+        add_number(&entry, "vm-clock-sec", snapshot->vm_clock_nsec / 1000000000);
+        add_text(&entry, "id", snapshot->id);
+        add_number(&entry, "vm-state-size", snapshot->vm_state_size);
+        g_variant_builder_add_value(list, g_variant_builder_end(&entry));
+    }
+}

@@ -13,6 +13,7 @@
  *   - only entries with COPIED are changed in place, and we set COPIED only with a refcount of exactly 1.
  */
 #include "formats/qcow2.h"
+#include "formats/qcow2-bitmap.h"
 
 #include "base/errors.h"
 #include "base/log.h"
@@ -241,6 +242,7 @@ static void qcow2_info(const Image *image, GVariantBuilder *data)
         add_entry(data, "lazy-refcounts",
                   g_variant_new_boolean(h->compatible_features & QCOW2_COMPAT_LAZY_REFCOUNTS));
     }
+    qcow2_bitmap_info(image, data);
     add_entry(data, "refcount-bits", g_variant_new_int64(1 << h->refcount_order));
     if (h->version >= 3) {
         add_entry(data, "corrupt",
@@ -275,6 +277,7 @@ const Format format_qcow2 = {
     .is_dirty = qcow2_is_dirty,
     .decode = qcow2_decode,
     .info = qcow2_info,
+    .snapshots = qcow2_snapshots_info,
     .cluster_size = qcow2_cluster_size,
     .dirty_flag = qcow2_dirty_flag,
     .create_options = qcow2_create_options,

@@ -234,6 +234,7 @@ int qcow2_corrupt(Image *image, const char *format, ...) G_GNUC_PRINTF(2, 3);
 
 bool qcow2_snapshots_read(Image *image, GError **error); /* fills in state->snapshots */
 void qcow2_snapshots_free(Qcow2State *s);
+void qcow2_snapshots_info(const Image *image, GVariantBuilder *list);
 
 /* ---- L1 and L2 (qcow2-map.c) ---- */
 

@@ -27,6 +27,20 @@ static JsonNode *format_specific(const Image *image)
     return json_node_init_object(json_node_alloc(), object);
 }
 
+static void add_snapshots(JsonObject *object, const Image *image)
+{
+    if (!image->format->snapshots) {
+        return;
+    }
+    GVariantBuilder builder;
+    g_variant_builder_init(&builder, G_VARIANT_TYPE("aa{sv}"));
+    image->format->snapshots(image, &builder);
+    g_autoptr(GVariant) list = g_variant_ref_sink(g_variant_builder_end(&builder));
+    if (g_variant_n_children(list) > 0) {
+        json_object_set_member(object, "snapshots", json_gvariant_serialize(list));
+    }
+}
+
 static void add_backing(JsonObject *object, const Image *image)
 {
     if (!image->backing_name) {
@@ -44,6 +58,7 @@ static JsonObject *describe(const Image *image)
 {
     const Format *format = image->format;
     JsonObject *object = json_object_new();
+    add_snapshots(object, image);
     json_object_set_int_member(object, "virtual-size", image->size);
     output_add_string(object, "filename", image->path);
     uint64_t cluster_size = format->cluster_size ? format->cluster_size(image) : 0;
@@ -75,16 +90,27 @@ static void print_size_line(JsonObject *object, const char *member, const char *
 
 static void print_members(JsonObject *object, int indent);
 
+/* A value that fits its line, after the label. */
+static void print_scalar(JsonNode *value)
+{
+    if (json_node_get_value_type(value) == G_TYPE_STRING) {
+        printf(" %s\n", json_node_get_string(value));
+    } else {
+        g_autofree char *text = json_to_string(value, FALSE);
+        printf(" %s\n", text);
+    }
+}
+
 static void print_items(JsonArray *array, int indent)
 {
     for (guint i = 0; i < json_array_get_length(array); i++) {
         JsonNode *item = json_array_get_element(array, i);
+        printf("%*s[%u]:", indent, "", i);
         if (JSON_NODE_HOLDS_OBJECT(item)) {
-            printf("%*s[%u]:\n", indent, "", i);
+            printf("\n");
             print_members(json_node_get_object(item), indent + 4);
         } else {
-            g_autofree char *text = json_to_string(item, FALSE);
-            printf("%*s[%u]: %s\n", indent, "", i, text);
+            print_scalar(item);
         }
     }
 }
@@ -99,11 +125,8 @@ static void print_member(const char *name, JsonNode *value, int indent)
     } else if (JSON_NODE_HOLDS_ARRAY(value)) {
         printf("\n");
         print_items(json_node_get_array(value), indent + 4);
-    } else if (json_node_get_value_type(value) == G_TYPE_STRING) {
-        printf(" %s\n", json_node_get_string(value));
     } else {
-        g_autofree char *text = json_to_string(value, FALSE);
-        printf(" %s\n", text);
+        print_scalar(value);
     }
 }
 
@@ -133,6 +156,37 @@ static void print_backing(JsonObject *object)
     }
 }
 
+static void print_snapshot(JsonObject *snapshot)
+{
+    int64_t clock = json_object_get_int_member(snapshot, "vm-clock-sec");
+    g_autoptr(GDateTime) date =
+        g_date_time_new_from_unix_local(json_object_get_int_member(snapshot, "date-sec"));
+    g_autofree char *day = date ? g_date_time_format(date, "%Y-%m-%d %H:%M:%S") : g_strdup("?");
+    g_autofree char *size = output_size(json_object_get_int_member(snapshot, "vm-state-size"));
+    g_autofree char *time = g_strdup_printf(
+        "%02" PRId64 ":%02" PRId64 ":%02" PRId64 ".%03" PRId64, clock / 3600, clock / 60 % 60,
+        clock % 60, json_object_get_int_member(snapshot, "vm-clock-nsec") / 1000000);
+    g_autofree char *icount =
+        json_object_has_member(snapshot, "icount")
+            ? g_strdup_printf("%" PRId64, json_object_get_int_member(snapshot, "icount"))
+            : g_strdup("");
+    printf("%-9s %-16s %8s%20s%13s%11s\n", json_object_get_string_member(snapshot, "id"),
+           json_object_get_string_member(snapshot, "name"), size, day, time, icount);
+}
+
+static void print_snapshots(JsonObject *object)
+{
+    if (!json_object_has_member(object, "snapshots")) {
+        return;
+    }
+    JsonArray *snapshots = json_object_get_array_member(object, "snapshots");
+    printf("Snapshot list:\n%-10s%-17s%8s%20s%13s%11s\n", "ID", "TAG", "VM SIZE", "DATE",
+           "VM CLOCK", "ICOUNT");
+    for (guint i = 0; i < json_array_get_length(snapshots); i++) {
+        print_snapshot(json_array_get_object_element(snapshots, i));
+    }
+}
+
 static void print_human(JsonObject *object)
 {
     printf("image: %s\n", json_object_get_string_member(object, "filename"));
@@ -146,6 +200,7 @@ static void print_human(JsonObject *object)
         printf("cleanly shut down: no\n");
     }
     print_backing(object);
+    print_snapshots(object);
     if (json_object_has_member(object, "format-specific")) {
         printf("Format specific information:\n");
         JsonObject *specific = json_object_get_object_member(object, "format-specific");

@@ -43,6 +43,18 @@ def qcow2():
     compare_all("dirty.qcow2")
 
 
+def snapshots_and_bitmaps():
+    must("qemu-img", "create", "-q", "-f", "qcow2", "kept.qcow2", "10M")
+    for name in ("one", "a longer name of a snapshot"):
+        must("qemu-img", "snapshot", "-c", name, "kept.qcow2")
+        qemu_io("kept.qcow2", "write 1M 1M")
+    compare_all("kept.qcow2")
+    for name in ("first", "second"):
+        must("qemu-img", "bitmap", "--add", "kept.qcow2", name)
+    must("qemu-img", "bitmap", "--disable", "kept.qcow2", "second")
+    compare_all("kept.qcow2")
+
+
 def raw():
     must("qemu-img", "create", "-q", "-f", "raw", "a.raw", "10M")
     compare_all("a.raw")
@@ -94,6 +106,7 @@ def sharing():
 
 with Workdir():
     qcow2()
+    snapshots_and_bitmaps()
     raw()
     chains()
     order()
