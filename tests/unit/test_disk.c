@@ -10,6 +10,7 @@
 #include "formats/format.h"
 #include "latch.h"
 #include "store/aio.h"
+#include "tests/lib/format-letters.h"
 #include "tests/lib/store-memory.h"
 
 #define DISK_SIZE (1u << 20)
@@ -187,6 +188,27 @@ START_TEST(disk_answers_status_from_the_start_of_the_range)
 }
 END_TEST
 
+/* The write started over for ever: the map of the unit ended in its middle, so that nothing was left to allocate. */
+START_TEST(write_over_unreadable_backing_data_fails)
+{
+    GError *error = NULL;
+    g_autoptr(Image) backing = letters_open("DDDDIDDDDDDDDDDD", 7, NULL);
+    g_autoptr(Store) store = store_memory_new("memory", NULL, 0);
+    FormatCreate create = {
+        .size = 65536, .backing_name = "letters", .backing_format = "raw", .options = NULL};
+    ck_assert(format_qcow2.create(store, &create, &error));
+    ImageOpen how = {.write = true, .format = &format_qcow2};
+    g_autoptr(Image) image = image_open_store(store, &how, backing, &error);
+    ck_assert_msg(image != NULL, "%s", error ? error->message : "");
+    Disk *disk = disk_new(image, pool, false);
+    uint8_t bytes[512] = {1};
+    ck_assert_int_eq(run(disk, REQUEST_WRITE, 0, 0, sizeof bytes, bytes), -EIO);
+    ck_assert_int_eq(run(disk, REQUEST_READ, 0, 4096, sizeof bytes, bytes), 0);
+    ck_assert_uint_eq(bytes[0], 8);
+    ck_assert_int_eq(disk_close(disk), 0);
+}
+END_TEST
+
 int main(void)
 {
     pool = pool_new(2);
@@ -200,6 +222,7 @@ int main(void)
     tcase_add_test(tcase, disk_guards_a_guessed_raw_image_against_a_planted_header);
     tcase_add_test(tcase, disk_guards_a_guessed_raw_image_against_two_halves_of_a_header);
     tcase_add_test(tcase, disk_writes_all_of_a_write_that_begins_in_guarded_bytes);
+    tcase_add_test(tcase, write_over_unreadable_backing_data_fails);
     tcase_add_test(tcase, disk_answers_status_from_the_start_of_the_range);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
