@@ -77,7 +77,8 @@ int qcow2_cursor_set(Qcow2Cursor *cursor, uint64_t offset, uint64_t entry)
 {
     Qcow2State *s = cursor->image->state;
     uint64_t l1_index = offset >> (s->cluster_bits + s->l2_bits);
-    if (!(s->l1[l1_index] & QCOW2_COPIED)) {
+    uint64_t l1_entry = s->l1[l1_index];
+    if (!(l1_entry & QCOW2_COPIED) || (l1_entry & QCOW2_OFFSET_MASK) == 0) {
         qcow2_cursor_release(cursor);
         int r = qcow2_l2_prepare(cursor->image, l1_index);
         if (r < 0) {
