@@ -277,6 +277,20 @@ int qcow2_refcount_raise(Image *image, Qcow2Run run)
     return 0;
 }
 
+/* Whether a cluster may lose one of its references. */
+static int check_drop(Image *image, uint64_t cluster, uint64_t refcount)
+{
+    if (refcount == 0) {
+        return qcow2_corrupt(image, "cluster %" PRIu64 " was in use with a refcount of 0", cluster);
+    }
+    /* An entry that lay on top of metadata is gone; the metadata must not go with it. */
+    if (refcount == 1 && qcow2_overlaps_metadata(image, (Qcow2Run){cluster, 1})) {
+        return qcow2_corrupt(image, "cluster %" PRIu64 " was in use as data, but holds metadata",
+                             cluster);
+    }
+    return 0;
+}
+
 int qcow2_refcount_drop(Image *image, Qcow2Run run, uint64_t *done, GArray *zeroed)
 {
     Qcow2State *s = image->state;
@@ -291,10 +305,10 @@ int qcow2_refcount_drop(Image *image, Qcow2Run run, uint64_t *done, GArray *zero
         }
         for (; cluster < min_u64(end, piece.end); cluster++, (*done)++) {
             uint64_t refcount = qcow2_piece_load(s, &piece, cluster);
-            if (refcount == 0) {
+            r = check_drop(image, cluster, refcount);
+            if (r < 0) {
                 qcow2_piece_put(s, &piece);
-                return qcow2_corrupt(image, "cluster %" PRIu64 " was in use with a refcount of 0",
-                                     cluster);
+                return r;
             }
             qcow2_piece_store(s, &piece, cluster, refcount - 1);
             if (refcount == 1) {
