@@ -156,10 +156,10 @@ static void assert_bytes(Image *image, uint64_t offset, uint64_t length, uint8_t
 {
     g_autofree uint8_t *got = g_malloc(length);
     ck_assert_int_eq(chain_read(image, got, length, offset), 0);
-    for (uint64_t i = 0; i < length; i++) {
-        ck_assert_msg(got[i] == value, "offset %lu: got %02x, want %02x",
-                      (unsigned long)(offset + i), got[i], value);
-    }
+    g_autofree uint8_t *want = g_malloc(length);
+    memset(want, value, length);
+    ck_assert_msg(memcmp(got, want, length) == 0, "offset %" PRIu64 ": %02x ..., want %02x", offset,
+                  got[0], value);
 }
 
 static void finish(Image *image)
@@ -184,10 +184,8 @@ START_TEST(space_refcount_table_grows)
     bool fresh;
     ck_assert_int_eq(qcow2_alloc_run(image, l1_entries / 64, &l1, &fresh), 0);
     ck_assert_uint_eq(l1.count, l1_entries / 64);
-    uint64_t old = qcow2_state(image)->header.l1_table_offset;
-    for (unsigned i = 0; i < div_round_up(qcow2_state(image)->header.l1_size, 64); i++) {
-        qcow2_alloc_return(image, (Qcow2Run){old / 512 + i, 1});
-    }
+    uint64_t old = qcow2_state(image)->header.l1_table_offset / 512;
+    uint64_t old_clusters = div_round_up(qcow2_state(image)->header.l1_size, 64);
     ck_assert_int_eq(qcow2_flush(image), 0);
     g_clear_pointer(&image, image_unref);
     ck_assert_int_eq(store_read(store, header, sizeof header, 0), 0);
@@ -195,9 +193,11 @@ START_TEST(space_refcount_table_grows)
     store_be32(header + 36, l1_entries);
     store_be64(header + 40, l1.first * 512);
     ck_assert_int_eq(store_write(store, header, sizeof header, 0), 0);
-    assert_walk(store, false);
 
     image = open_store(store, true);
+    qcow2_alloc_return(image, (Qcow2Run){old, old_clusters});
+    ck_assert_int_eq(qcow2_flush(image), 0);
+    assert_walk(store, false);
     uint32_t clusters = qcow2_state(image)->header.refcount_table_clusters;
     for (uint64_t at = 0; at < size; at += step) {
         ck_assert_int_eq(put(image, at, min_u64(step, size - at), 1 + at / step % 255), 0);
@@ -429,7 +429,7 @@ START_TEST(space_every_failure_leaves_a_sound_image)
 {
     for (unsigned forever = 0; forever < 2; forever++) {
         uint64_t count = UINT64_MAX;
-        for (uint64_t at = 1; at <= count; at += 1 + (at > 40) * 7) {
+        for (uint64_t at = 1; at <= count; at++) {
             run_with_failure(_i, at, forever, &count);
             ck_assert_uint_gt(count, 0);
         }
