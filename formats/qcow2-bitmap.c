@@ -1,11 +1,11 @@
 /*
  * qcow2: the directory of persistent bitmaps.
  *
- *     0 table offset  8 table entries  12 flags  16 type  17 granularity  18 name size  20 extra size
- *     24 extra, name, padding to 8
+ *     0 table offset  8 table entries  12 flags  16 type  17 granularity  18 name size
+ *     20 extra size  24 extra, name, padding to 8
  *
- * The server keeps no bitmaps. The check must know their clusters, or it would call them leaked, and info shows
- * that they are there.
+ * The server keeps no bitmaps. The check must know their clusters, or it would call them leaked,
+ * and info shows that they are there.
  */
 #include "formats/qcow2-bitmap.h"
 

@@ -1,9 +1,10 @@
 /*
  * qcow2 check: two numbers for each host cluster, wanted and found.
  *
- * They lie in chunks of 1024 clusters that are made when the first of them is not zero: a hostile file that claims
- * to be huge costs nothing, and a small one little. Numbers of 65535 and more are rare and kept aside. Memory has a
- * limit; when it is reached, `full` says that the numbers cannot be trusted.
+ * They lie in chunks of 1024 clusters that are made when the first of them is not zero: a hostile
+ * file that claims to be huge costs nothing, and a small one little. Numbers of 65535 and more are
+ * rare and kept aside. Memory has a limit; when it is reached, `full` says that the numbers cannot
+ * be trusted.
  */
 #include "formats/qcow2-check.h"
 

@@ -1,8 +1,9 @@
 /*
  * qcow2 check: mending entries of L1 and L2 tables.
  *
- * What must stay true: a table is only written where nothing else refers to its clusters. An L1 entry gone wrong may
- * point to guest data; what looks like bad entries there is nobody's table, and must not be "mended".
+ * What must stay true: a table is only written where nothing else refers to its clusters. An L1
+ * entry gone wrong may point to guest data; what looks like bad entries there is nobody's table,
+ * and must not be "mended".
  */
 #include "formats/qcow2-check.h"
 
@@ -97,8 +98,9 @@ int check_mend_entries(Qcow2Check *check, bool *tables_lost)
 
 /* ---- COPIED ---- */
 
-/* The entry with COPIED as it should be. It is only set where no doubt is left: a cluster that is wrongly thought
- * to be shared is copied once too often, one wrongly thought not to be is overwritten. */
+/* The entry with COPIED as it should be. It is only set where no doubt is left: a cluster that is
+ * wrongly thought to be shared is copied once too often, one wrongly thought not to be is
+ * overwritten. */
 static uint64_t with_copied(Qcow2Check *check, uint64_t entry)
 {
     uint64_t cluster = (entry & QCOW2_OFFSET_MASK) >> check->s->cluster_bits;

@@ -3,9 +3,9 @@
  *
  *     | file as it is | refcount table | refcount blocks |
  *
- * The old table and blocks are not touched until the header points to the new ones, so a cut leaves the one or the
- * other. The new clusters must be counted, too, which may need further blocks: the set of blocks grows until it
- * covers itself.
+ * The old table and blocks are not touched until the header points to the new ones, so a cut leaves
+ * the one or the other. The new clusters must be counted, too, which may need further blocks: the
+ * set of blocks grows until it covers itself.
  */
 #include "formats/qcow2-check.h"
 

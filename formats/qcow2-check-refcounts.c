@@ -1,10 +1,10 @@
 /*
  * qcow2 check: refcounts as they lie in the file.
  *
- *     refcount table entry -> refcount block: one number for each of (cluster size * 8 / width) clusters
+ *     refcount table entry -> refcount block: numbers of (cluster size * 8 / width) clusters
  *
- * Only numbers of clusters that exist are looked at; what a block says about clusters behind the end of the file
- * does no harm.
+ * A check looks at the numbers of clusters that exist. What a block says about clusters behind the
+ * end of the file does no harm before the file grows; a repair sets that right, too.
  */
 #include "formats/qcow2-check.h"
 
@@ -53,7 +53,8 @@ static bool load_table(Qcow2Check *check, GError **error)
 static void load_block(Qcow2Check *check, uint64_t index, uint8_t *buffer)
 {
     uint64_t per_block = counts_per_block(check), first = index * per_block;
-    /* A compressed cluster may end one behind the end. More costs time, and is wanted by repairs alone. */
+    /* A compressed cluster may end one behind the end. More costs time, and is wanted by repairs
+     * alone. */
     uint64_t end = check->whole_blocks ? UINT64_MAX : check->file_clusters + 1;
     uint64_t offset = block_offset(check, index);
     if (offset == 0 || first >= end) {

@@ -1,10 +1,12 @@
 /*
  * qcow2 check: one look at everything.
  *
- * Every structure is walked, and each reference to a host cluster counted; then the counts are compared with the
- * refcounts. Refcounts are read before the tables, so that the COPIED flags can be judged in the same walk.
+ * Every structure is walked, and each reference to a host cluster counted; then the counts are
+ * compared with the refcounts. Refcounts are read before the tables, so that the COPIED flags can
+ * be judged in the same walk.
  *
- * A reference may end less than a cluster behind the end of the file: the last cluster may be cut short.
+ * A reference may end less than a cluster behind the end of the file: the last cluster may be cut
+ * short.
  */
 #include "formats/qcow2-check.h"
 

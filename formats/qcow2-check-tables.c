@@ -1,9 +1,10 @@
 /*
  * qcow2 check: L1 and L2 tables.
  *
- * L1 entries of all snapshots are gathered first; most point to the same L2 tables. Each L2 table is then read once,
- * in the order of the file, and what it refers to is counted as often as L1 entries point to it. So the work is
- * bounded by the tables that exist, not by snapshots times tables.
+ * L1 entries of all snapshots are gathered first; most point to the same L2 tables. Each L2 table
+ * is then read once, in the order of the file, and what it refers to is counted as often as L1
+ * entries point to it. So the work is bounded by the tables that exist, not by snapshots times
+ * tables.
  */
 #include "formats/qcow2-check.h"
 
@@ -197,7 +198,8 @@ static void scan_compressed(Qcow2Check *check, const CheckTable *table, uint64_t
     check->result->fragmented_clusters += table->active; /* by nature */
 }
 
-/* *next: where the cluster after the last one would lie, if data were in one piece; 0: not known. */
+/* *next: where the cluster after the last one would lie, if data were in one piece; 0: not known.
+ */
 static void scan_standard(Qcow2Check *check, const CheckTable *table, uint64_t entry,
                           uint64_t *next)
 {

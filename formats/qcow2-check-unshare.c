@@ -1,12 +1,14 @@
 /*
  * qcow2 check: data that lies on top of something else gets a place of its own.
  *
- * Two parts of the disk must not share a host cluster, nor may data share one with metadata: a write to the one would
- * change the other. Raising the refcount alone would only put that off, and a refcount of one bit cannot be raised.
- * So what the guest reads now is copied behind the end of the file, and the entry points there. Snapshots share
- * clusters rightly: they are about the same part of the disk.
+ * Two parts of the disk must not share a host cluster, nor may data share one with metadata: a
+ * write to the one would change the other. Raising the refcount alone would only put that off, and
+ * a refcount of one bit cannot be raised. So what the guest reads now is copied behind the end of
+ * the file, and the entry points there. Snapshots share clusters rightly: they are about the same
+ * part of the disk.
  *
- *     first walk: for each suspect cluster, which part of the disk refers to it first, and how often data does
+ *     first walk: for each suspect cluster, which part of the disk refers to it first, and how
+ *                 often data does
  *     second walk: entries of any other part, and all when metadata lies there, too, are moved
  */
 #include "formats/qcow2-check.h"

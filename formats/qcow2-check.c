@@ -1,11 +1,13 @@
 /*
  * qcow2 check: finds damage and mends it.
  *
- *     scan -> bad entries out -> scan -> shared data apart -> scan -> refcounts up -> refcounts down -> scan -> COPIED -> scan -> header
+ *     scan -> bad entries out -> scan -> shared data apart -> scan -> refcounts up -> scan
+ *          -> refcounts down -> scan -> COPIED flags -> scan -> header
  *
- * Each step is synced before the next, and each leaves an image that is no worse than before: an entry is gone
- * before what it pointed to is given up, a refcount is raised before anybody may rely on it, COPIED is set when the
- * refcount says one. A scan stands between the steps, so that each acts on what is really there.
+ * Each step is synced before the next, and each leaves an image that is no worse than before: an
+ * entry is gone before what it pointed to is given up, a refcount is raised before anybody may rely
+ * on it, COPIED is set when the refcount says one. A scan stands between the steps, so that each
+ * acts on what is really there.
  *
  * While a repair runs, the corrupt bit keeps writers away from what is half mended.
  *
@@ -123,8 +125,9 @@ static bool write_marks(Repair *repair, uint64_t incompatible, GError **error)
 }
 
 /*
- * So that nobody writes to what is half mended. Version 2 has no such bit. The dirty bit says as much, and who opens a dirty
- * image mends it first: with the corrupt bit, a power cut during that would need somebody to repair by hand.
+ * So that nobody writes to what is half mended. Version 2 has no such bit. The dirty bit says as
+ * much, and who opens a dirty image mends it first: with the corrupt bit, a power cut during that
+ * would need somebody to repair by hand.
  */
 static bool mark_corrupt(Repair *repair, GError **error)
 {

@@ -102,8 +102,8 @@ void check_leak(Qcow2Check *check, uint64_t cluster, uint64_t found, uint64_t wa
 void check_error(Qcow2Check *check, const char *format, ...) G_GNUC_PRINTF(2, 3);
 void check_say(Qcow2Check *check, const char *format, ...) G_GNUC_PRINTF(2, 3);
 
-/* Counts `times` references to each cluster that the range touches. False, and a corruption, when it
- * ends a cluster or more behind the end of the file; nothing is counted then. */
+/* Counts `times` references to each cluster that the range touches. False, and a corruption, when
+ * it ends a cluster or more behind the end of the file; nothing is counted then. */
 bool check_refer(Qcow2Check *check, uint64_t offset, uint64_t length, uint64_t times,
                  const char *what);
 /* Its two halves: whether the range is acceptable; and the counting of one that is. */
@@ -133,8 +133,9 @@ void check_collect_l1(Qcow2Check *check, uint64_t offset, uint32_t entries, bool
 void check_sort_tables(Qcow2Check *check);
 void check_scan_tables(Qcow2Check *check);
 
-/* Calls visit for each L2 table with its entries as on disk; where visit says true, it changed them, and they
- * are written back. 0 or the first -errno; a table that cannot be read is a check error, and passed over. */
+/* Calls visit for each L2 table with its entries as on disk; where visit says true, it changed
+ * them, and they are written back. 0 or the first -errno; a table that cannot be read is a check
+ * error, and passed over. */
 typedef bool (*CheckVisit)(Qcow2Check *check, const CheckTable *table, uint8_t *entries,
                            void *opaque);
 int check_visit_tables(Qcow2Check *check, CheckVisit visit, void *opaque);
@@ -148,17 +149,18 @@ void check_refer_refcounts(Qcow2Check *check);
 void check_compare(Qcow2Check *check);
 
 typedef enum { CHECK_RAISE, CHECK_LOWER } CheckDirection;
-/* Writes the wanted counts where they are above (or below) the found ones; not synced. 0 or -errno. */
+/* Writes the wanted counts where they are above (or below) the found ones; not synced. 0 or -errno.
+ */
 int check_write_refcounts(Qcow2Check *check, CheckDirection direction);
 /* Whether raising needs refcount blocks that do not exist. */
 bool check_needs_rebuild(Qcow2Check *check);
 
-/* qcow2-check-rebuild.c: all refcounts anew, synced, and the header points to them. check was scanned
- * with skip_refcounts. keep_leaks: what nothing refers to stays allocated. 0 or -errno. */
+/* qcow2-check-rebuild.c: all refcounts anew, synced, and the header points to them. check was
+ * scanned with skip_refcounts. keep_leaks: what nothing refers to stays allocated. 0 or -errno. */
 int check_rebuild(Qcow2Check *check, bool keep_leaks);
 
-/* qcow2-check-unshare.c: data that lies where other data or metadata lies gets clusters of its own. Synced but for
- * the entries. *changed: something was written. 0 or -errno. */
+/* qcow2-check-unshare.c: data that lies where other data or metadata lies gets clusters of its own.
+ * Synced but for the entries. *changed: something was written. 0 or -errno. */
 int check_unshare(Qcow2Check *check, bool *changed);
 
 /* qcow2-check-entries.c: 0 or -errno; not synced. */

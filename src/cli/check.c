@@ -1,8 +1,9 @@
 /*
  * cownbd check: finds damage in the metadata of an image, and mends it.
  *
- * Output, JSON keys and exit status are those of qemu-img check: 0 clean, 1 could not check, 2 corrupt, 3 leaks.
- * After a repair everything is looked at once more, so that what is reported as left is what is left.
+ * Output, JSON keys and exit status are those of qemu-img check: 0 clean, 1 could not check, 2
+ * corrupt, 3 leaks. After a repair everything is looked at once more, so that what is reported as
+ * left is what is left.
  */
 #include <inttypes.h>
 #include <stdio.h>

@@ -1,5 +1,6 @@
 /*
- * The subcommands. Each gets its own name as argv[0], parses the rest, and returns the exit status. [main]
+ * The subcommands. Each gets its own name as argv[0], parses the rest, and returns the exit status.
+ * [main]
  */
 #ifndef CLI_CLI_H
 #define CLI_CLI_H

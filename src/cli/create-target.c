@@ -1,8 +1,9 @@
 /*
  * The file that create writes.
  *
- * What must stay true: the old file, if there is one, stays write-locked until the new one has its name, so that no
- * server can begin to write it in between; a device keeps its lock for as long as its store is open.
+ * What must stay true: the old file, if there is one, stays write-locked until the new one has its
+ * name, so that no server can begin to write it in between; a device keeps its lock for as long as
+ * its store is open.
  */
 #include "cli/create-target.h"
 

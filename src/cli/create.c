@@ -1,9 +1,9 @@
 /*
  * cownbd create: makes a new, empty image.
  *
- * The image is written into a file of another name beside the target, synced, and renamed over it: whoever looks
- * sees the old file or the whole new one, and a creation that fails leaves nothing behind. A target that somebody
- * uses is not replaced. A block device is written in place.
+ * The image is written into a file of another name beside the target, synced, and renamed over it:
+ * whoever looks sees the old file or the whole new one, and a creation that fails leaves nothing
+ * behind. A target that somebody uses is not replaced. A block device is written in place.
  */
 #include <inttypes.h>
 #include <stdio.h>

@@ -1,8 +1,8 @@
 /*
  * cownbd info: what an image is, with the keys of qemu-img info.
  *
- * The description is built once, as JSON. The text for people is printed from the same members, so the two cannot
- * say different things.
+ * The description is built once, as JSON. The text for people is printed from the same members, so
+ * the two cannot say different things.
  */
 #include <inttypes.h>
 #include <stdio.h>

@@ -1,9 +1,10 @@
 /*
  * cownbd map: the merged map of a chain, with the keys and the meanings of qemu-img map.
  *
- * A line is an extent: "depth" is the image of the chain that decides what is read there, "present" whether that
- * image has it (false: no image has it, and it reads as zeroes), "data" and "zero" what it holds, "offset" where in
- * the host file. Holes of raw files are asked of the host. Neighbours that say the same are one line.
+ * A line is an extent: "depth" is the image of the chain that decides what is read there, "present"
+ * whether that image has it (false: no image has it, and it reads as zeroes), "data" and "zero"
+ * what it holds, "offset" where in the host file. Holes of raw files are asked of the host.
+ * Neighbours that say the same are one line.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -89,8 +90,8 @@ static void printer_add(MapPrinter *printer, const MapLine *line)
     printer->line = *line;
 }
 
-/* What the host knows about a range that may have holes. A hole of a raw file is no data; in a format that keeps
- * its own map the range stays data, and reads as zero. */
+/* What the host knows about a range that may have holes. A hole of a raw file is no data; in a
+ * format that keeps its own map the range stays data, and reads as zero. */
 static int add_sparse(MapPrinter *printer, const Extent *extent, MapLine line)
 {
     for (uint64_t done = 0; done < extent->length;) {

@@ -1,8 +1,9 @@
 /*
  * The command line that the subcommands share.
  *
- * GOption does the parsing; this adds what is common: flags that mean the same everywhere stand in one table, every
- * --help ends with an example, and every mistake is one line on stderr that says what would be right.
+ * GOption does the parsing; this adds what is common: flags that mean the same everywhere stand in
+ * one table, every --help ends with an example, and every mistake is one line on stderr that says
+ * what would be right.
  */
 #include "cli/options.h"
 

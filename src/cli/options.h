@@ -1,5 +1,6 @@
 /*
- * The command line that the subcommands share: common flags, help, errors of one line, -o lists. [main]
+ * The command line that the subcommands share: common flags, help, errors of one line, -o lists.
+ * [main]
  */
 #ifndef CLI_OPTIONS_H
 #define CLI_OPTIONS_H
@@ -37,8 +38,8 @@ typedef struct CliUsage {
     unsigned flags;        /* CliFlags */
 } CliUsage;
 
-/* Parses options, takes them out of argv; argv[0] stays. own ends with a NULL name, may be NULL. --help prints and
- * exits. False: *error says what is wrong. */
+/* Parses options, takes them out of argv; argv[0] stays. own ends with a NULL name, may be NULL.
+ * --help prints and exits. False: *error says what is wrong. */
 bool cli_parse(const CliUsage *usage, const GOptionEntry *own, CliCommon *common, int *argc,
                char ***argv, GError **error);
 
@@ -48,20 +49,20 @@ int cli_fail(const GError *error);
 /* The same for a mistake in how the command was called: names the command and its help. */
 int cli_fail_usage(const CliUsage *usage, const char *format, ...) G_GNUC_PRINTF(2, 3);
 
-/* Fills in how from the common flags: format, allow_paths, no_lock. False when -f names no format. how must not
- * outlive common. */
+/* Fills in how from the common flags: format, allow_paths, no_lock. False when -f names no format.
+ * how must not outlive common. */
 bool cli_image_open(const CliCommon *common, ImageOpen *how, GError **error);
 
 /* The format called name; an error lists the known ones. */
 const Format *cli_format(const char *name, GError **error);
 
-/* Adds the "k=v,k=v" of each string of lists to options (char * -> char *, made by cli_option_table). A comma in a
- * value is written twice. A name alone means "on". */
+/* Adds the "k=v,k=v" of each string of lists to options (char * -> char *, made by
+ * cli_option_table). A comma in a value is written twice. A name alone means "on". */
 bool cli_option_lists(char **lists, GHashTable *options, GError **error);
 GHashTable *cli_option_table(void);
 
-/* A name as the image of that path writes it, seen from here: beside the image unless it is absolute or has a
- * scheme ("nbd:..."). g_free. */
+/* A name as the image of that path writes it, seen from here: beside the image unless it is
+ * absolute or has a scheme ("nbd:..."). g_free. */
 char *cli_name_beside(const char *image_path, const char *name);
 
 #endif
