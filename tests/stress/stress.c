@@ -270,8 +270,8 @@ int main(int argc, char **argv)
     }
     const char *const clean[] = {"rm", "-rf", directory, NULL};
     run_status(clean);
-    for (Slot *slot = stress->slots[0]; slot < stress->slots[CONNECTIONS]; slot++) {
-        g_free(slot->op.buffer);
+    for (unsigned i = 0; i < CONNECTIONS * DEPTH; i++) {
+        g_free(stress->slots[i / DEPTH][i % DEPTH].op.buffer);
     }
     g_free(stress->blocks);
     g_free(stress->initial);
