@@ -94,6 +94,21 @@ static int reserve(Image *image, Allocation *a, Qcow2Cursor *cursor)
     return add_runs(image, a, pending);
 }
 
+/* What the last cluster holds behind the end of the disk would show if the disk grew. */
+static int zero_behind_the_end(Image *image, const Allocation *a)
+{
+    const Qcow2State *s = image->state;
+    const Extent *last = &a->extents.items[a->extents.count - 1];
+    uint64_t used = last->length % s->cluster_size, rest = s->cluster_size - used;
+    if (used == 0 || (last->flags & EXTENT_FRESH)) {
+        return 0;
+    }
+    g_autofree uint8_t *zeroes = g_try_malloc0(rest);
+    return zeroes != NULL
+               ? store_write(image->store, zeroes, rest, last->host_offset + last->length)
+               : -ENOMEM;
+}
+
 static int make_tables(Image *image, const Allocation *a)
 {
     const Qcow2State *s = image->state;
@@ -152,6 +167,7 @@ int qcow2_allocate(Image *image, Allocation **list, unsigned count)
         Allocation *a = list[i];
         if (a->result == 0) {
             a->result = reserve(image, a, &cursor);
+            a->result = a->result < 0 ? a->result : zero_behind_the_end(image, a);
             if (a->result < 0) {
                 give_back(image, a);
             }
