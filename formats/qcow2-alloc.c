@@ -19,6 +19,7 @@
 #include "base/log.h"
 
 #define GAP_BUDGET    (256u << 10)
+#define FREE_FLUSHES  2 /* from "freed" to "free" (qcow2-flush.c) */
 #define GROW_STEP_MIN (UINT64_C(1) << 20)
 #define GROW_STEP_MAX (UINT64_C(16) << 20)
 
@@ -307,10 +308,30 @@ static Qcow2Run end_run(const Qcow2State *s, uint64_t want)
     return (Qcow2Run){s->used_end, min_u64(want, region_end - s->used_end)};
 }
 
+/* The file cannot grow: is it worth to look again? With all of the file in the budget, or after a flush that brings freed
+ * clusters nearer to their next use. 0: look again; or the -errno to report. */
+static int look_harder(Image *image, int r, uint64_t *budget, unsigned *flushes)
+{
+    const Qcow2State *s = image->state;
+    if (r != -ENOSPC && r != -EFBIG) {
+        return r;
+    }
+    if (*budget != UINT64_MAX && s->gap_hint < s->used_end) {
+        *budget = UINT64_MAX;
+        return 0;
+    }
+    if (*flushes > 0 && (s->freed->len > 0 || s->unmapped->len > 0)) {
+        (*flushes)--;
+        return qcow2_flush(image);
+    }
+    return r;
+}
+
 int qcow2_alloc_run(Image *image, uint64_t want, Qcow2Run *run, bool *fresh)
 {
     Qcow2State *s = image->state;
     uint64_t budget = GAP_BUDGET;
+    unsigned flushes = FREE_FLUSHES;
     int r = s->space_known ? 0 : qcow2_space_scan(image);
     bool made = true;
     while (r == 0 && made) {
@@ -323,11 +344,9 @@ int qcow2_alloc_run(Image *image, uint64_t want, Qcow2Run *run, bool *fresh)
             *run = end_run(s, want);
         }
         r = take(image, *run, fresh, &made);
-        if (at_end && (r == -ENOSPC || r == -EFBIG) && budget != UINT64_MAX &&
-            s->gap_hint < s->used_end) {
-            budget = UINT64_MAX; /* the file cannot grow: look at all of it */
+        if (at_end && r < 0) {
+            r = look_harder(image, r, &budget, &flushes);
             made = true;
-            r = 0;
         }
     }
     return r < 0 ? r : s->broken;
