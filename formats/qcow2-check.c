@@ -42,6 +42,13 @@ static bool repair_scan(Repair *repair, bool skip_refcounts, GError **error)
     repair->result = (CheckResult){.message = first.message, .opaque = first.opaque};
     bool ok = check_scan(&repair->check, repair->image, &repair->result, error);
     repair->check.quiet = false;
+    /* What could not be read may refer to anything: what looks leaked now may not be. */
+    if (ok && repair->result.check_errors > 0) {
+        return error_set(error, EIO,
+                         "%s: a table could not be read while the image was mended: repair once "
+                         "more",
+                         repair->image->path);
+    }
     return ok;
 }
 
