@@ -5,6 +5,8 @@
  * and many cluster sizes. A walker that shares no code with the format then counts all references of the file.
  */
 #include <check.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -370,6 +372,61 @@ START_TEST(write_random_with_a_cache_that_is_always_full)
 }
 END_TEST
 
+/* ---- maps beside a flush ---- */
+
+static pthread_rwlock_t gate = PTHREAD_RWLOCK_INITIALIZER;
+static atomic_bool stop;
+
+static void *map_for_ever(void *opaque)
+{
+    Rig *rig = opaque;
+    Random random = random_new((uintptr_t)&random);
+    while (!stop) {
+        ExtentList list;
+        extent_list_init(&list);
+        pthread_rwlock_rdlock(&gate);
+        uint64_t offset = random_below(&random, rig->clusters - 1) * rig->cluster_size;
+        int r = image_map(rig->image, offset, rig->image->size - offset, &list);
+        pthread_rwlock_unlock(&gate);
+        extent_list_clear(&list);
+        if (r < 0) {
+            return (void *)1;
+        }
+    }
+    return NULL;
+}
+
+START_TEST(write_maps_run_beside_flush)
+{
+    Rig rig;
+    pthread_t threads[2];
+    rig_start(&rig, 9, 16, "1.1", 4000, 0, 7);
+    image_unref(rig.image);
+    rig.cache = 65536;
+    rig_open(&rig, true);
+    stop = false;
+    for (unsigned i = 0; i < G_N_ELEMENTS(threads); i++) {
+        ck_assert_int_eq(pthread_create(&threads[i], NULL, map_for_ever, &rig), 0);
+    }
+    for (unsigned i = 0; i < 60; i++) {
+        pthread_rwlock_wrlock(&gate);
+        step_write(&rig);
+        step_unmap(&rig);
+        pthread_rwlock_unlock(&gate);
+        flush(&rig);
+    }
+    stop = true;
+    for (unsigned i = 0; i < G_N_ELEMENTS(threads); i++) {
+        void *failed;
+        pthread_join(threads[i], &failed);
+        ck_assert_ptr_null(failed);
+    }
+    rig_reopen(&rig, false);
+    rig_compare(&rig);
+    rig_end(&rig);
+}
+END_TEST
+
 static Suite *suite(void)
 {
     Suite *s = suite_create("qcow2_write");
@@ -378,6 +435,7 @@ static Suite *suite(void)
     tcase_add_loop_test(t, write_random_all_widths, 0, 35);
     tcase_add_loop_test(t, write_random_over_a_backing, 0, 8);
     tcase_add_loop_test(t, write_random_with_a_cache_that_is_always_full, 0, 4);
+    tcase_add_test(t, write_maps_run_beside_flush);
     suite_add_tcase(s, t);
     return s;
 }
