@@ -230,7 +230,7 @@ int main(void)
     srunner_run_all(runner, CK_NORMAL);
     int failed = srunner_ntests_failed(runner);
     srunner_free(runner);
+    pool_free(pool); /* first: its threads may still be waking the worker */
     worker_free(worker);
-    pool_free(pool);
     return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }
