@@ -123,6 +123,7 @@ static void round_of(const Setup *setup, uint64_t seed, uint64_t states, Machine
     Findings findings;
     Survivor survivor = {0};
     verifier_init(&verifier, fixture, machine);
+    verifier.tried = totals->states; /* so that every hundredth of all is shown to qemu-img */
     findings_init(&findings);
     FaultPlan plan;
     RunOptions run_how = run_options(seed, fixture, &plan);
@@ -152,7 +153,11 @@ static void round_of(const Setup *setup, uint64_t seed, uint64_t states, Machine
 static void all_rounds(uint64_t states, Machine *machine, Totals *totals)
 {
     const Setup *only = option_setup ? setup_find(option_setup) : NULL;
-    const unsigned states_a_round = option_position ? 64 : 300;
+    unsigned setup_count = 1;
+    for (const Setup *setup = setups; !only && setup->name; setup++) {
+        setup_count++;
+    }
+    const uint64_t states_a_round = option_position ? 64 : CLAMP(states / setup_count, 8, 300);
     uint64_t seed = option_seed ? option_seed : option_from;
     while (totals->states < states && totals->bad < 3) {
         for (const Setup *setup = only ? only : setups; setup->name; setup++) {
