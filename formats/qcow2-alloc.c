@@ -108,6 +108,17 @@ void qcow2_metadata_index(Image *image)
     g_array_sort(s->metadata, compare_clusters);
 }
 
+bool qcow2_metadata_is_shared(const Qcow2State *s, uint64_t *cluster)
+{
+    for (guint i = 1; i < s->metadata->len; i++) {
+        *cluster = g_array_index(s->metadata, uint64_t, i);
+        if (*cluster == g_array_index(s->metadata, uint64_t, i - 1)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* ---- the state of space ---- */
 
 /* One past the last cluster that a refcount block says is in use. 0 when it describes none. */

@@ -61,12 +61,20 @@ static void punch(Image *image, const GArray *runs)
     }
 }
 
+static gint compare_runs_downwards(gconstpointer a, gconstpointer b)
+{
+    const Qcow2Run *x = a, *y = b;
+    return x->first > y->first ? -1 : x->first < y->first;
+}
+
 /* Lowers the refcounts of what no table on the disk refers to any more. */
 static int drop_unmapped(Image *image)
 {
     Qcow2State *s = image->state;
     g_autoptr(GArray) zeroed = g_array_new(false, false, sizeof(Qcow2Run));
     int r = 0;
+    /* Taken from its end, so in the order of the file: neighbours are punched together. */
+    g_array_sort(s->unmapped, compare_runs_downwards);
     while (r == 0 && s->unmapped->len > 0) {
         Qcow2Run *run = &g_array_index(s->unmapped, Qcow2Run, s->unmapped->len - 1);
         uint64_t done;

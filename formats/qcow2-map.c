@@ -17,6 +17,7 @@
 #include "formats/inflate.h"
 
 #define MAP_EXTENTS_MAX 256 /* of one answer: enough to merge, little enough to keep lists short */
+#define COUNT_MAX       (UINT64_C(1) << 24) /* clusters looked at to tell whether an image is sparse */
 
 /* One answer in the making. */
 typedef struct Mapping {
@@ -149,6 +150,43 @@ static void add(Mapping *m, Extent extent, uint64_t length)
     m->offset += length;
 }
 
+/* Whether more clusters are in use than the host has space for: then data was preallocated, and a report may look for holes
+ * of the file. The same rule as qemu's, so that both report the same map. */
+static bool count_is_sparse(Image *image)
+{
+    Qcow2State *s = image->state;
+    uint64_t real = store_allocated_bytes(image->store) >> s->cluster_bits;
+    uint64_t end = div_round_up(store_size(image->store), s->cluster_size), used = 0, cluster = 0;
+    uint64_t enough = max_u64(real * 10 / 9, real + 2);
+    end = min_u64(end, min_u64(s->table_count << s->block_bits, COUNT_MAX));
+    while (cluster < end && used < enough) {
+        Qcow2Piece piece;
+        if (qcow2_piece_get(image, cluster, &piece) < 0) {
+            return false;
+        }
+        uint64_t piece_end = min_u64(piece.end, end);
+        for (; piece.block != NULL && cluster < piece_end; cluster++) {
+            used += qcow2_piece_load(s, &piece, cluster) != 0;
+        }
+        cluster = piece_end;
+        qcow2_piece_put(s, &piece);
+    }
+    return used >= enough;
+}
+
+/* Asked of what is read-only alone: counted once, when the first data is mapped. */
+static bool is_sparse(Image *image)
+{
+    Qcow2State *s = image->state;
+    if (image->write) {
+        return false;
+    }
+    if (s->sparse == QCOW2_SPARSE_UNKNOWN) { /* two threads may count at once, and find the same */
+        s->sparse = count_is_sparse(image) ? QCOW2_SPARSE : QCOW2_NOT_SPARSE;
+    }
+    return s->sparse == QCOW2_SPARSE;
+}
+
 /* DATA of `length` bytes from host on. The file may end inside the last cluster, and reads as zeroes there. */
 static int add_data(Mapping *m, uint64_t host, uint64_t length, bool copied)
 {
@@ -164,8 +202,10 @@ static int add_data(Mapping *m, uint64_t host, uint64_t length, bool copied)
                              m->offset, host);
     }
     if (there > 0) {
-        Extent extent = {
-            .type = EXTENT_DATA, .host_offset = host, .flags = writable ? EXTENT_WRITABLE : 0};
+        Extent extent = {.type = EXTENT_DATA,
+                         .host_offset = host,
+                         .flags = (writable ? EXTENT_WRITABLE : 0) |
+                                  (is_sparse(m->image) ? EXTENT_SPARSE : 0)};
         add(m, extent, there);
     }
     if (there < length) {

@@ -198,6 +198,13 @@ static bool open_for_write(Image *image, GError **error)
         !rebuild_refcounts(image, error)) {
         return false;
     }
+    uint64_t shared;
+    if (qcow2_metadata_is_shared(s, &shared)) {
+        return error_set(error, EUCLEAN,
+                         "%s: the L2 table or refcount block at %" PRIu64
+                         " is used twice: open it read-only, or run check --repair=all",
+                         image->path, shared << s->cluster_bits);
+    }
     if (s->header.autoclear_features != 0) {
         /* Whatever these promise (bitmaps that are up to date, for one), our writes break it. */
         int r = qcow2_header_set_features(image, s->header.incompatible_features, 0);

@@ -146,6 +146,8 @@ typedef struct Qcow2Snapshot {
     char *id, *name;
 } Qcow2Snapshot;
 
+typedef enum { QCOW2_SPARSE_UNKNOWN, QCOW2_SPARSE, QCOW2_NOT_SPARSE } Qcow2Sparse;
+
 typedef struct Qcow2State {
     Qcow2Header header; /* what is on the disk */
     uint32_t cluster_bits;
@@ -197,6 +199,7 @@ typedef struct Qcow2State {
     int broken;        /* memory cannot be trusted any more: all changes and flushes answer this */
     int write_error;   /* an implicit flush failed: changes answer this until a flush succeeds */
     atomic_bool dirty; /* flush has something to write */
+    _Atomic Qcow2Sparse sparse;
     atomic_bool corrupt;         /* damage was seen: no more changes */
     pthread_mutex_t header_lock; /* header and header fields on the disk */
 } Qcow2State;
@@ -361,6 +364,9 @@ void qcow2_metadata_add(Qcow2State *s, uint64_t cluster);
 void qcow2_metadata_remove(Qcow2State *s, uint64_t cluster);
 void qcow2_metadata_index(Image *image); /* builds it anew from L1 and refcount table */
 
+/* Whether two tables or blocks claim one cluster, as in no sound image. */
+bool qcow2_metadata_is_shared(const Qcow2State *s, uint64_t *cluster);
+
 /* ---- L2 entries, for changes (qcow2-l2.c) ---- */
 
 /* A place in the L2 tables; keeps the piece pinned that was used last. [exclusive] */
@@ -391,8 +397,8 @@ int qcow2_commit(Image *image, Allocation **list, unsigned count);
 void qcow2_abandon(Image *image, Allocation **list, unsigned count);
 int qcow2_unmap(Image *image, uint64_t offset, uint64_t length, UnmapFlags flags);
 
-/* 0, or why nothing may be changed. */
-int qcow2_may_change(const Image *image);
+/* 0, or why nothing may be changed. Tries again the flush that said so. [exclusive] */
+int qcow2_may_change(Image *image);
 
 int qcow2_flush(Image *image);
 int qcow2_finish(Image *image);

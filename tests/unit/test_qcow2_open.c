@@ -344,6 +344,19 @@ START_TEST(open_for_writing_clears_autoclear_bits)
 }
 END_TEST
 
+START_TEST(open_for_writing_refuses_a_table_used_twice)
+{
+    Bytes image = sound_image(3);
+    set_field(&image, 24, 8, 4 << 20);
+    set_field(&image, 36, 4, 2);
+    store_be64(image.b + 3 * CLUSTER + 8, 4 * CLUSTER);
+    assert_accepted(&image, sizeof image, false);
+    assert_refused(&image, sizeof image, true, "at 16384|used twice|check");
+    store_be64(image.b + 3 * CLUSTER + 8, 2 * CLUSTER);
+    assert_refused(&image, sizeof image, true, "at 8192|used twice");
+}
+END_TEST
+
 START_TEST(open_probes)
 {
     Bytes image = sound_image(3);
@@ -371,6 +384,7 @@ static Suite *suite(void)
     tcase_add_test(t, open_corrupt_image_for_reading_only);
     tcase_add_test(t, open_for_writing_rebuilds_refcounts_of_a_dirty_image);
     tcase_add_test(t, open_for_writing_clears_autoclear_bits);
+    tcase_add_test(t, open_for_writing_refuses_a_table_used_twice);
     tcase_add_test(t, open_probes);
     suite_add_tcase(s, t);
     return s;
