@@ -77,26 +77,31 @@ test_read_only() {
     detach /dev/nbd2
 }
 
-# One device made of both: the upper half from a loop device.
+# One device made of both: the upper half from a loop device that goes past the page cache.
 test_device_mapper() {
+    disk_folder ext4 96
+    cd ext4
     qemu-img create -q -f qcow2 disk.qcow2 16M
     truncate -s 16M half.raw
     serve -n disk disk.qcow2
     attach /dev/nbd3 -unix "$PWD/socket" -N disk
     local loop sectors=32768
-    loop=$(losetup -f --show half.raw)
+    loop=$(losetup -f --show --direct-io=on half.raw)
     dmsetup create both <<TABLE
 0 $sectors linear /dev/nbd3 0
 $sectors $sectors linear $loop 0
 TABLE
     make_data data 32
-    dd if=data of=/dev/mapper/both bs=1M oflag=direct status=none
+    dd if=data of=/dev/mapper/both bs=1M oflag=direct conv=fsync status=none
     [[ $(digest_of /dev/mapper/both) == "$(digest_of data)" ]]
     dmsetup remove both
     losetup -d "$loop"
     head -c 16M data | cmp - <(nbdcopy "$(uri disk)" -)
     detach /dev/nbd3
+    stop
     tail -c 16M data | cmp - half.raw
+    cd ..
+    umount ext4
 }
 
 run_tests
