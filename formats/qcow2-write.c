@@ -11,11 +11,14 @@
  */
 #include "formats/qcow2.h"
 
-int qcow2_may_change(const Image *image)
+int qcow2_may_change(Image *image)
 {
-    const Qcow2State *s = image->state;
+    Qcow2State *s = image->state;
     if (s->corrupt && !image->repair) {
         return -EIO;
+    }
+    if (s->broken == 0 && s->write_error < 0) { /* there may be space again */
+        s->write_error = qcow2_flush(image);
     }
     return s->broken < 0 ? s->broken : s->write_error;
 }

@@ -42,12 +42,16 @@ static int write_range(Image *image, uint64_t offset, uint64_t length, uint8_t v
     int r = format_qcow2.allocate(image, list, 1);
     for (unsigned i = 0; r == 0 && i < a.extents.count; i++) {
         const Extent *e = &a.extents.items[i];
-        ck_assert_int_eq(store_write(e->store, data, e->length, e->host_offset), 0);
+        r = store_write(e->store, data, e->length, e->host_offset);
         if (host != NULL) {
             *host = e->host_offset + align_down(e->length - 1, CLUSTER);
         }
     }
-    r = r == 0 ? format_qcow2.commit(image, list, 1) : r;
+    if (r == 0) {
+        r = format_qcow2.commit(image, list, 1);
+    } else {
+        format_qcow2.abandon(image, list, 1);
+    }
     extent_list_clear(&a.extents);
     return r;
 }
@@ -99,12 +103,45 @@ START_TEST(space_that_waits_for_a_flush_is_no_reason_for_enospc)
 }
 END_TEST
 
+/* Whenever one write to a host without space fails, be it in a flush that a full cache asks for, the client's writes go on
+ * as soon as there is space again; they used to be refused until the client flushed. */
+START_TEST(changes_go_on_when_there_is_space_again)
+{
+    uint64_t writes = 1;
+    for (uint64_t at = 1; at <= writes; at++) {
+        FaultPlan plan;
+        fault_plan_init(&plan, FAULT_WRITE, 0, false, -ENOSPC);
+        RecordOptions options = {.discard = true, .faults = &plan};
+        g_autoptr(Store) store = store_record_new("image", NULL, 0, &options);
+        g_autoptr(GHashTable) names = g_hash_table_new(g_str_hash, g_str_equal);
+        g_hash_table_insert(names, (char *)"cluster_size", (char *)"512");
+        FormatCreate how = {.size = 64 << 20, .options = names};
+        ck_assert(format_qcow2.create(store, &how, NULL));
+        ImageOpen open = {.format = &format_qcow2, .write = true, .metadata_cache = 4096};
+        g_autoptr(Image) image = image_open_store(store, &open, NULL, NULL);
+        uint64_t first = plan.counts[FAULT_WRITE];
+        plan.at = first + at;
+        unsigned failed = 0;
+        for (unsigned i = 0; i < 24; i++) {
+            failed += write_range(image, (uint64_t)i << 20, 512, i + 1, NULL) < 0;
+        }
+        writes = plan.counts[FAULT_WRITE] - first;
+        ck_assert_msg(failed <= 1, "host write %u failed, and then %u writes", (unsigned)at,
+                      failed);
+        ck_assert_int_eq(image_finish(image), 0);
+        fault_plan_clear(&plan);
+    }
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("qcow2_reuse");
     TCase *tcase = tcase_create("qcow2_reuse");
     tcase_add_test(tcase, nothing_old_lies_behind_the_end_of_the_disk);
     tcase_add_test(tcase, space_that_waits_for_a_flush_is_no_reason_for_enospc);
+    tcase_add_test(tcase, changes_go_on_when_there_is_space_again);
+    tcase_set_timeout(tcase, 60);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);
