@@ -44,13 +44,18 @@ static void discard_end(Request *request, int result)
 
 static void write_zeroes(Discard *discard);
 
+static void write_more_zeroes(Request *request)
+{
+    write_zeroes(request->work);
+}
+
 static void zeroes_written(Request *child)
 {
     Discard *discard = (Discard *)((char *)child - offsetof(Discard, child));
     if (child->result < 0) {
         discard_end(discard->request, child->result);
     } else {
-        write_zeroes(discard);
+        request_resume(discard->request, write_more_zeroes); /* a turn later: others first */
     }
 }
 

@@ -33,7 +33,7 @@ static void read_part_done(Request *request, int result)
         }
         request_complete(request, result);
     } else {
-        read_next_part(request);
+        request_resume(request, read_next_part); /* a turn later: others first, and no recursion */
     }
 }
 
@@ -96,6 +96,15 @@ typedef struct Caching {
     uint8_t *buffer;
 } Caching;
 
+static void cache_next_step(Request *request)
+{
+    Caching *caching = request->work;
+    Request *read = &caching->read;
+    read->offset = request->offset + request->progress;
+    read->length = min_u64(request->length - request->progress, CACHE_STEP);
+    node_submit(&request_disk(request)->node, read);
+}
+
 static void cache_step_done(Request *read)
 {
     Caching *caching = (Caching *)((char *)read - offsetof(Caching, read));
@@ -104,9 +113,7 @@ static void cache_step_done(Request *read)
     request_clear(read);
     int result = read->result;
     if (result == 0 && request->progress < request->length) {
-        read->offset = request->offset + request->progress;
-        read->length = min_u64(request->length - request->progress, CACHE_STEP);
-        node_submit(&request_disk(request)->node, read);
+        request_resume(request, cache_next_step);
         return;
     }
     g_free(caching->buffer);
@@ -125,7 +132,6 @@ void cache_start(Request *request)
     caching->read.worker = request->worker;
     caching->read.buffer = caching->buffer;
     caching->read.done = cache_step_done;
-    caching->read.offset = request->offset;
-    caching->read.length = min_u64(request->length, CACHE_STEP);
-    node_submit(&request_disk(request)->node, &caching->read);
+    request->work = caching;
+    cache_next_step(request);
 }

@@ -44,7 +44,7 @@ static void part_done(Request *request, int result, uint64_t end)
         extent_list_reset(&request->extents);
         request_complete_changed(request, result);
     } else {
-        write_next_part(request);
+        request_resume(request, write_next_part); /* a turn later: others first, and no recursion */
     }
 }
 
