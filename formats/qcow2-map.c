@@ -159,6 +159,9 @@ static bool count_is_sparse(Image *image)
     uint64_t end = div_round_up(store_size(image->store), s->cluster_size), used = 0, cluster = 0;
     uint64_t enough = max_u64(real * 10 / 9, real + 2);
     end = min_u64(end, min_u64(s->table_count << s->block_bits, COUNT_MAX));
+    if (end < enough) {
+        return false; /* nearly always: the file has its space, and no refcount need be read */
+    }
     while (cluster < end && used < enough) {
         Qcow2Piece piece;
         if (qcow2_piece_get(image, cluster, &piece) < 0) {
