@@ -4,15 +4,16 @@
  *     0        gap_hint                        used_end
  *     | all used | used and free, to be searched | all free ...
  *
- * Gaps are taken in the order in which they lie, then the end of the file. So the hint only moves forward, except when space
- * is freed below it, and the search costs O(1) for each cluster over time. One search reads at most GAP_BUDGET bytes of
- * refcounts: on a large full image the first writes go to the end while the hint catches up.
+ * Gaps are taken in the order in which they lie, then the end of the file. So the hint only moves
+ * forward, except when space is freed below it, and the search costs O(1) for each cluster over
+ * time. One search reads at most GAP_BUDGET bytes of refcounts: on a large full image the first
+ * writes go to the end while the hint catches up.
  *
- * A cluster that waits for its unmapping to be durable still has its refcount (qcow2-flush.c), so it is never found here:
- * that is the quarantine (ARCHITECTURE, what a crash may do, rule 3).
+ * A cluster that waits for its unmapping to be durable still has its refcount (qcow2-flush.c), so
+ * it is never found here: that is the quarantine (ARCHITECTURE, what a crash may do, rule 3).
  *
- * Whatever refcounts say, clusters where metadata lies are never handed out: an image whose refcounts are wrong must not
- * lose its tables, too.
+ * Whatever refcounts say, clusters where metadata lies are never handed out: an image whose
+ * refcounts are wrong must not lose its tables, too.
  */
 #include "formats/qcow2.h"
 
@@ -199,7 +200,8 @@ int qcow2_write_zeroes(Image *image, uint64_t offset)
     return zeroes != NULL ? store_write(image->store, zeroes, length, offset) : -ENOMEM;
 }
 
-/* Grows in steps, so that a file is not grown for each cluster; what is too much is cut off by finish. */
+/* Grows in steps, so that a file is not grown for each cluster; what is too much is cut off by
+ * finish. */
 static int grow_store(Image *image, uint64_t end)
 {
     uint64_t size = store_size(image->store), step = GROW_STEP_MIN;
@@ -263,7 +265,7 @@ static bool search_piece(const Qcow2State *s, const Qcow2Piece *piece, uint64_t 
             return true;
         }
     }
-    /* Where no block describes the clusters, the run ends with them: each block is made on its own. */
+    /* Where no block describes the clusters, the run ends: each block is made on its own. */
     return piece->block == NULL;
 }
 
@@ -294,7 +296,7 @@ static int find_gap(Image *image, uint64_t want, uint64_t budget, Qcow2Run *run)
     return 0;
 }
 
-/* Takes a run of free clusters; *made: not yet, a refcount block was made first, and may lie in it. */
+/* Takes a run of free clusters; *made: not yet, a refcount block was made first, perhaps in it. */
 static int take(Image *image, Qcow2Run run, bool *fresh, bool *made)
 {
     Qcow2State *s = image->state;
@@ -319,8 +321,9 @@ static Qcow2Run end_run(const Qcow2State *s, uint64_t want)
     return (Qcow2Run){s->used_end, min_u64(want, region_end - s->used_end)};
 }
 
-/* The file cannot grow: is it worth to look again? With all of the file in the budget, or after a flush that brings freed
- * clusters nearer to their next use. 0: look again; or the -errno to report. */
+/* The file cannot grow: is it worth to look again? With all of the file in the budget, or after a
+ * flush that brings freed clusters nearer to their next use. 0: look again; or the -errno to
+ * report. */
 static int look_harder(Image *image, int r, uint64_t *budget, unsigned *flushes)
 {
     const Qcow2State *s = image->state;

@@ -7,18 +7,20 @@
  *     phase 2   L2 entries, L1 entries ............................. sync
  *               what these replaced is now unmapped on the disk
  *
- * So a cluster that is freed goes through two flushes, and has its refcount until the second one lowers it:
+ * So a cluster that is freed goes through two flushes, and has its refcount until the second one
+ * lowers it:
  *
- *     in use --commit, unmap--> freed --flush--> unmapped --next flush, before phase 1--> refcount 0 --sync--> free
+ *     in use --commit, unmap--> freed --flush--> unmapped
+ *            --next flush, before phase 1--> refcount 0 --its first sync--> free
  *
- * No change runs beside a flush, so nobody can take the cluster between "refcount 0" and the sync. It was punched before
- * that sync, so whoever takes it finds zeroes.
+ * No change runs beside a flush, so nobody can take the cluster between "refcount 0" and the sync.
+ * It was punched before that sync, so whoever takes it finds zeroes.
  *
- * A failure leaves all that was not written as dirty as it was, and a flush begins again from the start: the sync of phase 1
- * comes before anything of phase 2, so a retry keeps the order, too.
+ * A failure leaves all that was not written as dirty as it was, and a flush begins again from the
+ * start: the sync of phase 1 comes before anything of phase 2, so a retry keeps the order, too.
  *
- * We never set the dirty bit, also where lazy refcounts are on: it would allow refcounts to be wrong on the disk, and with
- * refcounts written once a flush there is nothing to gain.
+ * We never set the dirty bit, also where lazy refcounts are on: it would allow refcounts to be
+ * wrong on the disk, and with refcounts written once a flush there is nothing to gain.
  */
 #include "formats/qcow2.h"
 
@@ -89,7 +91,8 @@ static int drop_unmapped(Image *image)
     return r;
 }
 
-/* Writes the given sectors of a table whose first `count` entries are in memory and whose space holds `size`. */
+/* Writes the given sectors of a table whose first `count` entries are in memory and whose space
+ * holds `size`. */
 static int write_sectors(Image *image, GHashTable *sectors, const uint64_t *table, uint64_t count,
                          uint64_t size, uint64_t table_offset)
 {
@@ -177,7 +180,7 @@ static int phase_two(Image *image)
         s->freed->len == 0 && !s->second_pending) {
         return 0;
     }
-    /* From the first write on, the disk may point to the new tables, whether this succeeds or not. */
+    /* From the first write on the disk may point to the new tables, also when this fails. */
     s->second_pending = true;
     g_hash_table_remove_all(s->l1_new);
     int r = metacache_write(s->meta, META_SECOND);

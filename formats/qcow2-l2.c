@@ -1,10 +1,12 @@
 /*
  * qcow2: L2 entries one by one, for changes, and L2 tables made or copied.
  *
- * An L2 table that the L1 table on the disk does not point to yet ("new") is written in order META_FIRST, before the L1
- * entry; a table that is in use is written in order META_SECOND, after the refcounts and the data that its entries need.
+ * An L2 table that the L1 table on the disk does not point to yet ("new") is written in order
+ * META_FIRST, before the L1 entry; a table that is in use is written in order META_SECOND, after
+ * the refcounts and the data that its entries need.
  *
- * An L1 entry without COPIED shares its table with a snapshot: the table is copied before the first change.
+ * An L1 entry without COPIED shares its table with a snapshot: the table is copied before the first
+ * change.
  */
 #include "formats/qcow2.h"
 

@@ -1,15 +1,15 @@
 /*
  * qcow2: L1 and L2 tables, and map.
  *
- *     guest offset:  | L1 index | L2 index (cluster_bits - 3 bits) | inside the cluster (cluster_bits) |
+ *     guest offset: | L1 index | L2 index (cluster_bits - 3 bits) | in the cluster (cluster_bits) |
  *
  *     L1 entry:  63 COPIED            55..9 offset of the L2 table
  *     L2 entry:  63 COPIED  62 COMPRESSED  55..9 host offset  0 reads as zeroes (version 3)
  *     compressed:            62  61..x  number of additional sectors  x-1..0 host offset, any byte;
  *                            x = 62 - (cluster_bits - 8)
  *
- * L1 lies in memory, L2 tables are read in pieces through the metacache. map runs beside other maps and beside flush, which
- * change neither.
+ * L1 lies in memory, L2 tables are read in pieces through the metacache. map runs beside other maps
+ * and beside flush, which change neither.
  */
 #include "formats/qcow2.h"
 
@@ -17,7 +17,7 @@
 #include "formats/inflate.h"
 
 #define MAP_EXTENTS_MAX 256 /* of one answer: enough to merge, little enough to keep lists short */
-#define COUNT_MAX       (UINT64_C(1) << 24) /* clusters looked at to tell whether an image is sparse */
+#define COUNT_MAX       (UINT64_C(1) << 24) /* counted to tell whether an image is sparse */
 
 /* One answer in the making. */
 typedef struct Mapping {
@@ -117,7 +117,8 @@ int qcow2_l2_offset(Image *image, uint64_t l1_index, uint64_t *offset)
     return 0;
 }
 
-/* The offset of the metacache block that holds an entry; *first is the index of the block's first entry. */
+/* The offset of the metacache block that holds an entry; *first is the index of the block's first
+ * entry. */
 static uint64_t l2_piece(const Qcow2State *s, uint64_t l2_offset, uint64_t index, uint64_t *first)
 {
     uint64_t per_piece = s->meta_size / 8;
@@ -150,8 +151,8 @@ static void add(Mapping *m, Extent extent, uint64_t length)
     m->offset += length;
 }
 
-/* Whether more clusters are in use than the host has space for: then data was preallocated, and a report may look for holes
- * of the file. The same rule as qemu's, so that both report the same map. */
+/* Whether more clusters are in use than the host has space for: then data was preallocated, and a
+ * report may look for holes of the file. The rule is qemu's, so that both report the same map. */
 static bool count_is_sparse(Image *image)
 {
     Qcow2State *s = image->state;
@@ -190,7 +191,8 @@ static bool is_sparse(Image *image)
     return s->sparse == QCOW2_SPARSE;
 }
 
-/* DATA of `length` bytes from host on. The file may end inside the last cluster, and reads as zeroes there. */
+/* DATA of `length` bytes from host on. The file may end inside the last cluster, and reads as
+ * zeroes there. */
 static int add_data(Mapping *m, uint64_t host, uint64_t length, bool copied)
 {
     const Qcow2State *s = m->image->state;

@@ -3,12 +3,14 @@
  *
  *     refcount table (in memory) -> refcount block (one cluster) -> refcounts of 1 to 64 bits
  *
- * A block describes a *region* of 2^block_bits clusters. Blocks are read and changed in pieces through the metacache, in
- * order META_FIRST: a refcount that rises is durable before a table points to the cluster, and one that falls is only
- * lowered here after no table on the disk points to it (ARCHITECTURE, what a crash may do, rule 2).
+ * A block describes a *region* of 2^block_bits clusters. Blocks are read and changed in pieces
+ * through the metacache, in order META_FIRST: a refcount that rises is durable before a table
+ * points to the cluster, and one that falls is only lowered here after no table on the disk points
+ * to it (ARCHITECTURE, what a crash may do, rule 2).
  *
- * A new block is put into its own region, where everything is free by definition, so it describes itself and making one
- * never needs another. The table entry is written by flush after the block is durable.
+ * A new block is put into its own region, where everything is free by definition, so it describes
+ * itself and making one never needs another. The table entry is written by flush after the block is
+ * durable.
  */
 #include "formats/qcow2.h"
 

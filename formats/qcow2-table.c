@@ -5,8 +5,8 @@
  *
  *     ... used | new table (n clusters) | new blocks (k clusters) | free ...
  *
- * All of it is made in memory; flush writes blocks and table, syncs, points the header to the table, syncs, and frees the old
- * one. So a crash leaves the old table, and leaked space at worst.
+ * All of it is made in memory; flush writes blocks and table, syncs, points the header to the
+ * table, syncs, and frees the old one. So a crash leaves the old table, and leaked space at worst.
  */
 #include "formats/qcow2.h"
 
@@ -24,7 +24,8 @@ static bool has_block(const Qcow2State *s, uint64_t region)
     return region < s->table_count && s->table[region] != 0;
 }
 
-/* How many regions of the plan's space have no block yet. The blocks' own space counts, so count until it is stable. */
+/* How many regions of the plan's space have no block yet. The blocks' own space counts, so count
+ * until it is stable. */
 static uint64_t missing_blocks(const Qcow2State *s, const Plan *plan)
 {
     uint64_t missing = 0, counted = plan->at >> s->block_bits;

@@ -2,14 +2,15 @@
  * qcow2: unmap. What a cluster becomes:
  *
  *     is                         without KEEP_SPACE                       with KEEP_SPACE
- *     unallocated                the same, or zero over a backing         zero with a new host cluster
- *     zero                       the same                                 zero with a new host cluster
+ *     unallocated                the same, or zero over a backing         zero with a new cluster
+ *     zero                       the same                                 zero with a new cluster
  *     zero with a host cluster   unallocated, or zero over a backing      the same
- *     data, its own              unallocated, or zero over a backing      zero with its host cluster
- *     data, shared; compressed   unallocated, or zero over a backing      zero with a new host cluster
+ *     data, its own              unallocated, or zero over a backing      zero with its cluster
+ *     data, shared; compressed   unallocated, or zero over a backing      zero with a new cluster
  *
- * "Over a backing": where the backing (as long as it is) could show through. Version 2 has no zero clusters; there -ENOTSUP
- * says that zeroes must be written. What is in the wanted state already is not touched, and no L2 table is made for it.
+ * "Over a backing": where the backing (as long as it is) could show through. Version 2 has no zero
+ * clusters; there -ENOTSUP says that zeroes must be written. What is in the wanted state already is
+ * not touched, and no L2 table is made for it.
  */
 #include "formats/qcow2.h"
 

@@ -1,13 +1,14 @@
 /*
  * qcow2: allocate, commit, abandon.
  *
- *     allocate   refcounts 0 -> 1 in memory, L2 tables made, the file grown      a crash leaks at worst
+ *     allocate   refcounts 0 -> 1 in memory, L2 tables made, the file grown: a crash leaks at worst
  *     (the engine writes the data)
  *     commit     L2 entries in memory; what they replaced is queued to be freed
  *     flush      refcounts and data -> sync -> L2, L1 -> sync                    (qcow2-flush.c)
  *
- * Nothing is kept about reserved clusters between the calls but the extents of the Allocation: abandon looks at the L2 entry
- * to tell what was reserved (gives it back) from what a table refers to (leaves it).
+ * Nothing is kept about reserved clusters between the calls but the extents of the Allocation:
+ * abandon looks at the L2 entry to tell what was reserved (gives it back) from what a table refers
+ * to (leaves it).
  */
 #include "formats/qcow2.h"
 
@@ -124,7 +125,8 @@ static int make_tables(Image *image, const Allocation *a)
     return r;
 }
 
-/* Whether the L2 entry of a guest offset refers to the host cluster; true also when that cannot be told. */
+/* Whether the L2 entry of a guest offset refers to the host cluster; true also when that cannot be
+ * told. */
 static bool is_referred_to(Qcow2Cursor *cursor, uint64_t offset, uint64_t host)
 {
     Qcow2Cluster cluster;
@@ -213,7 +215,8 @@ static int commit_one(Qcow2Cursor *cursor, const Allocation *a)
 int qcow2_commit(Image *image, Allocation **list, unsigned count)
 {
     const Qcow2State *s = image->state;
-    /* Not write_error: what was reserved before it may still become visible, the next flush says what is wrong. */
+    /* Not write_error: what was reserved before it may still become visible, the next flush says
+     * what is wrong. */
     int refused = s->corrupt && !image->repair ? -EIO : s->broken, first_error = 0;
     Qcow2Cursor cursor;
     qcow2_cursor_init(&cursor, image);

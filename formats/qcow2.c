@@ -8,9 +8,11 @@
  *
  * qcow2.h says which file does what. What must stay true:
  *
- *   - a cluster that any table on the disk refers to has a refcount on the disk (rules 1 to 5 of "what a crash may do");
- *   - L1, refcount table and header change on the disk only in flush (and the feature bits when opening and on damage);
- *   - only entries with COPIED are changed in place, and we set COPIED only with a refcount of exactly 1.
+ *   - a cluster that any table on the disk refers to has a refcount on the disk (rules 1 to 5 of
+ *     "what a crash may do");
+ *   - L1, refcount table and header change on the disk only in flush (and the feature bits when
+ *     opening and on damage);
+ *   - only entries with COPIED are changed in place, and we set COPIED only where the refcount is 1.
  */
 #include "formats/qcow2.h"
 #include "formats/qcow2-bitmap.h"
@@ -18,12 +20,13 @@
 #include "base/errors.h"
 #include "base/log.h"
 
-#define HEAD_SIZE      65536 /* what is read at first: the header, and names of features behind it */
+#define HEAD_SIZE      65536 /* read at first: the header, and names of features behind it */
 #define META_BLOCK_MAX 4096
 
 static int qcow2_probe(const uint8_t *head, size_t n, const char *path)
 {
-    /* Version 1 is another format, qcow. A version to come is ours, so that it is refused by its number. */
+    /* Version 1 is another format, qcow. A version to come is ours, so that it is refused by its
+     * number. */
     return n >= 8 && load_be32(head) == QCOW2_MAGIC && load_be32(head + 4) >= 2 ? 100 : 0;
 }
 
@@ -117,7 +120,7 @@ static bool read_tables(Image *image, GError **error)
 static void count_space_anew(Image *image)
 {
     Qcow2State *s = image->state;
-    /* A cluster that the file's end cuts short becomes whole, so that extents never pass the end. */
+    /* A cluster that the file's end cuts short becomes whole: extents never pass the end. */
     uint64_t size = align_up(store_size(image->store), s->cluster_size);
     if (size != store_size(image->store)) {
         (void)store_truncate(image->store, size); /* a block device stays as it is: map copes */

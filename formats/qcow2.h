@@ -43,7 +43,7 @@
 #define QCOW2_MAX_BITMAPS              65535
 #define QCOW2_MAX_BACKING_NAME         1023
 #define QCOW2_V2_HEADER_LENGTH         72
-#define QCOW2_V3_HEADER_LENGTH         104 /* the least of version 3; 112 with the compression type */
+#define QCOW2_V3_HEADER_LENGTH         104 /* the least of version 3; 112: compression type */
 
 /* incompatible_features */
 #define QCOW2_INCOMPAT_DIRTY       (UINT64_C(1) << 0)
@@ -70,7 +70,7 @@
 #define QCOW2_COMPRESSION_ZSTD   1
 
 /* L1 and L2 entries, refcount table entries */
-#define QCOW2_COPIED          (UINT64_C(1) << 63) /* refcount is exactly 1: may be changed in place */
+#define QCOW2_COPIED          (UINT64_C(1) << 63) /* refcount is 1: may be changed in place */
 #define QCOW2_COMPRESSED      (UINT64_C(1) << 62) /* L2 only */
 #define QCOW2_ZERO            (UINT64_C(1) << 0)  /* L2 only, version 3 */
 #define QCOW2_OFFSET_MASK     UINT64_C(0x00fffffffffffe00)
@@ -293,33 +293,34 @@ bool qcow2_refcount_table_read(Image *image, GError **error);
 /* Reads the active L1 table. */
 bool qcow2_l1_read(Image *image, GError **error);
 
-/* Forgets all that is cached of the header, L1, L2 and refcounts (dirty pieces too) and reads it again; for check, after it
- * has written behind the cache's back. [exclusive] */
+/* Forgets all that is cached of the header, L1, L2 and refcounts (dirty pieces too) and reads it
+ * again; for check, after it has written behind the cache's back. [exclusive] */
 bool qcow2_reload(Image *image, GError **error);
 
-/* 0 for clusters that no block describes. -EIO (after qcow2_corrupt) for a damaged table entry. [shared] */
+/* 0 for clusters that no block describes. -EIO (after qcow2_corrupt) for a damaged table entry.
+ * [shared] */
 int qcow2_refcount_get(Image *image, uint64_t cluster, uint64_t *refcount);
 
-/* Sets it in memory; written by the next flush, before tables. -ERANGE: more than the width can say. -ENOENT: not 0, and
- * no refcount block describes the cluster. [exclusive] */
+/* Sets it in memory; written by the next flush, before tables. -ERANGE: more than the width can
+ * say. -ENOENT: not 0, and no refcount block describes the cluster. [exclusive] */
 int qcow2_refcount_set(Image *image, uint64_t cluster, uint64_t refcount);
 
 /* Sets the refcounts of free clusters, described by blocks, to 1. [exclusive] */
 int qcow2_refcount_raise(Image *image, Qcow2Run run);
 
-/* Takes away one reference of each cluster of the run; *done says how many were changed, those whose refcount became 0 are
- * appended to zeroed. [exclusive, flush] */
+/* Takes away one reference of each cluster of the run; *done says how many were changed, those
+ * whose refcount became 0 are appended to zeroed. [exclusive, flush] */
 int qcow2_refcount_drop(Image *image, Qcow2Run run, uint64_t *done, GArray *zeroed);
 
-/* A refcount block for the region of the free cluster `at` must be there afterwards. *made: it was not there; free space
- * has been used up for it, at `at` or elsewhere. [exclusive] */
+/* A refcount block for the region of the free cluster `at` must be there afterwards. *made: it was
+ * not there; free space has been used up for it, at `at` or elsewhere. [exclusive] */
 int qcow2_refcount_need_block(Image *image, uint64_t at, bool *made);
 
 /* Makes a free cluster the block of a region. */
 int qcow2_refcount_link_block(Image *image, uint64_t region, uint64_t cluster, bool fresh);
 
-/* A piece of a refcount block, pinned, which describes the clusters from first to end. block is NULL where nothing
- * describes them: all are free. Put it back after a get that gave 0. */
+/* A piece of a refcount block, pinned, which describes the clusters from first to end. block is
+ * NULL where nothing describes them: all are free. Put it back after a get that gave 0. */
 typedef struct Qcow2Piece {
     MetaBlock *block;
     uint64_t first, end;
@@ -333,19 +334,22 @@ void qcow2_piece_store(Qcow2State *s, Qcow2Piece *piece, uint64_t cluster, uint6
 /* Makes room in memory for that many table entries; false: out of memory. */
 bool qcow2_table_reserve(Qcow2State *s, uint64_t count);
 
-/* Makes a larger table, in memory, that has an entry for region; flush moves to it. -EFBIG: over its limit. */
+/* Makes a larger table, in memory, that has an entry for region; flush moves to it. -EFBIG: over
+ * its limit. */
 int qcow2_table_grow(Image *image, uint64_t region);
 
 /* ---- free space (qcow2-alloc.c) ---- */
 
-/* Reserves up to `want` (at least 1) clusters that lie together: refcounts 1, the store grown to hold them. *fresh: they
- * read as zeroes. 0 or -errno (-ENOSPC, -EFBIG, -EIO). [exclusive] */
+/* Reserves up to `want` (at least 1) clusters that lie together: refcounts 1, the store grown to
+ * hold them. *fresh: they read as zeroes. 0 or -errno (-ENOSPC, -EFBIG, -EIO). [exclusive] */
 int qcow2_alloc_run(Image *image, uint64_t want, Qcow2Run *run, bool *fresh);
 
-/* Gives back what no table on the disk ever referred to. Never fails: at worst the space leaks. [exclusive] */
+/* Gives back what no table on the disk ever referred to. Never fails: at worst the space leaks.
+ * [exclusive] */
 void qcow2_alloc_return(Image *image, Qcow2Run run);
 
-/* Before free clusters are put to use: none is metadata, an L2 entry can say their offset, the store holds them. */
+/* Before free clusters are put to use: none is metadata, an L2 entry can say their offset, the
+ * store holds them. */
 int qcow2_space_prepare(Image *image, Qcow2Run run, bool *fresh);
 
 int qcow2_space_scan(Image *image);                      /* finds used_end [exclusive] */
@@ -357,8 +361,8 @@ int qcow2_write_zeroes(Image *image, uint64_t offset); /* over one cluster */
 /* Appends a run to an array of Qcow2Run; joined with the last one where it goes on. */
 void qcow2_run_append(GArray *runs, Qcow2Run run);
 
-/* Whether metadata lies in the run: header, L1, active L2 tables, refcount table and blocks, snapshot table and the
- * snapshots' L1 tables. Writers only. [shared] */
+/* Whether metadata lies in the run: header, L1, active L2 tables, refcount table and blocks,
+ * snapshot table and the snapshots' L1 tables. Writers only. [shared] */
 bool qcow2_overlaps_metadata(const Image *image, Qcow2Run run);
 void qcow2_metadata_add(Qcow2State *s, uint64_t cluster);
 void qcow2_metadata_remove(Qcow2State *s, uint64_t cluster);
@@ -384,7 +388,8 @@ int qcow2_cursor_seek(Qcow2Cursor *cursor, uint64_t offset);
 /* What the cluster of a guest offset is. 0 or -errno; never DAMAGED. */
 int qcow2_cursor_get(Qcow2Cursor *cursor, uint64_t offset, Qcow2Cluster *cluster);
 
-/* Changes its entry in memory; makes the L2 table, or a copy of one that is shared, where that is needed. */
+/* Changes its entry in memory; makes the L2 table, or a copy of one that is shared, where that is
+ * needed. */
 int qcow2_cursor_set(Qcow2Cursor *cursor, uint64_t offset, uint64_t entry);
 
 /* The L1 entry must refer to a table that is ours alone. */

@@ -1,7 +1,8 @@
 /*
  * The walker: header, refcount table and blocks, snapshot table, and every L1 -> L2 -> data.
  *
- * First all references are counted, then counts and COPIED flags are compared with the stored refcounts.
+ * First all references are counted, then counts and COPIED flags are compared with the stored
+ * refcounts.
  */
 #include "tests/lib/qcow2-walk.h"
 
@@ -72,7 +73,8 @@ static uint64_t stored_refcount(const Walk *w, uint64_t cluster)
     }
 }
 
-/* One entry of L1 or L2: counts its cluster, or compares its COPIED flag. False when it refers to nothing usable. */
+/* One entry of L1 or L2: counts its cluster, or compares its COPIED flag. False when it refers to
+ * nothing usable. */
 static bool visit(Walk *w, uint64_t entry, bool active)
 {
     uint64_t host = entry & OFFSET_MASK;

@@ -1,5 +1,6 @@
 /*
- * formats/qcow2-map.c, inflate.c: every kind of L2 entry, long runs, compressed clusters, and entries that lie.
+ * formats/qcow2-map.c, inflate.c: every kind of L2 entry, long runs, compressed clusters, and
+ * entries that lie.
  */
 #include <check.h>
 #include <stdlib.h>
@@ -82,7 +83,8 @@ static void open_rig(bool write)
     ck_assert_msg(rig.image != NULL, "%s", error ? error->message : "");
 }
 
-/* The map as text: "data@HOST+LENGTH! zero+LENGTH ...", in clusters; ! is WRITABLE, ^ keeps host space. */
+/* The map as text: "data@HOST+LENGTH! zero+LENGTH ...", in clusters; ! is WRITABLE, ^ keeps host
+ * space. */
 static char *map_text(uint64_t offset, uint64_t length)
 {
     static const char *const names[] = {"none", "zero", "data", "packed"};
@@ -258,7 +260,8 @@ static void assert_reads(uint64_t offset, const uint8_t *expected, size_t n)
     ck_assert(memcmp(got, expected, n) == 0);
 }
 
-/* Two compressed clusters that share a host cluster; the second goes on into the next one and the file ends with it. */
+/* Two compressed clusters that share a host cluster; the second goes on into the next one and the
+ * file ends with it. */
 static void compress_two(bool zstd, uint8_t plain[2][CLUSTER])
 {
     uint64_t host = (CLUSTERS - 1) * CLUSTER - 1500;

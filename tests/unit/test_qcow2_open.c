@@ -1,6 +1,6 @@
 /*
- * formats/qcow2.c, qcow2-header.c, qcow2-snapshot.c: headers that must be refused, each with the name of its field, and
- * what opening for writing does to feature bits.
+ * formats/qcow2.c, qcow2-header.c, qcow2-snapshot.c: headers that must be refused, each with the
+ * name of its field, and what opening for writing does to feature bits.
  */
 #include <check.h>
 #include <stdlib.h>
@@ -13,7 +13,8 @@
 #define CLUSTER 4096u
 
 /*
- * A small image, made by hand:  0 header | 1 refcount table | 2 refcount block | 3 L1 | 4 L2 | 5 data | 6, 7 free
+ * A small image, made by hand:
+ *     0 header | 1 refcount table | 2 refcount block | 3 L1 | 4 L2 | 5 data | 6, 7 free
  */
 typedef struct Bytes {
     uint8_t b[8 * CLUSTER];

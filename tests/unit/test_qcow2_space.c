@@ -1,6 +1,6 @@
 /*
- * formats/qcow2-alloc.c, -table.c, -l2.c, -flush.c: what a random run meets too seldom. A refcount table that grows, internal
- * snapshots, a full disk, failing transfers, and refcounts that lie.
+ * formats/qcow2-alloc.c, -table.c, -l2.c, -flush.c: what a random run meets too seldom. A refcount
+ * table that grows, internal snapshots, a full disk, failing transfers, and refcounts that lie.
  */
 #include <check.h>
 #include <stdlib.h>
@@ -249,7 +249,8 @@ static void add_references(Image *image, uint64_t table, uint64_t entries, bool 
     }
 }
 
-/* Takes an internal snapshot of an image with 4 KiB clusters and one cluster of L1; gives where its L1 is. */
+/* Takes an internal snapshot of an image with 4 KiB clusters and one cluster of L1; gives where its
+ * L1 is. */
 static uint64_t take_snapshot(Store *store)
 {
     Image *image = open_store(store, true);
@@ -346,7 +347,7 @@ START_TEST(space_full_disk_answers_enospc_and_loses_nothing)
     }
     ck_assert_int_eq(r, -ENOSPC);
     ck_assert_uint_gt(written, 50 * 4096);
-    /* Freed space can be used again: the allocation itself does the two flushes that make it free. */
+    /* Freed space can be used again: the allocation does the two flushes that make it free. */
     ck_assert_int_eq(format_qcow2.unmap(image, 0, 3 * 4096, 0), 0);
     ck_assert_int_eq(put(image, written, 3 * 4096, 0x78), 0);
     finish(image);
@@ -377,8 +378,8 @@ END_TEST
 
 /* ---- failing transfers ---- */
 
-/* A fixed run that touches everything; goes on after errors. *flushed: the last byte written before a flush that
- * succeeded, to the first cluster. */
+/* A fixed run that touches everything; goes on after errors. *flushed: the last byte written before
+ * a flush that succeeded, to the first cluster. */
 static void fixed_run(Image *image, uint8_t *flushed)
 {
     for (unsigned round = 0; round < 4; round++) {

@@ -1,8 +1,9 @@
 /*
  * formats/qcow2-write.c, -unmap.c, -flush.c, -alloc.c, -refcount.c, -table.c, -l2.c
  *
- * Random allocate, write, commit, abandon, unmap, flush and reopen against a plain model of bytes, for every refcount width
- * and many cluster sizes. A walker that shares no code with the format then counts all references of the file.
+ * Random allocate, write, commit, abandon, unmap, flush and reopen against a plain model of bytes,
+ * for every refcount width and many cluster sizes. A walker that shares no code with the format
+ * then counts all references of the file.
  */
 #include <check.h>
 #include <pthread.h>
@@ -219,7 +220,8 @@ static void flush(Rig *rig)
     rig->flushes++;
 }
 
-/* Picks up to RANGES_MAX disjoint ranges, writes in place what can be, and makes allocations of the rest. */
+/* Picks up to RANGES_MAX disjoint ranges, writes in place what can be, and makes allocations of the
+ * rest. */
 static unsigned pick_ranges(Rig *rig, Allocation *a)
 {
     unsigned count = 0, wanted = 1 + random_below(&rig->random, RANGES_MAX);
