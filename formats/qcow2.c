@@ -12,7 +12,7 @@
  *     "what a crash may do");
  *   - L1, refcount table and header change on the disk only in flush (and the feature bits when
  *     opening and on damage);
- *   - only entries with COPIED are changed in place, and we set COPIED only where the refcount is 1.
+ *   - only entries with COPIED (refcount 1) are changed in place, and only such we mark so.
  */
 #include "formats/qcow2.h"
 #include "formats/qcow2-bitmap.h"
