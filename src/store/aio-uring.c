@@ -5,8 +5,7 @@
  *      done   <-- completions       <--(eventfd event)----- kernel
  *
  * A short transfer goes back into the ring for its rest. The ring is made for its only thread,
- * where the kernel is new enough to make use of that: then completions are posted when the worker
- * asks for them.
+ * where the kernel is new enough to make use of that.
  *
  * What must stay true:
  *  1. At most IN_FLIGHT_MAX transfers are in the ring and the kernel: the completion queue has room
@@ -196,23 +195,12 @@ static bool reap_batch(AioUring *uring)
     return count > 0;
 }
 
-/* Whether the kernel keeps completions back until it is asked for them. */
-static bool kernel_holds_some(AioUring *uring)
-{
-    return (IO_URING_READ_ONCE(*uring->ring.sq.kflags) & IORING_SQ_TASKRUN) != 0;
-}
-
-/* The kernel hands over a limited number at a time and does not wake us for the others again: so all are taken. */
+/* The eventfd is signalled after a completion is in the queue; so what comes after the last look wakes us again. */
 static void completions_cb(evutil_socket_t fd, short what, void *argument)
 {
     AioUring *uring = argument;
-    bool more;
-    do {
-        if (kernel_holds_some(uring)) {
-            io_uring_get_events(&uring->ring);
-        }
-        more = reap_batch(uring);
-    } while (more || kernel_holds_some(uring));
+    while (reap_batch(uring)) {
+    }
     start_waiting(uring);
 }
 
@@ -230,13 +218,16 @@ static void aio_uring_free(Aio *aio)
     g_free(uring);
 }
 
-/* Makes the ring with the most that this kernel knows. 0 or a negative errno. */
+/* Makes the ring with the most that this kernel knows. 0 or a negative errno.
+ *
+ * IORING_SETUP_DEFER_TASKRUN is left out on purpose: the kernel then keeps completions back until it is asked, at most
+ * some 20 at a time, and the flag that says so (IORING_SQ_TASKRUN) may stay set when nothing is left: a worker that
+ * trusted it span for ever. */
 static int make_ring(AioUring *uring)
 {
     static const unsigned wishes[] = {
-        IORING_SETUP_SUBMIT_ALL | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
-            IORING_SETUP_TASKRUN_FLAG,
-        IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
+        IORING_SETUP_SUBMIT_ALL | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_COOP_TASKRUN,
+        IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN,
         0,
     };
     int err = -EINVAL;
