@@ -1,5 +1,7 @@
-/* Decoded units, in a queue with the last used one at the end. A disk keeps a handful; they are
- * looked for one by one. */
+/*
+ * Decoded units in an array, the least recently used first. There are at most UNITS_MAX, looked for one by one: a disk
+ * needs those that its readers are in the middle of, not many.
+ */
 #include "engine/unitcache.h"
 
 #include <glib.h>
@@ -7,6 +9,8 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+
+#define UNITS_MAX 64
 
 typedef struct Unit {
     const Image *image;
@@ -18,7 +22,8 @@ typedef struct Unit {
 
 struct UnitCache {
     pthread_mutex_t lock;
-    GQueue units; /* Unit *, least recently used first */
+    Unit units[UNITS_MAX];
+    unsigned count;
     uint64_t limit, size;
 };
 
@@ -26,24 +31,32 @@ UnitCache *unitcache_new(uint64_t limit)
 {
     UnitCache *cache = g_new0(UnitCache, 1);
     pthread_mutex_init(&cache->lock, NULL);
-    g_queue_init(&cache->units);
     cache->limit = limit;
     return cache;
 }
 
-static void drop_oldest(UnitCache *cache)
+/* Takes the unit out of the array; its bytes are the caller's. */
+static Unit take(UnitCache *cache, unsigned index)
 {
-    Unit *unit = g_queue_pop_head(&cache->units);
-    cache->size -= unit->length;
-    g_free(unit->bytes);
-    g_free(unit);
+    Unit unit = cache->units[index];
+    cache->count--;
+    memmove(&cache->units[index], &cache->units[index + 1],
+            (cache->count - index) * sizeof *cache->units);
+    cache->size -= unit.length;
+    return unit;
+}
+
+static void append(UnitCache *cache, Unit unit)
+{
+    cache->units[cache->count++] = unit;
+    cache->size += unit.length;
 }
 
 void unitcache_clear(UnitCache *cache)
 {
     with_mutex(&cache->lock);
-    while (!g_queue_is_empty(&cache->units)) {
-        drop_oldest(cache);
+    while (cache->count > 0) {
+        g_free(take(cache, cache->count - 1).bytes);
     }
 }
 
@@ -54,44 +67,42 @@ void unitcache_free(UnitCache *cache)
     g_free(cache);
 }
 
-static GList *find(UnitCache *cache, const Extent *extent)
+/* The unit's index; count when it is not here. */
+static unsigned find(const UnitCache *cache, const Extent *extent)
 {
-    for (GList *link = cache->units.tail; link != NULL; link = link->prev) {
-        const Unit *unit = link->data;
+    unsigned i = 0;
+    for (; i < cache->count; i++) {
+        const Unit *unit = &cache->units[i];
         if (unit->image == extent->image && unit->store == extent->store &&
             unit->host_offset == extent->host_offset && unit->length == extent->unit_length) {
-            return link;
+            break;
         }
     }
-    return NULL;
+    return i;
 }
 
 bool unitcache_copy(UnitCache *cache, const Extent *extent, uint8_t *out)
 {
     with_mutex(&cache->lock);
-    GList *link = find(cache, extent);
-    if (link == NULL) {
+    unsigned index = find(cache, extent);
+    if (index == cache->count) {
         return false;
     }
-    const Unit *unit = link->data;
-    memcpy(out, unit->bytes + extent->unit_offset, extent->length);
-    g_queue_unlink(&cache->units, link);
-    g_queue_push_tail_link(&cache->units, link);
+    memcpy(out, cache->units[index].bytes + extent->unit_offset, extent->length);
+    append(cache, take(cache, index));
     return true;
 }
 
 void unitcache_add(UnitCache *cache, const Extent *extent, uint8_t *unit)
 {
     with_mutex(&cache->lock);
-    if (find(cache, extent) != NULL || extent->unit_length > cache->limit) {
+    if (find(cache, extent) < cache->count || extent->unit_length > cache->limit) {
         g_free(unit);
         return;
     }
-    Unit *added = g_new(Unit, 1);
-    *added = (Unit){extent->image, extent->store, extent->host_offset, extent->unit_length, unit};
-    g_queue_push_tail(&cache->units, added);
-    cache->size += added->length;
-    while (cache->size > cache->limit) {
-        drop_oldest(cache);
+    while (cache->count == UNITS_MAX || cache->size + extent->unit_length > cache->limit) {
+        g_free(take(cache, 0).bytes);
     }
+    append(cache,
+           (Unit){extent->image, extent->store, extent->host_offset, extent->unit_length, unit});
 }
