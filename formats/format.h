@@ -1,9 +1,9 @@
 /*
  * The contract of a format.
  *
- * A format answers "where are these bytes?". It reads and writes its own tables; it never reads or writes guest
- * data (creating, checking and decoding apart), and it never sees a socket, an event loop, a lock, a callback or a
- * thread. It may block.
+ * A format answers "where are these bytes?". It reads and writes its own tables; it never reads or
+ * writes guest data (creating, checking and decoding apart), and it never sees a socket, an event
+ * loop, a lock, a callback or a thread. It may block.
  *
  * How the engine calls it, for one image:
  *
@@ -11,12 +11,13 @@
  *     allocate, commit, abandon, unmap         one at a time, alone                   [pool]
  *     flush                                    one at a time, beside map only         [pool]
  *
- * Every number read from an image is hostile: check it before it becomes an offset, a size, a shift or a loop bound.
- * Data-path functions return 0 or a negative errno and log the details once (log_limited) where they are known.
+ * Every number read from an image is hostile: check it before it becomes an offset, a size, a shift
+ * or a loop bound. Data-path functions return 0 or a negative errno and log the details once
+ * (log_limited) where they are known.
  *
- * A read-only format is four functions: probe, open, close, map (and decode where data is encoded). Adding one is
- * formats/foo.c, one line in formats.c, its name in formats/meson.build, golden images, and a unit test of headers
- * that must be refused.
+ * A read-only format is four functions: probe, open, close, map (and decode where data is encoded).
+ * Adding one is formats/foo.c, one line in formats.c, its name in formats/meson.build, golden
+ * images, and a unit test of headers that must be refused.
  */
 #ifndef FORMATS_FORMAT_H
 #define FORMATS_FORMAT_H
@@ -29,17 +30,19 @@
 #include "map/image.h"
 #include "store/store.h"
 
-/* A range for which space is wanted. The engine rounds it out to the allocation unit (clipped at the end of the
- * disk) and guarantees that no other request uses or changes any of it until commit or abandon. */
+/* A range for which space is wanted. The engine rounds it out to the allocation unit (clipped at
+ * the end of the disk) and guarantees that no other request uses or changes any of it until commit
+ * or abandon. */
 typedef struct Allocation {
     uint64_t offset, length; /* guest range, whole units; in */
-    ExtentList extents;      /* where the data goes: DATA|NEW, FRESH where true; covers the range; out */
-    int result;              /* 0 or -errno, out */
+    ExtentList extents; /* where the data goes: DATA|NEW, FRESH where true; covers the range; out */
+    int result;         /* 0 or -errno, out */
 } Allocation;
 
 typedef enum {
-    UNMAP_ZERO = 1 << 0,       /* must read as zeroes afterwards (else: unallocated will do, as long as what a
-                                  backing holds does not come back: discard on an overlay reads as zeroes) */
+    UNMAP_ZERO = 1 << 0, /* must read as zeroes afterwards (else: unallocated will do, as long as
+                            what a backing holds does not come back: discard on an overlay reads as
+                            zeroes) */
     UNMAP_KEEP_SPACE = 1 << 1, /* keep the host space where the format can (NO_HOLE) */
 } UnmapFlags;
 
@@ -52,7 +55,7 @@ typedef struct FormatCreate {
     uint64_t size;              /* virtual size, bytes */
     const char *backing_name;   /* written into the image as given; NULL for none */
     const char *backing_format; /* NULL only together with backing_name */
-    GHashTable *options;        /* char * -> char *: only names of format->create_options; may be NULL */
+    GHashTable *options; /* char * -> char *: only names of format->create_options; may be NULL */
 } FormatCreate;
 
 typedef enum { CHECK_REPORT_ONLY, CHECK_REPAIR_LEAKS, CHECK_REPAIR_ALL } CheckRepair;
@@ -61,7 +64,7 @@ typedef enum { CHECK_REPORT_ONLY, CHECK_REPAIR_LEAKS, CHECK_REPAIR_ALL } CheckRe
 typedef struct CheckResult {
     uint64_t corruptions, leaks; /* still there at the end */
     uint64_t corruptions_fixed, leaks_fixed;
-    uint64_t check_errors;       /* what could not be checked (I/O errors) */
+    uint64_t check_errors; /* what could not be checked (I/O errors) */
     uint64_t total_clusters, allocated_clusters, fragmented_clusters, compressed_clusters;
     uint64_t image_end_offset;
     void (*message)(void *opaque, const char *text); /* one line a finding; may be NULL; in */
@@ -71,54 +74,63 @@ typedef struct CheckResult {
 struct Format {
     const char *name;
 
-    /* How sure, 0 (no) to 100, that the file is of this format, from its first bytes (n <= IMAGE_PROBE_SIZE). */
+    /* How sure, 0 (no) to 100, that the file is of this format, from its first bytes (n <=
+     * IMAGE_PROBE_SIZE). */
     int (*probe)(const uint8_t *head, size_t n, const char *path);
 
-    /* Reads and checks headers from image->store, fills in size, allocation_unit, backing_name, backing_format and
-     * state. The caller opens the backing afterwards (unless check_backing says more). On failure frees what it made. */
+    /* Reads and checks headers from image->store, fills in size, allocation_unit, backing_name,
+     * backing_format and state. The caller opens the backing afterwards (unless check_backing says
+     * more). On failure frees what it made. */
     bool (*open)(Image *image, GError **error);
 
-    /* Called with image->backing open, when there is one; may refuse it (vmdk: CID). May be NULL. */
+    /* Called with image->backing open, when there is one; may refuse it (vmdk: CID). May be NULL.
+     */
     bool (*check_backing)(Image *image, GError **error);
 
     void (*close)(Image *image);
 
-    /* Appends extents from offset on: in order, without gaps, at least one, not past offset + length, and the longest
-     * run that costs nothing more. The range lies inside the disk. Never sets depth. */
+    /* Appends extents from offset on: in order, without gaps, at least one, not past offset +
+     * length, and the longest run that costs nothing more. The range lies inside the disk. Never
+     * sets depth. */
     int (*map)(Image *image, uint64_t offset, uint64_t length, ExtentList *list);
 
-    /* Reserves space for each range, all of them new or not WRITABLE now. Fills in extents and result of each;
-     * returns the first error, with nothing reserved for those whose result is an error. Until commit a crash
-     * leaves at worst leaked space. The store has grown to hold the space before this returns. NULL: read-only, or
-     * (raw) never needed because all that map shows is WRITABLE. */
+    /* Reserves space for each range, all of them new or not WRITABLE now. Fills in extents and
+     * result of each; returns the first error, with nothing reserved for those whose result is an
+     * error. Until commit a crash leaves at worst leaked space. The store has grown to hold the
+     * space before this returns. NULL: read-only, or (raw) never needed because all that map shows
+     * is WRITABLE. */
     int (*allocate)(Image *image, Allocation **list, unsigned count);
 
-    /* The data of these is written (not synced): makes them visible. After this, map shows DATA|WRITABLE. Changes
-     * memory only, unless the metadata cache is full. */
+    /* The data of these is written (not synced): makes them visible. After this, map shows
+     * DATA|WRITABLE. Changes memory only, unless the metadata cache is full. */
     int (*commit)(Image *image, Allocation **list, unsigned count);
 
     /* Gives back what was allocated and not committed. Never fails. */
     void (*abandon)(Image *image, Allocation **list, unsigned count);
 
-    /* Drops or zeroes the range: whole units (or up to the end of the disk). -ENOTSUP: cannot without writing zeroes,
-     * nothing was changed; the engine writes zeroes then. Freed space is not reused before it is safe. */
+    /* Drops or zeroes the range: whole units (or up to the end of the disk). -ENOTSUP: cannot
+     * without writing zeroes, nothing was changed; the engine writes zeroes then. Freed space is
+     * not reused before it is safe. */
     int (*unmap)(Image *image, uint64_t offset, uint64_t length, UnmapFlags flags);
 
     /* Everything committed so far is on stable storage when this returns 0, data included. */
     int (*flush)(Image *image);
 
-    /* Orderly end of writing, after the last flush: apply pending frees, clear the dirty bit, trim the file, sync.
-     * May be NULL. */
+    /* Orderly end of writing, after the last flush: apply pending frees, clear the dirty bit, trim
+     * the file, sync. May be NULL. */
     int (*finish)(Image *image);
 
-    /* True when a flush would have metadata to write; else the engine only syncs the data. [any], atomic reads. */
+    /* True when a flush would have metadata to write; else the engine only syncs the data. [any],
+     * atomic reads. */
     bool (*is_dirty)(const Image *image);
 
-    /* Turns stored bytes (extent->stored_length of them; fewer when the store ended) into the whole unit,
-     * extent->unit_length bytes. Memory only, any number at once. */
-    int (*decode)(Image *image, const Extent *extent, const uint8_t *stored, size_t stored_length, uint8_t *unit);
+    /* Turns stored bytes (extent->stored_length of them; fewer when the store ended) into the whole
+     * unit, extent->unit_length bytes. Memory only, any number at once. */
+    int (*decode)(Image *image, const Extent *extent, const uint8_t *stored, size_t stored_length,
+                  uint8_t *unit);
 
-    /* "format-specific" data of info: adds "{sv}" entries, with qemu-img's keys, in qemu-img's order. May be NULL. */
+    /* "format-specific" data of info: adds "{sv}" entries, with qemu-img's keys, in qemu-img's
+     * order. May be NULL. */
     void (*info)(const Image *image, GVariantBuilder *data);
     /* The "snapshots" of info: adds "a{sv}" entries with qemu-img's keys. May be NULL. */
     void (*snapshots)(const Image *image, GVariantBuilder *list);
@@ -132,15 +144,17 @@ struct Format {
     /* Writes a new image into an empty store, and syncs it. */
     bool (*create)(Store *store, const FormatCreate *how, GError **error);
 
-    /* Looks at all metadata; with repair, mends it. False with *error: could not be checked at all. */
+    /* Looks at all metadata; with repair, mends it. False with *error: could not be checked at all.
+     */
     bool (*check)(Image *image, CheckRepair repair, CheckResult *result, GError **error);
 };
 
 /* formats.c: the table. */
-extern const Format *const formats[];           /* NULL-terminated */
-const Format *format_find(const char *name);    /* NULL when there is none */
-char *format_names(void);                       /* "raw, qcow2, vmdk"; g_free */
-const Format *format_probe(const uint8_t *head, size_t n, const char *path); /* never NULL: raw at worst */
+extern const Format *const formats[];        /* NULL-terminated */
+const Format *format_find(const char *name); /* NULL when there is none */
+char *format_names(void);                    /* "raw, qcow2, vmdk"; g_free */
+const Format *format_probe(const uint8_t *head, size_t n,
+                           const char *path); /* never NULL: raw at worst */
 
 extern const Format format_raw, format_qcow2, format_vmdk;
 

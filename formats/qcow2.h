@@ -4,13 +4,20 @@
  * Specification: docs/interop/qcow2.txt of QEMU. Numbers on disk are big endian. A *cluster* is the
  * unit of everything; a cluster number is a host offset divided by the cluster size.
  *
- *     qcow2.c           probe, open, close, info            qcow2-write.c   allocate, commit,
- * abandon, unmap qcow2-header.c    header, extensions, feature bits    qcow2-flush.c   flush,
- * pending frees, finish qcow2-snapshot.c  the snapshot table, read only       qcow2-check*.c  check
- * and repair qcow2-map.c       L1 and L2, map, decode              qcow2-create.c  create
+ *     qcow2.c           probe, open, close, info
+ *     qcow2-header.c    header, extensions, feature bits
+ *     qcow2-snapshot.c  the snapshot table, read only
+ *     qcow2-bitmap.c    the directory of bitmaps, read only
+ *     qcow2-map.c       map, decode
+ *     qcow2-l2.c        L1 and L2 tables
  *     qcow2-refcount.c  refcounts and their blocks
  *     qcow2-table.c     growth of the refcount table
  *     qcow2-alloc.c     search for free clusters
+ *     qcow2-write.c     allocate, commit, abandon
+ *     qcow2-unmap.c     discard and write zeroes
+ *     qcow2-flush.c     flush, pending frees, finish
+ *     qcow2-check*.c    check and repair
+ *     qcow2-create.c    create
  *
  * Who may call what: "shared" functions run beside each other and beside flush; "exclusive" ones
  * alone (formats/format.h: map is shared, allocate, commit, abandon, unmap, check are exclusive).

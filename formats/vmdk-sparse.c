@@ -4,14 +4,16 @@
  *     offset size  meaning (all little endian; offsets and lengths in sectors of 512 bytes)
  *          0    4  magic "KDMV"
  *          4    4  version, 1 to 3
- *          8    4  flags: 1 newline test, 2 redundant directory, 4 zero grains, 0x10000 compressed, 0x20000 markers
+ *          8    4  flags: 1 newline test, 2 redundant directory, 4 zero grains,
+ *                 0x10000 compressed, 0x20000 markers
  *         12    8  capacity
  *         20    8  grainSize, a power of two
  *         28    8  descriptorOffset: the embedded descriptor, 0 when there is none
  *         36    8  descriptorSize
  *         44    4  numGTEsPerGT, entries of one grain table
  *         48    8  rgdOffset, the redundant directory
- *         56    8  gdOffset, or -1: look into the footer, a copy of the header 1024 bytes before the end of the file
+ *         56    8  gdOffset, or -1: look into the footer, a copy of the header 1024 bytes
+ *                 before the end of the file
  *         64    8  overHead
  *         72    1  uncleanShutdown
  *         73    4  LF, space, CR, LF: damaged by whatever changes the ends of lines

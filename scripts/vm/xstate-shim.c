@@ -1,9 +1,10 @@
 /* Preloaded into the user-mode-linux kernel: sets the FPU state of its processes whole.
  *
- * user-mode-linux keeps 2696 bytes of XSAVE state for each of its processes: all up to PKRU. Where the CPU has
- * more (AMX), the host wants the whole area in PTRACE_SETREGSET and refuses less with EFAULT, upon which init
- * dies. So a short area is laid over a full one of the same process, and that is set. What user-mode-linux
- * cannot save it must not switch either: the parts behind its area are marked as unused. Elsewhere nothing changes.
+ * user-mode-linux keeps 2696 bytes of XSAVE state for each of its processes: all up to PKRU. Where
+ * the CPU has more (AMX), the host wants the whole area in PTRACE_SETREGSET and refuses less with
+ * EFAULT, upon which init dies. So a short area is laid over a full one of the same process, and
+ * that is set. What user-mode-linux cannot save it must not switch either: the parts behind its
+ * area are marked as unused. Elsewhere nothing changes.
  */
 #include <dlfcn.h>
 #include <elf.h>
@@ -14,8 +15,8 @@
 #include <sys/types.h>
 #include <sys/uio.h>
 
-#define AREA_MAX 65536
-#define XSTATE_BV 512             /* offset of the bitmap that says which parts are in use */
+#define AREA_MAX     65536
+#define XSTATE_BV    512 /* offset of the bitmap that says which parts are in use */
 #define PARTS_BEHIND (~UINT64_C(0) << 10) /* all parts after PKRU, which is number 9 */
 
 typedef long (*Ptrace)(int request, pid_t pid, void *addr, void *data);

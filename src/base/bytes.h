@@ -2,7 +2,8 @@
  * Numbers as they lie in images and on the wire, and arithmetic that cannot wrap unseen.
  *
  * Every function here is pure and may be called from any thread. The loads and stores take any
- * alignment. The checked functions return false, and leave *out alone, when the result does not fit.
+ * alignment. The checked functions return false, and leave *out alone, when the result does not
+ * fit.
  */
 #ifndef BASE_BYTES_H
 #define BASE_BYTES_H
@@ -71,7 +72,8 @@ static inline bool is_power_of_two(uint64_t v)
     return v != 0 && (v & (v - 1)) == 0;
 }
 
-/* alignment must be a power of two; align_up must not be given a value within one alignment of 2^64. */
+/* alignment must be a power of two; align_up must not be given a value within one alignment of
+ * 2^64. */
 static inline uint64_t align_down(uint64_t v, uint64_t alignment)
 {
     return v & ~(alignment - 1);

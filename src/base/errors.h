@@ -1,9 +1,10 @@
 /*
  * Errors of the control path (open, create, check, configuration).
  *
- * The code of a GError of this domain is an errno value: ENOENT, EACCES, EINVAL (the caller asked for
- * something impossible), EUCLEAN (the image is damaged), ENOTSUP (valid, but not supported here), EBUSY
- * (locked by another). The message is one line: which file, which field, which value, what would be right.
+ * The code of a GError of this domain is an errno value: ENOENT, EACCES, EINVAL (the caller asked
+ * for something impossible), EUCLEAN (the image is damaged), ENOTSUP (valid, but not supported
+ * here), EBUSY (locked by another). The message is one line: which file, which field, which value,
+ * what would be right.
  *
  * The data path does not use GError: 0 or a negative errno. [any]
  */

@@ -1,8 +1,8 @@
 /*
  * The log: one line an event on stderr, "cownbd: LEVEL: text". [any]; a call may wait for stderr.
  *
- * log_limited() is for what may repeat without end (I/O errors, hostile clients): each call site gets at most
- * ten lines a second, then one line that says how many were left out.
+ * log_limited() is for what may repeat without end (I/O errors, hostile clients): each call site
+ * gets at most ten lines a second, then one line that says how many were left out.
  */
 #ifndef BASE_LOG_H
 #define BASE_LOG_H

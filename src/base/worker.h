@@ -1,8 +1,10 @@
 /*
- * A worker: one thread that runs one libevent loop, made without locks. Connections live on workers.
+ * A worker: one thread that runs one libevent loop, made without locks. Connections live on
+ * workers.
  *
- * Other threads talk to it by worker_post alone. A loop *turn* is: wait for events, call the callbacks that are
- * due, run what was posted, run what asked for the end of the turn (batched submissions and batched replies).
+ * Other threads talk to it by worker_post alone. A loop *turn* is: wait for events, call the
+ * callbacks that are due, run what was posted, run what asked for the end of the turn (batched
+ * submissions and batched replies).
  */
 #ifndef BASE_WORKER_H
 #define BASE_WORKER_H
@@ -19,20 +21,21 @@ struct WorkerMessage {
     void (*run)(WorkerMessage *message); /* [worker]; may free the structure that message lies in */
 };
 
-/* Starts the thread. index is what worker_index returns: workers of a program are numbered 0, 1, ... [main] */
+/* Starts the thread. index is what worker_index returns: workers of a program are numbered 0, 1,
+ * ... [main] */
 Worker *worker_new(unsigned index, GError **error);
 
-/* Delivers message on the worker's thread, in the order of posting for one poster. Wakes the loop only when the
- * mailbox was empty. Never fails, allocates nothing. Also from the worker itself: runs later in this turn or in
- * the next. [any] */
+/* Delivers message on the worker's thread, in the order of posting for one poster. Wakes the loop
+ * only when the mailbox was empty. Never fails, allocates nothing. Also from the worker itself:
+ * runs later in this turn or in the next. [any] */
 void worker_post(Worker *worker, WorkerMessage *message);
 
 /* Runs message once, at the end of the current turn. [worker] */
 void worker_at_turn_end(Worker *worker, WorkerMessage *message);
 
-/* Ends the loop after the mailbox is empty and joins the thread. Nothing is posted to it any more; but a post that
- * was made may still be waking it up, so threads that posted end first, and workers that post to each other are all
- * stopped before one is freed. [main] */
+/* Ends the loop after the mailbox is empty and joins the thread. Nothing is posted to it any more;
+ * but a post that was made may still be waking it up, so threads that posted end first, and workers
+ * that post to each other are all stopped before one is freed. [main] */
 void worker_stop(Worker *worker);
 
 /* Stops it where that was not done, and frees. [main] */

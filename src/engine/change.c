@@ -81,7 +81,8 @@ static int find_what_to_allocate(Disk *disk, Change *change)
         end -= end % disk->image->allocation_unit;
     }
     change->length = end - change->offset;
-    /* The map of the first unit ended in its middle: the rest of it cannot be read (a damaged backing). */
+    /* The map of the first unit ended in its middle: the rest of it cannot be read (a damaged
+     * backing). */
     return change->length == 0 && !is_writable(&change->old.items[0]) ? -EIO : 0;
 }
 

@@ -1,6 +1,6 @@
 /*
- * Decoded units in an array, the least recently used first. There are at most UNITS_MAX, looked for one by one: a disk
- * needs those that its readers are in the middle of, not many.
+ * Decoded units in an array, the least recently used first. There are at most UNITS_MAX, looked for
+ * one by one: a disk needs those that its readers are in the middle of, not many.
  */
 #include "engine/unitcache.h"
 

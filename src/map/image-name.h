@@ -12,10 +12,10 @@
 /* Opens a path that the user gave: trusted, no limits where it leads. -1 with *error. */
 int image_path_open(const char *path, bool write, GError **error);
 
-/* Opens the file called name in image, which is its what ("backing file"; for messages), which must lie beneath the directory of the image or of an
- * allowed one. -1 with *error: EACCES for a name that is not allowed. *resolved: the path for
- * messages and for names in that file; free with g_free; also set when the file cannot be opened,
- * unless the name says nothing of a file. */
+/* Opens the file called name in image, which is its what ("backing file"; for messages), which must
+ * lie beneath the directory of the image or of an allowed one. -1 with *error: EACCES for a name
+ * that is not allowed. *resolved: the path for messages and for names in that file; free with
+ * g_free; also set when the file cannot be opened, unless the name says nothing of a file. */
 int image_name_open(const Image *image, const char *what, const char *name, bool write,
                     char **resolved, GError **error);
 

@@ -1,9 +1,10 @@
 /*
- * An image: one opened disk image, its format, its stores, its backing. A chain: an image and all below it.
+ * An image: one opened disk image, its format, its stores, its backing. A chain: an image and all
+ * below it.
  *
- * Opening and closing are [main] or [pool] and block. image_map and chain_map are [pool], together with other
- * maps, never beside allocate/commit/unmap of the same image (the gate of engine/gate.h sees to that; a tool with
- * one thread needs no gate).
+ * Opening and closing are [main] or [pool] and block. image_map and chain_map are [pool], together
+ * with other maps, never beside allocate/commit/unmap of the same image (the gate of engine/gate.h
+ * sees to that; a tool with one thread needs no gate).
  */
 #ifndef MAP_IMAGE_H
 #define MAP_IMAGE_H
@@ -18,79 +19,90 @@
 typedef struct Format Format;
 typedef struct Image Image;
 
-#define IMAGE_CHAIN_MAX 64 /* images in a chain */
+#define IMAGE_CHAIN_MAX  64 /* images in a chain */
 #define IMAGE_PROBE_SIZE 4096
 
 typedef struct ImageOpen {
-    const Format *format;           /* NULL: found from the first bytes */
-    bool write;                     /* the top image; its backing is always opened read-only */
-    bool no_backing;                /* leave the backing closed (info without --chain, check) */
-    bool no_lock;                   /* look although another process writes */
-    bool repair;                    /* opened by check --repair: dirty and corrupt images open for writing */
-    const char *const *allow_paths; /* NULL-terminated, may be NULL: directories in which named files may lie */
-    uint64_t metadata_cache;        /* bytes an image; 0: the default of 32 MiB */
+    const Format *format; /* NULL: found from the first bytes */
+    bool write;           /* the top image; its backing is always opened read-only */
+    bool no_backing;      /* leave the backing closed (info without --chain, check) */
+    bool no_lock;         /* look although another process writes */
+    bool repair;          /* opened by check --repair: dirty and corrupt images open for writing */
+    /* Directories in which named files may lie; NULL-terminated, may be NULL. */
+    const char *const *allow_paths;
+    uint64_t metadata_cache; /* bytes an image; 0: the default of 32 MiB */
 } ImageOpen;
 
 #define IMAGE_METADATA_CACHE_DEFAULT (32u << 20)
 
 struct Image {
     const Format *format;
-    bool format_guessed;       /* found by probing */
-    char *path;                /* as given or as resolved; for messages and "filename" */
-    Store *store;              /* the main file; the format may hold others */
-    Image *backing;            /* NULL when there is none (or no_backing) */
-    char *backing_name;        /* as written in the image, or NULL */
-    char *backing_format;      /* as written in the image, or NULL */
-    char *backing_path;        /* as resolved, or NULL */
-    char *backing_substitute;  /* tried beside the image when backing_name is not there or not allowed, or NULL
-                                  (vmdk: the hint may be an absolute path of another system) */
-    uint64_t size;             /* virtual size, bytes */
-    uint64_t allocation_unit;  /* bytes, a power of two; 1 where the format allocates nothing (raw) */
+    bool format_guessed;  /* found by probing */
+    char *path;           /* as given or as resolved; for messages and "filename" */
+    Store *store;         /* the main file; the format may hold others */
+    Image *backing;       /* NULL when there is none (or no_backing) */
+    char *backing_name;   /* as written in the image, or NULL */
+    char *backing_format; /* as written in the image, or NULL */
+    char *backing_path;   /* as resolved, or NULL */
+    /* Tried beside the image when backing_name is not there or not allowed, or NULL (vmdk: the hint
+     * may be an absolute path of another system). */
+    char *backing_substitute;
+    uint64_t size; /* virtual size, bytes */
+    /* Bytes, a power of two; 1 where the format allocates nothing (raw). */
+    uint64_t allocation_unit;
     bool write;
     bool repair;
     bool no_lock;
-    bool no_names;             /* not opened by a path: what it names is never opened */
-    uint64_t metadata_cache;   /* bytes */
+    bool no_names;                  /* not opened by a path: what it names is never opened */
+    uint64_t metadata_cache;        /* bytes */
     const char *const *allow_paths; /* valid during format->open only */
     _Atomic int refs;
-    void *state;               /* the format's */
+    void *state; /* the format's */
 };
 
-/* Opens path and everything below it. Refuses loops, chains over IMAGE_CHAIN_MAX, names outside the allowed
- * directories, locked files. When write and the top image is raw by guess, see format_guessed. */
+/* Opens path and everything below it. Refuses loops, chains over IMAGE_CHAIN_MAX, names outside the
+ * allowed directories, locked files. When write and the top image is raw by guess, see
+ * format_guessed. */
 Image *image_open(const char *path, const ImageOpen *how, GError **error);
 
-/* The same on a store (which the image then refs), with a backing that is already open (ref taken; may be NULL) in
- * place of the one that the image names. For tests and tools. */
+/* The same on a store (which the image then refs), with a backing that is already open (ref taken;
+ * may be NULL) in place of the one that the image names. For tests and tools. */
 Image *image_open_store(Store *store, const ImageOpen *how, Image *backing, GError **error);
 
 Image *image_ref(Image *image);
-/* With the last reference: format->close, backing, stores. Does not flush: a writer calls image_finish before. */
+/* With the last reference: format->close, backing, stores. Does not flush: a writer calls
+ * image_finish before. */
 void image_unref(Image *image);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Image, image_unref)
 
-/* What a writer does last: format->flush until nothing is pending, format->finish. 0 or -errno. [pool]/[main] */
+/* What a writer does last: format->flush until nothing is pending, format->finish. 0 or -errno.
+ * [pool]/[main] */
 int image_finish(Image *image);
 
 /* Host space that the image's own files use, bytes. [pool]/[main] */
 uint64_t image_allocated_bytes(const Image *image);
 
-/* Asks the format, checks the answer (order, gaps, range inside the store, flags) in this one place. At least one
- * extent; may end before the range does, never after. Appends to the list, which must be empty or end at offset.
- * The range lies inside the disk. 0 or -errno; -EIO for an answer that cannot be true. */
+/* Asks the format, checks the answer (order, gaps, range inside the store, flags) in this one
+ * place. At least one extent; may end before the range does, never after. Appends to the list,
+ * which must be empty or end at offset. The range lies inside the disk. 0 or -errno; -EIO for an
+ * answer that cannot be true. */
 int image_map(Image *image, uint64_t offset, uint64_t length, ExtentList *list);
 
-/* The whole chain's answer for all of the range: UNALLOCATED never appears, what no image has is ZERO (with
- * image = NULL and depth of the last image asked); depth is filled in; only depth 0 may be WRITABLE. Appends to the
- * list, which must be empty or end at offset. Stops early, after at least one extent, when the list reaches
- * max_extents (0: no limit). The range lies inside the disk. 0 or -errno. */
+/* The whole chain's answer for all of the range: UNALLOCATED never appears, what no image has is
+ * ZERO (with image = NULL and depth of the last image asked); depth is filled in; only depth 0 may
+ * be WRITABLE. Appends to the list, which must be empty or end at offset. Stops early, after at
+ * least one extent, when the list reaches max_extents (0: no limit). The range lies inside the
+ * disk. 0 or -errno. */
 int chain_map(Image *top, uint64_t offset, uint64_t length, unsigned max_extents, ExtentList *list);
 
-/* Blocking read through chain_map, decode included; for tools and tests. 0 or -errno. [pool]/[main] */
+/* Blocking read through chain_map, decode included; for tools and tests. 0 or -errno. [pool]/[main]
+ */
 int chain_read(Image *top, void *buffer, uint64_t length, uint64_t offset);
 
-/* The rest is for formats. Opens a file that the image names, beneath the directory of the image or the allowed ones
- * (openat2, RESOLVE_BENEATH); absolute names must lie in one of these. *resolved (may be NULL): free with g_free. */
-Store *image_open_named(Image *image, const char *name, bool write, char **resolved, GError **error);
+/* The rest is for formats. Opens a file that the image names, beneath the directory of the image or
+ * the allowed ones (openat2, RESOLVE_BENEATH); absolute names must lie in one of these. *resolved
+ * (may be NULL): free with g_free. */
+Store *image_open_named(Image *image, const char *name, bool write, char **resolved,
+                        GError **error);
 
 #endif

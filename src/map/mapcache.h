@@ -1,11 +1,13 @@
 /*
  * The map cache: what is known of a disk's merged map, in memory.
  *
- * It holds extents of the whole chain (depth filled in, never UNALLOCATED), in guest order, gaps where nothing is
- * known. It always says what the formats would say: who changes a format's state changes the cache before he leaves
- * the exclusive gate, who maps inserts before he leaves the shared gate.
+ * It holds extents of the whole chain (depth filled in, never UNALLOCATED), in guest order, gaps
+ * where nothing is known. It always says what the formats would say: who changes a format's state
+ * changes the cache before he leaves the exclusive gate, who maps inserts before he leaves the
+ * shared gate.
  *
- * Memory is bounded: past the limit the extents of one part of the disk after another are forgotten.
+ * Memory is bounded: past the limit the extents of one part of the disk after another are
+ * forgotten.
  *
  * No locks inside: the disk's map lock protects it. [any], never blocks.
  */
@@ -20,8 +22,8 @@ typedef struct MapCache MapCache;
 MapCache *mapcache_new(unsigned limit);
 void mapcache_free(MapCache *cache);
 
-/* Appends what is known from offset on, clipped to the range, until the first gap or until the list holds
- * max_extents (0: no limit). True when all of the range is known and in the list. */
+/* Appends what is known from offset on, clipped to the range, until the first gap or until the list
+ * holds max_extents (0: no limit). True when all of the range is known and in the list. */
 bool mapcache_lookup(const MapCache *cache, uint64_t offset, uint64_t length, unsigned max_extents,
                      ExtentList *list);
 

@@ -195,7 +195,8 @@ static bool reap_batch(AioUring *uring)
     return count > 0;
 }
 
-/* The eventfd is signalled after a completion is in the queue; so what comes after the last look wakes us again. */
+/* The eventfd is signalled after a completion is in the queue; so what comes after the last look
+ * wakes us again. */
 static void completions_cb(evutil_socket_t fd, short what, void *argument)
 {
     AioUring *uring = argument;
@@ -220,9 +221,9 @@ static void aio_uring_free(Aio *aio)
 
 /* Makes the ring with the most that this kernel knows. 0 or a negative errno.
  *
- * IORING_SETUP_DEFER_TASKRUN is left out on purpose: the kernel then keeps completions back until it is asked, at most
- * some 20 at a time, and the flag that says so (IORING_SQ_TASKRUN) may stay set when nothing is left: a worker that
- * trusted it span for ever. */
+ * IORING_SETUP_DEFER_TASKRUN is left out on purpose: the kernel then keeps completions back until
+ * it is asked, at most some 20 at a time, and the flag that says so (IORING_SQ_TASKRUN) may stay
+ * set when nothing is left: a worker that trusted it span for ever. */
 static int make_ring(AioUring *uring)
 {
     static const unsigned wishes[] = {

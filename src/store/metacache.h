@@ -1,13 +1,14 @@
 /*
- * Cached metadata blocks of one store (refcount blocks, pieces of L2 tables, grain tables), bounded in memory,
- * written back in order.
+ * Cached metadata blocks of one store (refcount blocks, pieces of L2 tables, grain tables), bounded
+ * in memory, written back in order.
  *
- * A dirty block belongs to one of two orders: META_FIRST is written before the next sync, META_SECOND after it
- * (docs/architecture.md, what a crash may do, rule 2). A dirty block never leaves the cache by eviction: the owner
- * asks metacache_is_full() after its changes and flushes.
+ * A dirty block belongs to one of two orders: META_FIRST is written before the next sync,
+ * META_SECOND after it (docs/architecture.md, what a crash may do, rule 2). A dirty block never
+ * leaves the cache by eviction: the owner asks metacache_is_full() after its changes and flushes.
  *
- * Threads: get, put from many pool threads at once; create, dirty, write, forget only under the image's exclusive
- * or write-back gate (one at a time), gets going on beside them. All may block. [pool]
+ * Threads: get, put from many pool threads at once; create, dirty, write, forget only under the
+ * image's exclusive or write-back gate (one at a time), gets going on beside them. All may block.
+ * [pool]
  */
 #ifndef STORE_METACACHE_H
 #define STORE_METACACHE_H
@@ -20,12 +21,13 @@ typedef enum { META_CLEAN, META_FIRST, META_SECOND } MetaOrder;
 
 typedef struct MetaBlock {
     uint64_t offset; /* in the store, a multiple of the block size */
-    uint8_t *data;   /* block_size bytes; read it only while pinned, change it only under the exclusive gate */
+    uint8_t *data;   /* block_size bytes; read it only while pinned, change it only under the
+                        exclusive gate */
     MetaOrder order;
 } MetaBlock;
 
-/* block_size: a power of two, 512 to 64 KiB. limit: bytes of clean blocks kept; memory is taken as blocks come,
- * an idle cache costs next to nothing. The cache does not own the store. */
+/* block_size: a power of two, 512 to 64 KiB. limit: bytes of clean blocks kept; memory is taken as
+ * blocks come, an idle cache costs next to nothing. The cache does not own the store. */
 MetaCache *metacache_new(Store *store, uint32_t block_size, uint64_t limit);
 void metacache_free(MetaCache *cache); /* dirty blocks are dropped; flush before */
 
@@ -40,11 +42,12 @@ int metacache_create(MetaCache *cache, uint64_t offset, MetaBlock **block);
 
 void metacache_put(MetaCache *cache, MetaBlock *block);
 
-/* Says that a pinned block was changed. A block dirty in META_SECOND stays so when META_FIRST is asked. */
+/* Says that a pinned block was changed. A block dirty in META_SECOND stays so when META_FIRST is
+ * asked. */
 void metacache_dirty(MetaCache *cache, MetaBlock *block, MetaOrder order);
 
-/* Writes every dirty block of that order (neighbours in one write), making it clean; on failure blocks that
- * were not written stay dirty. */
+/* Writes every dirty block of that order (neighbours in one write), making it clean; on failure
+ * blocks that were not written stay dirty. */
 int metacache_write(MetaCache *cache, MetaOrder order);
 
 bool metacache_has_dirty(const MetaCache *cache, MetaOrder order);

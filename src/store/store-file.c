@@ -6,10 +6,10 @@
  *
  * Reading without waiting is RWF_NOWAIT. Writing without waiting is that too where the file system
  * knows it; where it does not (ext4), a write of whole pages is a copy into the page cache and a
- * plain pwritev does it, unless the host throttles its writers because too much is dirty. That shows
- * in the time a write takes. But a write is slow, too, when others had the processor meanwhile: so a
- * slow write only makes the store watch whether the next slow one has slept. If it has, the store
- * asks for asynchronous writes for a while, then tries again.
+ * plain pwritev does it, unless the host throttles its writers because too much is dirty. That
+ * shows in the time a write takes. But a write is slow, too, when others had the processor
+ * meanwhile: so a slow write only makes the store watch whether the next slow one has slept. If it
+ * has, the store asks for asynchronous writes for a while, then tries again.
  *
  * What must stay true: size never lies below what this store wrote; an error of a sync is never
  * forgotten.

@@ -1,10 +1,10 @@
 /*
- * The fault test: in a short run with a fixed seed, the k-th read, write, sync, punch or change of size of the
- * store fails, for every k, once or from then on, with EIO and with ENOSPC. Opening and the orderly end of the
- * image are part of the run.
+ * The fault test: in a short run with a fixed seed, the k-th read, write, sync, punch or change of
+ * size of the store fails, for every k, once or from then on, with EIO and with ENOSPC. Opening and
+ * the orderly end of the image are part of the run.
  *
- * Whatever fails: nothing crashes or hangs, what was answered to a FLUSH or with FUA is there, the image opens and
- * checks clean, as it lies there and after a power cut.
+ * Whatever fails: nothing crashes or hangs, what was answered to a FLUSH or with FUA is there, the
+ * image opens and checks clean, as it lies there and after a power cut.
  */
 #include <errno.h>
 #include <stdio.h>

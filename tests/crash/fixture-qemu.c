@@ -1,6 +1,6 @@
 /*
- * New images that only qemu-img makes: with compressed clusters, and with an internal snapshot, so that clusters
- * are shared and every first write copies.
+ * New images that only qemu-img makes: with compressed clusters, and with an internal snapshot, so
+ * that clusters are shared and every first write copies.
  */
 #include <glib/gstdio.h>
 

@@ -1,6 +1,6 @@
 /*
- * What a crash test runs on. The backing holds stamped data in some pieces of 16 KiB and nothing in others, and is
- * shorter than the disk, so that both its holes and its end lie inside.
+ * What a crash test runs on. The backing holds stamped data in some pieces of 16 KiB and nothing in
+ * others, and is shorter than the disk, so that both its holes and its end lie inside.
  */
 #include "fixture.h"
 
@@ -90,8 +90,8 @@ static void fill_pieces(Fixture *fixture, Image *image)
     must(image_finish(image) == 0, NULL, "finish");
 }
 
-/* As a writer leaves an image with lazy refcounts when it is cut off: the dirty bit is set, and the refcounts of what
- * it allocated last are not on the disk. */
+/* As a writer leaves an image with lazy refcounts when it is cut off: the dirty bit is set, and the
+ * refcounts of what it allocated last are not on the disk. */
 static void make_dirty(Fixture *fixture, Store *store)
 {
     enum { TABLE_OFFSET = 48, INCOMPATIBLE_LOW_BYTE = 79 };

@@ -1,10 +1,10 @@
 /*
  * What a disk may hold: see model.h for the rule.
  *
- * Two views of one history. `history` has for each cell all operations that touch it, for checking READs of the run.
- * `allowed` has for each cell the values that are possible at the current cut; model_cut keeps it up to date by
- * two kinds of events: an operation is issued (its value becomes possible), an operation becomes durable (what it
- * supersedes becomes impossible).
+ * Two views of one history. `history` has for each cell all operations that touch it, for checking
+ * READs of the run. `allowed` has for each cell the values that are possible at the current cut;
+ * model_cut keeps it up to date by two kinds of events: an operation is issued (its value becomes
+ * possible), an operation becomes durable (what it supersedes becomes impossible).
  */
 #include "model.h"
 

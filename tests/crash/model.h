@@ -1,15 +1,16 @@
 /*
  * What a disk may hold: the history of requests, and from it the values that each cell may have.
  *
- * The unit is the cell of 16 bytes. A written cell carries its own number, the number of the request that wrote it
- * (its value) and a hash of both, so that bytes of another place, old bytes and rubbish are told apart. Value 0 is a
- * cell of zeroes; VALUE_BACKING is what the test put into the backing.
+ * The unit is the cell of 16 bytes. A written cell carries its own number, the number of the
+ * request that wrote it (its value) and a hash of both, so that bytes of another place, old bytes
+ * and rubbish are told apart. Value 0 is a cell of zeroes; VALUE_BACKING is what the test put into
+ * the backing.
  *
- * Request i is superseded by j when i was answered before j was issued. A cell may have the value of any request
- * that was issued before the cut and is not superseded by one that was durable then (answered with FUA, or answered
- * before a successful FLUSH was issued that was itself answered before the cut). TRIM may zero, so it adds a value
- * and supersedes nothing. A READ shows which of several values it was, and supersedes the rest when nothing that
- * touches the cell was in flight.
+ * Request i is superseded by j when i was answered before j was issued. A cell may have the value
+ * of any request that was issued before the cut and is not superseded by one that was durable then
+ * (answered with FUA, or answered before a successful FLUSH was issued that was itself answered
+ * before the cut). TRIM may zero, so it adds a value and supersedes nothing. A READ shows which of
+ * several values it was, and supersedes the rest when nothing that touches the cell was in flight.
  */
 #ifndef TESTS_CRASH_MODEL_H
 #define TESTS_CRASH_MODEL_H

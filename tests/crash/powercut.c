@@ -1,12 +1,12 @@
 /*
- * The power-cut test: runs the server's engine on a recording store, builds states that a disk could hold after a
- * cut, and tries each.
+ * The power-cut test: runs the server's engine on a recording store, builds states that a disk
+ * could hold after a cut, and tries each.
  *
- * Every configuration is run with several seeds. After a run, another goes on from one of its states, as a server
- * does after the power has come back, and is cut in turn.
+ * Every configuration is run with several seeds. After a run, another goes on from one of its
+ * states, as a server does after the power has come back, and is cut in turn.
  *
- * Requests depend on the seed alone, the interleaving of threads does not: --seed S --setup NAME runs the same
- * requests again, and --position P looks at all states near one place of the record.
+ * Requests depend on the seed alone, the interleaving of threads does not: --seed S --setup NAME
+ * runs the same requests again, and --position P looks at all states near one place of the record.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -61,8 +61,8 @@ static void count(Totals *totals, const char *name, uint64_t states, Verifier *v
     }
 }
 
-/* The disk changes with the seed too: some are fast, some make everybody wait, some are full, some fail now and
- * then. */
+/* The disk changes with the seed too: some are fast, some make everybody wait, some are full, some
+ * fail now and then. */
 static RunOptions run_options(uint64_t seed, const Fixture *fixture, FaultPlan *plan)
 {
     Random random = random_new(seed ^ 0x72756e73);

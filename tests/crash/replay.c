@@ -1,10 +1,11 @@
 /*
  * Every state in which a disk could be after the power went.
  *
- * The base of a scratch store holds what is durable at the current cut and is moved along the record; a state is
- * the base and some of the other operations, in the order in which they took effect. Where a durable write took
- * effect after one that is not durable (which was still running when the sync began), the older must not come
- * back over the newer: newest_tick knows the newest durable write of each eight bytes.
+ * The base of a scratch store holds what is durable at the current cut and is moved along the
+ * record; a state is the base and some of the other operations, in the order in which they took
+ * effect. Where a durable write took effect after one that is not durable (which was still running
+ * when the sync began), the older must not come back over the newer: newest_tick knows the newest
+ * durable write of each eight bytes.
  */
 #include "replay.h"
 

@@ -1,10 +1,12 @@
 /*
  * A run: seeded random requests on a disk.
  *
- * The requests are dealt to lanes, one a worker. A lane keeps some of its requests in flight and starts the next
- * when one is done; how many changes with the seed. The main thread waits until all lanes have ended.
+ * The requests are dealt to lanes, one a worker. A lane keeps some of its requests in flight and
+ * starts the next when one is done; how many changes with the seed. The main thread waits until all
+ * lanes have ended.
  *
- * A request's tasks are made before the run, so that nothing but the tasks themselves is shared between threads.
+ * A request's tasks are made before the run, so that nothing but the tasks themselves is shared
+ * between threads.
  */
 #include "run.h"
 

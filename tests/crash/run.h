@@ -1,5 +1,6 @@
 /*
- * A run: seeded random requests on a disk, several at once from several workers, on a recording store.
+ * A run: seeded random requests on a disk, several at once from several workers, on a recording
+ * store.
  */
 #ifndef TESTS_CRASH_RUN_H
 #define TESTS_CRASH_RUN_H
@@ -16,8 +17,8 @@ typedef struct RunOptions {
     unsigned requests;
     unsigned depth_max; /* requests in flight a worker, 1 to this; 0: 8 */
     bool one_worker;
-    bool
-        promise_nothing; /* the model forgets that FLUSH and FUA were answered: only the order counts */
+    bool promise_nothing;   /* the model forgets that FLUSH and FUA were answered: only the order
+                               counts */
     RecordOptions record;   /* pool is filled in */
     const uint8_t *content; /* the image at the start; NULL: the fixture's new one */
     uint64_t content_size;

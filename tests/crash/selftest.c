@@ -1,10 +1,11 @@
 /*
  * Proves that the power-cut test can fail.
  *
- * First the parts: states that are wrong by construction must be told from right ones. Then the whole: on a store
- * whose syncs lie (all of them, or every other one, which breaks the order inside a flush) the same runs that pass
- * on an honest store must be found to lose data or to be corrupt. And where nothing is promised to be durable, so
- * that nothing can be lost, the missing order alone must show as corruption and as bytes of other blocks.
+ * First the parts: states that are wrong by construction must be told from right ones. Then the
+ * whole: on a store whose syncs lie (all of them, or every other one, which breaks the order inside
+ * a flush) the same runs that pass on an honest store must be found to lose data or to be corrupt.
+ * And where nothing is promised to be durable, so that nothing can be lost, the missing order alone
+ * must show as corruption and as bytes of other blocks.
  */
 #include <stdio.h>
 #include <string.h>
@@ -133,8 +134,8 @@ static void test_replay(void)
 typedef struct Mutation {
     const char *name;
     bool (*lie)(uint64_t number);
-    bool
-        promise_nothing; /* what was flushed may be lost: what is found is damage and foreign bytes */
+    bool promise_nothing; /* what was flushed may be lost: what is found is damage and foreign bytes
+                           */
 } Mutation;
 
 static bool lie_always(uint64_t number)

@@ -1,6 +1,7 @@
 /*
- * The configurations that the crash tests go through: cluster sizes and refcount widths that make tables grow
- * soon, both versions, with and without a backing, with a metadata cache that is always full.
+ * The configurations that the crash tests go through: cluster sizes and refcount widths that make
+ * tables grow soon, both versions, with and without a backing, with a metadata cache that is always
+ * full.
  */
 #include "setups.h"
 

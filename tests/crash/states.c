@@ -1,7 +1,7 @@
 /*
- * Builds the states of a run and tries each. A third of the cuts lie right behind the answer to a FLUSH or FUA,
- * where there is most to lose; the others are spread over the whole record. Each cut gives a few states: nothing
- * that is not durable, random subsets, and everything.
+ * Builds the states of a run and tries each. A third of the cuts lie right behind the answer to a
+ * FLUSH or FUA, where there is most to lose; the others are spread over the whole record. Each cut
+ * gives a few states: nothing that is not durable, random subsets, and everything.
  */
 #include "states.h"
 
@@ -92,8 +92,8 @@ static bool try_state(Verifier *verifier, Run *run, const StatesOptions *options
     replay_state(replay, cut, number, NULL);
     bool good = verify_state(verifier, store, run->model, VERIFY_LEAKS_ALLOWED, findings);
     if (good && is_turn(count, options->qemu_every)) {
-        /* The state as the cut left it; but refcounts that are stale by intent (the dirty bit) are mended by the
-         * next opening for writing only. */
+        /* The state as the cut left it; but refcounts that are stale by intent (the dirty bit) are
+         * mended by the next opening for writing only. */
         if (!verifier->fixture->setup->lazy_refcounts) {
             replay_state(replay, cut, number, NULL);
         }

@@ -1,6 +1,6 @@
 /*
- * A server starts on what a power cut left, writes a little, and ends in order. Nothing but what it wrote may
- * change, and the image must be sound afterwards.
+ * A server starts on what a power cut left, writes a little, and ends in order. Nothing but what it
+ * wrote may change, and the image must be sound afterwards.
  */
 #include "verify.h"
 

@@ -1,8 +1,8 @@
 /*
  * Whether a state of an image is good.
  *
- * First it is opened read-only and read as a whole, then opened for writing, as the next start of a server would,
- * and checked. The order matters: opening for writing may change the image.
+ * First it is opened read-only and read as a whole, then opened for writing, as the next start of a
+ * server would, and checked. The order matters: opening for writing may change the image.
  */
 #include "verify.h"
 

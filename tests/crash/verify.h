@@ -30,11 +30,12 @@ typedef enum { VERIFY_LEAKS_ALLOWED, VERIFY_NO_LEAKS } VerifyLeaks;
 bool verify_state(Verifier *verifier, Store *store, const Model *model, VerifyLeaks leaks,
                   Findings *findings);
 
-/* To be called after verify_state, which has read the disk: asks qemu-img what it thinks of the state. */
+/* To be called after verify_state, which has read the disk: asks qemu-img what it thinks of the
+ * state. */
 bool verify_qemu(Verifier *verifier, Store *store, Findings *findings);
 
-/* To be called after verify_state: a server starts on the state, writes, flushes and ends; nothing else may change
- * and nothing be damaged. */
+/* To be called after verify_state: a server starts on the state, writes, flushes and ends; nothing
+ * else may change and nothing be damaged. */
 bool verify_restart(Verifier *verifier, Store *store, uint64_t seed, Findings *findings);
 
 /* Writes the bytes of store and what belongs to it into a directory. */

@@ -1,6 +1,6 @@
 /*
- * The requests of a run. The mix changes from time to time: mostly writes, mostly trims and zeroes, growth, or
- * small overwrites of what is there.
+ * The requests of a run. The mix changes from time to time: mostly writes, mostly trims and zeroes,
+ * growth, or small overwrites of what is there.
  */
 #include "workload.h"
 

@@ -1,7 +1,7 @@
 /*
- * Fuzz target: a qcow2 image made of any bytes is opened, mapped, read and checked; then opened for writing, changed
- * and flushed; then repaired. Whatever the bytes are, each of it either works or fails with an error, in bounded time
- * and memory.
+ * Fuzz target: a qcow2 image made of any bytes is opened, mapped, read and checked; then opened for
+ * writing, changed and flushed; then repaired. Whatever the bytes are, each of it either works or
+ * fails with an error, in bounded time and memory.
  *
  * After a repair that says that nothing is left to repair, a second check must agree.
  */

@@ -1,6 +1,7 @@
 /*
- * Fuzz target: a vmdk image made of any bytes is opened, mapped and read. Whatever the bytes are, each of it either
- * works or fails with an error, in bounded time and memory; and no other file is opened, whatever they name.
+ * Fuzz target: a vmdk image made of any bytes is opened, mapped and read. Whatever the bytes are,
+ * each of it either works or fails with an error, in bounded time and memory; and no other file is
+ * opened, whatever they name.
  */
 #include <glib.h>
 #include <stdint.h>

@@ -1,6 +1,7 @@
 /*
- * Runs a fuzz target without a fuzzer: on every seed, on every seed cut short, and on copies with a few bytes changed
- * by chance (the same each time). So that each build checks what the fuzzer would see first, with any compiler.
+ * Runs a fuzz target without a fuzzer: on every seed, on every seed cut short, and on copies with a
+ * few bytes changed by chance (the same each time). So that each build checks what the fuzzer would
+ * see first, with any compiler.
  *
  *     fuzz_NAME SEED-OR-DIRECTORY...
  */
@@ -32,7 +33,8 @@ static void run(const uint8_t *bytes, size_t size)
     LLVMFuzzerTestOneInput(copy, size);
 }
 
-/* Changes a few bytes, mostly near the beginning, where the headers are; to values at the borders of types, mostly. */
+/* Changes a few bytes, mostly near the beginning, where the headers are; to values at the borders
+ * of types, mostly. */
 static void mutate(uint8_t *bytes, size_t size)
 {
     static const uint8_t borders[] = {0x00, 0x01, 0x7f, 0x80, 0xff};

@@ -1,7 +1,8 @@
 /*
  * read-image FILE: the sha256 of what a guest would read from the image and all below it.
  *
- * Reads through chain_read, in pieces whose odd sizes begin and end everywhere in sectors, grains and clusters. With
+ * Reads through chain_read, in pieces whose odd sizes begin and end everywhere in sectors, grains
+ * and clusters. With
  * --raw it writes the contents to stdout instead.
  */
 #include <stdio.h>

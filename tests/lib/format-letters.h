@@ -1,5 +1,6 @@
 /*
- * A format for tests: the first bytes of the store are letters, one for each unit of 4 KiB of the disk.
+ * A format for tests: the first bytes of the store are letters, one for each unit of 4 KiB of the
+ * disk.
  *
  *     .  not here         Z  zeroes         D  data, at host offset 4096 * (1 + unit)
  *     E  encoded: one stored byte, at host offset 4096 * (1 + unit), which fills the unit
@@ -21,7 +22,8 @@
 
 extern const Format format_letters;
 
-/* An image in memory with these letters; data of unit u is the byte fill + u. Aborts when it cannot be opened. */
+/* An image in memory with these letters; data of unit u is the byte fill + u. Aborts when it cannot
+ * be opened. */
 Image *letters_open(const char *letters, uint8_t fill, Image *backing);
 
 #endif

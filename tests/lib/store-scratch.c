@@ -1,8 +1,8 @@
 /*
  * A store in memory that can go back.
  *
- * The content and its base are two buffers that are equal except in pages marked as touched. Beyond the size of
- * either, its buffer holds zeroes, so that growing is only a change of size.
+ * The content and its base are two buffers that are equal except in pages marked as touched. Beyond
+ * the size of either, its buffer holds zeroes, so that growing is only a change of size.
  */
 #include "tests/lib/store-scratch.h"
 

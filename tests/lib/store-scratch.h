@@ -1,6 +1,7 @@
 /*
- * A store in memory that can go back: it remembers a base content, and scratch_reset undoes all that was written
- * since, at the cost of what was written. For building and trying thousands of states that differ a little.
+ * A store in memory that can go back: it remembers a base content, and scratch_reset undoes all
+ * that was written since, at the cost of what was written. For building and trying thousands of
+ * states that differ a little.
  *
  * The store functions are [any]; asynchronous transfers are done at once and reported by a message.
  */

@@ -1,11 +1,12 @@
 /*
  * Many connections on one disk, and a server that is told to end while they are at work.
  *
- * The disk is cut into blocks of 1 KiB; block b belongs to connection b % CONNECTIONS, so every cluster has several
- * owners, and all of them contend for its map. An owner has at most one command in flight on a block, and so knows
- * what it must hold. In each cycle the server is started, all connections write, zero, trim, read and flush, and half
- * way the server gets SIGTERM (in the last cycle only when all is done). A command that was never answered may have
- * been done or not; everything else must be there after the next start. In the end the image must be clean.
+ * The disk is cut into blocks of 1 KiB; block b belongs to connection b % CONNECTIONS, so every
+ * cluster has several owners, and all of them contend for its map. An owner has at most one command
+ * in flight on a block, and so knows what it must hold. In each cycle the server is started, all
+ * connections write, zero, trim, read and flush, and half way the server gets SIGTERM (in the last
+ * cycle only when all is done). A command that was never answered may have been done or not;
+ * everything else must be there after the next start. In the end the image must be clean.
  *
  *     stress CONFIGURATION     one of compare's; the server is $COWNBD
  */
@@ -27,7 +28,8 @@
 #define WORD_ZERO    0u /* all zeroes */
 #define WORD_INITIAL 2u /* what the template has; the words of writes are odd */
 
-/* What a block may hold: one of these words. More than one after a trim or an unanswered command. */
+/* What a block may hold: one of these words. More than one after a trim or an unanswered command.
+ */
 typedef struct Block {
     uint32_t words[DOUBTS];
     unsigned count;

@@ -236,7 +236,8 @@ static void read_few_and_sleep(WorkerMessage *message)
     worker_post(worker, nap); /* runs after the end of this turn has submitted */
 }
 
-/* The kernel hands over only so many completions in one call and does not wake us for the others again. */
+/* The kernel hands over only so many completions in one call and does not wake us for the others
+ * again. */
 START_TEST(aio_takes_all_that_completed_while_the_worker_was_busy)
 {
     start(back_ends[_i]);

@@ -7,7 +7,8 @@
 
 #define UNIT ((uint64_t)LETTERS_UNIT)
 
-/* The chain's answer as one letter a unit, and the depth as a digit: "D0" "Z1" "-1" (no image has it) ... */
+/* The chain's answer as one letter a unit, and the depth as a digit: "D0" "Z1" "-1" (no image has
+ * it) ... */
 static char *chain_letters(Image *top)
 {
     GString *text = g_string_new(NULL);

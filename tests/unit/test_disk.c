@@ -1,4 +1,5 @@
-/* src/engine: requests on a raw disk in memory, from a worker, one kind at a time. The random ones are in tests/crash. */
+/* src/engine: requests on a raw disk in memory, from a worker, one kind at a time. The random ones
+ * are in tests/crash. */
 #include <check.h>
 #include <errno.h>
 #include <glib.h>
@@ -119,7 +120,8 @@ START_TEST(disk_refuses_changes_when_read_only)
 }
 END_TEST
 
-/* CVE-2008-2004: a guest writes a qcow2 header into its raw disk and names any file of the host as its backing. */
+/* CVE-2008-2004: a guest writes a qcow2 header into its raw disk and names any file of the host as
+ * its backing. */
 START_TEST(disk_guards_a_guessed_raw_image_against_a_planted_header)
 {
     g_autoptr(Store) store = store_memory_new("memory", NULL, DISK_SIZE);
@@ -138,7 +140,8 @@ START_TEST(disk_guards_a_guessed_raw_image_against_a_planted_header)
 }
 END_TEST
 
-/* Two writes that were looked at beside each other planted the header of which each brought a half. */
+/* Two writes that were looked at beside each other planted the header of which each brought a half.
+ */
 START_TEST(disk_guards_a_guessed_raw_image_against_two_halves_of_a_header)
 {
     g_autoptr(Store) store = store_memory_new("memory", NULL, DISK_SIZE);
@@ -188,7 +191,8 @@ START_TEST(disk_answers_status_from_the_start_of_the_range)
 }
 END_TEST
 
-/* The write started over for ever: the map of the unit ended in its middle, so that nothing was left to allocate. */
+/* The write started over for ever: the map of the unit ended in its middle, so that nothing was
+ * left to allocate. */
 START_TEST(write_over_unreadable_backing_data_fails)
 {
     GError *error = NULL;

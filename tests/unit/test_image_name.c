@@ -78,7 +78,8 @@ static void tree_remove(void)
     g_clear_pointer(&image_path, g_free);
 }
 
-/* Opens name as a name in the image; *text is what the file says, or the error. Returns 0 or the error's code. */
+/* Opens name as a name in the image; *text is what the file says, or the error. Returns 0 or the
+ * error's code. */
 static int open_name(const char *name, const char *allow, char **text)
 {
     g_autoptr(GError) error = NULL;
@@ -225,7 +226,8 @@ START_TEST(name_is_resolved_from_where_the_image_lies)
 }
 END_TEST
 
-/* As an old kernel, or a container that does not know the call, would answer. For the rest of the process. */
+/* As an old kernel, or a container that does not know the call, would answer. For the rest of the
+ * process. */
 static void take_openat2_away(void)
 {
     struct sock_filter code[] = {

@@ -82,8 +82,9 @@ START_TEST(unmap_copes_with_an_l1_entry_that_has_copied_but_no_table)
 }
 END_TEST
 
-/* A guest cluster that lies on metadata, or a compressed one that lies in the header's cluster, gave its host cluster back
- * when it was written: the metadata was punched, and then handed out as free space. */
+/* A guest cluster that lies on metadata, or a compressed one that lies in the header's cluster,
+ * gave its host cluster back when it was written: the metadata was punched, and then handed out as
+ * free space. */
 START_TEST(metadata_is_not_freed_with_the_data_that_claims_its_place)
 {
     g_autoptr(Store) store = create();

@@ -64,7 +64,8 @@ static void flush_all(Image *image)
     ck_assert(!format_qcow2.is_dirty(image));
 }
 
-/* The last cluster's space behind the end of the disk kept what was there before: it would show when the disk grows. */
+/* The last cluster's space behind the end of the disk kept what was there before: it would show
+ * when the disk grows. */
 START_TEST(nothing_old_lies_behind_the_end_of_the_disk)
 {
     uint64_t size = 4 * CLUSTER + 512, host = 0, end;
@@ -84,7 +85,8 @@ START_TEST(nothing_old_lies_behind_the_end_of_the_disk)
 }
 END_TEST
 
-/* On a full device a guest that trims and then writes was told that there is no space, until it had flushed twice. */
+/* On a full device a guest that trims and then writes was told that there is no space, until it had
+ * flushed twice. */
 START_TEST(space_that_waits_for_a_flush_is_no_reason_for_enospc)
 {
     g_autoptr(Store) store = create(64 * CLUSTER, 32 * CLUSTER);
@@ -103,8 +105,9 @@ START_TEST(space_that_waits_for_a_flush_is_no_reason_for_enospc)
 }
 END_TEST
 
-/* Whenever one write to a host without space fails, be it in a flush that a full cache asks for, the client's writes go on
- * as soon as there is space again; they used to be refused until the client flushed. */
+/* Whenever one write to a host without space fails, be it in a flush that a full cache asks for,
+ * the client's writes go on as soon as there is space again; they used to be refused until the
+ * client flushed. */
 START_TEST(changes_go_on_when_there_is_space_again)
 {
     uint64_t writes = 1;

@@ -26,8 +26,9 @@ static Extent unit_at(Store *store, uint64_t host_offset)
                     .unit_length = UNIT};
 }
 
-/* A vmdk image has a store for each of its files: a unit of one file was given out as that of another that lies at the same
- * offset, and where that one was longer, what lies behind it in memory, too. */
+/* A vmdk image has a store for each of its files: a unit of one file was given out as that of
+ * another that lies at the same offset, and where that one was longer, what lies behind it in
+ * memory, too. */
 START_TEST(unitcache_tells_the_stores_and_units_of_an_image_apart)
 {
     UnitCache *cache = unitcache_new(16 * UNIT);
