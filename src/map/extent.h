@@ -25,9 +25,8 @@ typedef enum {
 typedef enum {
     EXTENT_WRITABLE = 1 << 0, /* DATA: may be overwritten in place, no metadata changes */
     EXTENT_NEW = 1 << 1,      /* DATA: reserved by allocate(); map() does not show it yet */
-    EXTENT_FRESH = 1 << 2, /* NEW: host space known to read as zeroes; edges need not be written */
-    EXTENT_SPARSE =
-        1 << 3, /* DATA: the host file may have holes here that a report may call zero */
+    EXTENT_FRESH = 1 << 2,  /* NEW: host space known to read as zeroes; edges need not be written */
+    EXTENT_SPARSE = 1 << 3, /* DATA: the host file may have holes here: a report may say zero */
     EXTENT_HAS_HOST = 1 << 4, /* ZERO: host space is kept at host_offset of store (preallocated) */
 } ExtentFlags;
 
@@ -40,10 +39,9 @@ typedef struct Extent {
     uint32_t stored_length;
     uint32_t unit_offset;
     uint32_t unit_length;
-    uint16_t
-        depth;    /* 0 is the top of the chain; image_map leaves it 0, the chain walk fills it in */
-    uint8_t type; /* ExtentType */
-    uint8_t flags; /* ExtentFlags */
+    uint16_t depth; /* 0 is the top of the chain; image_map leaves it 0, the chain walk fills it */
+    uint8_t type;   /* ExtentType */
+    uint8_t flags;  /* ExtentFlags */
 } Extent;
 
 #define EXTENT_LIST_INLINE 4
@@ -56,8 +54,8 @@ typedef struct ExtentList {
 } ExtentList;
 
 void extent_list_init(ExtentList *list);
-void extent_list_clear(
-    ExtentList *list); /* frees memory; the list is empty and usable afterwards */
+/* Frees memory; the list is empty and usable afterwards. */
+void extent_list_clear(ExtentList *list);
 void extent_list_reset(ExtentList *list); /* empties, keeps memory */
 
 /* Appends; the extent must begin where the list ends (asserted). Merged with the last one where
@@ -66,8 +64,8 @@ void extent_list_reset(ExtentList *list); /* empties, keeps memory */
 void extent_list_add(ExtentList *list, const Extent *extent);
 void extent_list_add_zero(ExtentList *list, uint64_t offset, uint64_t length, Image *image);
 
-uint64_t
-extent_list_end(const ExtentList *list); /* guest offset where the last ends; 0 when empty */
+/* The guest offset where the last one ends; 0 when empty. */
+uint64_t extent_list_end(const ExtentList *list);
 
 /* One past the end of an extent. */
 static inline uint64_t extent_end(const Extent *extent)
