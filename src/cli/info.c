@@ -24,7 +24,9 @@ static JsonNode *format_specific(const Image *image)
     JsonObject *object = json_object_new();
     json_object_set_string_member(object, "type", image->format->name);
     json_object_set_member(object, "data", json_gvariant_serialize(data));
-    return json_node_init_object(json_node_alloc(), object);
+    JsonNode *node = json_node_new(JSON_NODE_OBJECT);
+    json_node_take_object(node, object);
+    return node;
 }
 
 static void add_snapshots(JsonObject *object, const Image *image)
