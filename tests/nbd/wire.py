@@ -14,7 +14,7 @@ import sys
 import tempfile
 import traceback
 
-TIMEOUT = 30
+TIMEOUT = 120  # seconds: a request of gigabytes takes that long under a sanitizer on a busy machine
 
 INIT_MAGIC = 0x4E42444D41474943
 OPTION_MAGIC = 0x49484156454F5054
