@@ -144,6 +144,25 @@ static bool check_options(ServeOptions *o, int argc, char **argv, GError **error
            parse_size("--metadata-cache", o->metadata_cache_text, 1, &o->metadata_cache, error);
 }
 
+/* Opens the image for writing if that is wanted; one whose format cannot be written is served read-only. */
+static Image *open_image(const char *path, ImageOpen *how, GError **error)
+{
+    g_autoptr(GError) refusal = NULL;
+    Image *image = image_open(path, how, &refusal);
+    if (image == NULL && how->write && refusal->code == ENOTSUP) {
+        how->write = false;
+        image = image_open(path, how, NULL);
+        if (image != NULL) {
+            log_warning("%s: %s images cannot be written: served read-only (say -r to confirm)",
+                        path, image->format->name);
+        }
+    }
+    if (image == NULL) {
+        g_propagate_error(error, g_steal_pointer(&refusal));
+    }
+    return image;
+}
+
 /* Opens one image and makes it an export. */
 static bool add_image(Serve *serve, const char *path, const char *name, GError **error)
 {
@@ -152,14 +171,14 @@ static bool add_image(Serve *serve, const char *path, const char *name, GError *
     if (!cli_image_open(&o->common, &how, error)) {
         return false;
     }
-    g_autoptr(Image) image = image_open(path, &how, error);
+    g_autoptr(Image) image = open_image(path, &how, error);
     if (image == NULL) {
         return false;
     }
     bool guard = image->format_guessed && strcmp(image->format->name, "raw") == 0;
     Disk *disk = disk_new(image, serve->pool, guard);
     g_ptr_array_add(serve->disks, disk);
-    return export_table_add(serve->exports, name, NULL, disk_node(disk), o->read_only, error);
+    return export_table_add(serve->exports, name, NULL, disk_node(disk), !image->write, error);
 }
 
 static bool add_images(Serve *serve, GError **error)

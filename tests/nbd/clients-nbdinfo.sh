@@ -27,6 +27,14 @@ test_read_only() {
     nbdinfo --size "$(uri)" | grep -x 4194304
 }
 
+test_a_format_without_writing_is_served_read_only_with_a_warning() {
+    qemu-img create -q -f vmdk disk.vmdk 4M
+    serve disk.vmdk
+    nbdinfo --is read-only "$(uri)"
+    grep -c 'vmdk images cannot be written: served read-only' server0.err
+    nbdinfo --size "$(uri)" | grep -x 4194304
+}
+
 test_list_names_every_export() {
     make_image
     qemu-img create -q -f qcow2 other.qcow2 8M
