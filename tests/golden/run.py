@@ -15,6 +15,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 TOP = pathlib.Path(__file__).resolve().parent
 sys.dont_write_bytecode = True
@@ -72,14 +73,24 @@ def check_opens(read_image, top, folder):
     expect("virtual-size", info["virtual-size"], last["start"] + last["length"])
 
 
+def copy_images(folder, to):
+    """Byte by byte: git makes holes of zeroes when it checks large files out, and a map shows holes."""
+    for file in folder.iterdir():
+        if file.is_file():
+            (to / file.name).write_bytes(file.read_bytes())
+
+
 def check(read_image, folder):
-    tops = sorted(folder.glob("top.*"))
-    expect("number of files called top.*", len(tops), 1)
-    error = folder / "expect.error"
-    if error.exists():
-        check_refused(read_image, tops[0], error.read_text().strip())
-    else:
-        check_opens(read_image, tops[0], folder)
+    with tempfile.TemporaryDirectory(prefix="cownbd-golden-") as name:
+        copies = pathlib.Path(name)
+        copy_images(folder, copies)
+        tops = sorted(copies.glob("top.*"))
+        expect("number of files called top.*", len(tops), 1)
+        error = folder / "expect.error"
+        if error.exists():
+            check_refused(read_image, tops[0], error.read_text().strip())
+        else:
+            check_opens(read_image, tops[0], folder)
 
 
 def main():
