@@ -23,7 +23,7 @@
 #define CONNECTIONS  64u
 #define DEPTH        3u /* commands in flight for each connection */
 #define CYCLES       4u
-#define COMMANDS     40000u /* of a cycle */
+#define COMMANDS     150000u /* of a cycle */
 #define DOUBTS       4u
 #define WORD_ZERO    0u /* all zeroes */
 #define WORD_INITIAL 2u /* what the template has; the words of writes are odd */
