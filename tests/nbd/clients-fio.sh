@@ -45,6 +45,23 @@ test_raw() {
     verify --rw=randrw --bs=4k --iodepth=32 --fsync=500
 }
 
+# As where a seccomp filter or a sysctl refuses io_uring.
+test_transfers_by_the_pool_alone() {
+    qemu-img create -q -f qcow2 disk.qcow2 ${size}M
+    COWNBD_AIO=pool serve disk.qcow2
+    verify --rw=randrw --bsrange=512-64k --iodepth=16 --size=$((size / 4))M
+    stop
+    qemu-img check -q disk.qcow2
+}
+
+test_transfers_by_io_uring_or_what_there_is() {
+    qemu-img create -q -f qcow2 disk.qcow2 ${size}M
+    serve disk.qcow2
+    verify --rw=randrw --bsrange=512-64k --iodepth=16 --size=$((size / 4))M
+    stop
+    qemu-img check -q disk.qcow2
+}
+
 test_sequential() {
     qemu-img create -q -f qcow2 disk.qcow2 ${size}M
     serve disk.qcow2
