@@ -87,6 +87,10 @@ struct Format {
      */
     bool (*check_backing)(Image *image, GError **error);
 
+    /* Called last, with the whole chain open, when image->write: makes the image ready for writing. The first call that
+     * may change the file, so that an open that is refused changes nothing. May be NULL. */
+    bool (*start_writing)(Image *image, GError **error);
+
     void (*close)(Image *image);
 
     /* Appends extents from offset on: in order, without gaps, at least one, not past offset +

@@ -185,17 +185,17 @@ static bool rebuild_refcounts(Image *image, GError **error)
     return r == 0 || error_set_errno(error, -r, "%s: cannot clear the dirty bit", image->path);
 }
 
-static bool open_for_write(Image *image, GError **error)
+static bool qcow2_start_writing(Image *image, GError **error)
 {
     Qcow2State *s = image->state;
-    count_space_anew(image);
-    if (image->repair) {
-        return true;
-    }
-    if (s->header.incompatible_features & QCOW2_INCOMPAT_CORRUPT) {
+    if (!image->repair && (s->header.incompatible_features & QCOW2_INCOMPAT_CORRUPT)) {
         return error_set(error, EUCLEAN,
                          "%s: the corrupt bit is set: open it read-only, or run check --repair=all",
                          image->path);
+    }
+    count_space_anew(image);
+    if (image->repair) {
+        return true;
     }
     if ((s->header.incompatible_features & QCOW2_INCOMPAT_DIRTY) &&
         !rebuild_refcounts(image, error)) {
@@ -227,7 +227,7 @@ static bool qcow2_open(Image *image, GError **error)
         uint64_t limit =
             image->metadata_cache ? image->metadata_cache : IMAGE_METADATA_CACHE_DEFAULT;
         s->meta = metacache_new(image->store, s->meta_size, limit);
-        ok = read_tables(image, error) && (!image->write || open_for_write(image, error));
+        ok = read_tables(image, error);
     }
     if (!ok) {
         qcow2_close(image);
@@ -276,6 +276,7 @@ const Format format_qcow2 = {
     .name = "qcow2",
     .probe = qcow2_probe,
     .open = qcow2_open,
+    .start_writing = qcow2_start_writing,
     .close = qcow2_close,
     .map = qcow2_map,
     .allocate = qcow2_allocate,

@@ -202,6 +202,12 @@ static bool check_backing(Image *image, GError **error)
     return !image->format->check_backing || image->format->check_backing(image, error);
 }
 
+static bool start_writing(Image *image, GError **error)
+{
+    return !image->write || !image->format->start_writing ||
+           image->format->start_writing(image, error);
+}
+
 /* Opens the image below this one, and that alone. */
 static bool open_backing(Image *image, const ImageOpen *top, GArray *files, GError **error)
 {
@@ -250,7 +256,7 @@ Image *image_open(const char *path, const ImageOpen *how, GError **error)
     for (Image *image = top; image; image = image->backing) {
         image->allow_paths = NULL;
     }
-    return g_steal_pointer(&top);
+    return start_writing(top, error) ? g_steal_pointer(&top) : NULL;
 }
 
 Image *image_open_store(Store *store, const ImageOpen *how, Image *backing, GError **error)
@@ -266,7 +272,7 @@ Image *image_open_store(Store *store, const ImageOpen *how, Image *backing, GErr
         }
     }
     image->allow_paths = NULL;
-    return g_steal_pointer(&image);
+    return start_writing(image, error) ? g_steal_pointer(&image) : NULL;
 }
 
 Image *image_ref(Image *image)
