@@ -14,7 +14,7 @@
 #include "engine/change.h"
 #include "engine/disk-impl.h"
 
-/* 64k extents of 64 bytes: 4 MiB a disk at most, taken as they come. */
+/* 64k extents of 64 bytes in leaves that may be half full: 8 MiB a disk at most, taken as they come. */
 #define MAPCACHE_LIMIT (64 * 1024)
 #define UNITCACHE_SIZE (8u << 20)
 
