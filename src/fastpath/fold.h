@@ -1,0 +1,51 @@
+/*
+ * Fold: the exceptions of a store become writes to the image on top.
+ *
+ * Safe at every point: the store says FOLDING before the image changes, FOLDED only after all is
+ * durable in the image, and is removed after that. Whoever finds a store that says FOLDING begins
+ * again from its start: to write the same chunks again changes nothing.
+ *
+ * For `cownbd fold`, and for `cownbd detach` of snapshot mode: after the server has closed the
+ * image, detach calls fold_image(path, NULL, ...), with the same lines of progress as fold. No
+ * store beside the image: true, and result->chunks is 0. [main]; blocks.
+ */
+#ifndef FASTPATH_FOLD_H
+#define FASTPATH_FOLD_H
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "map/image.h"
+#include "store/store.h"
+
+typedef struct FoldOptions {
+    ImageOpen how; /* format, allow_paths; the rest is set here */
+    bool keep;     /* the store file stays, marked FOLDED, and is not found beside the image any
+                      more: IMAGE.cownbd-cow.folded */
+    /* Called now and then, from the thread that folds. May be NULL. */
+    void (*progress)(void *context, uint64_t done, uint64_t total);
+    void *context;
+} FoldOptions;
+
+typedef struct FoldResult {
+    uint64_t chunks; /* exceptions in the store */
+    uint64_t bytes;  /* written to the image */
+    uint64_t
+        zero_bytes; /* of them zeroes, which take no space where the image can leave them out */
+    uint32_t chunk_size;
+    bool resumed; /* an earlier fold had been cut off */
+    bool invalid; /* the kernel had given the store up; writes after that have failed there */
+} FoldResult;
+
+/* Folds store_path (NULL: the store beside the image) into the image. */
+bool fold_image(const char *path, const char *store_path, const FoldOptions *options,
+                FoldResult *result, GError **error);
+
+/* The heart of it, on stores that are open: reads the exceptions from the store file, writes them
+ * to image (open for writing), makes them durable, marks the store FOLDED. The store says FOLDING
+ * already. The image is finished and must not be written to afterwards. */
+bool fold_run(Store *store, Image *image, const FoldOptions *options, FoldResult *result,
+              GError **error);
+
+#endif
