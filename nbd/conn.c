@@ -326,9 +326,7 @@ static bool make_events(Conn *conn)
     struct event_base *base = worker_base(conn->local->worker);
     conn->read_event = event_new(base, conn->fd, EV_READ | EV_PERSIST, readable_cb, conn);
     conn->write_event = event_new(base, conn->fd, EV_WRITE | EV_PERSIST, writable_cb, conn);
-    unsigned timeout = conn->local->server->limits.handshake_timeout;
-    return conn->read_event != NULL && conn->write_event != NULL &&
-           (timeout == 0 || set_timer(conn, timeout));
+    return conn->read_event != NULL && conn->write_event != NULL;
 }
 
 static void conn_start(WorkerMessage *message)
@@ -348,17 +346,21 @@ static void conn_start(WorkerMessage *message)
     callback_begin(conn);
     if (local->stopping || !make_events(conn)) {
         conn_break(conn);
+    } else if (conn->export != NULL) {
+        conn_start_transmission(conn, conn->export);
     } else {
+        conn_restart_timer(conn);
         handshake_start(conn);
     }
     callback_end(conn);
 }
 
-void conn_new(NbdLocal *local, int fd)
+void conn_new(NbdLocal *local, int fd, const Export *export)
 {
     Conn *conn = g_new0(Conn, 1);
     conn->local = local;
     conn->fd = fd;
+    conn->export = export;
     conn->refs = 1;
     conn->queue_last = &conn->queue;
     conn->message.run = conn_start;

@@ -72,8 +72,9 @@ struct Conn {
     NbdRequest *queue, **queue_last;
 };
 
-/* Takes fd. Its life goes on by itself on local's worker. [any] */
-void conn_new(NbdLocal *local, int fd);
+/* Takes fd. Its life goes on by itself on local's worker: with a greeting where export is NULL, else
+ * in transmission, with simple replies. [any] */
+void conn_new(NbdLocal *local, int fd, const Export *export);
 
 void conn_unref(Conn *conn);
 

@@ -79,7 +79,15 @@ void nbd_server_accept(NbdServer *server, int fd)
     }
     NbdLocal *local = least_loaded(server);
     atomic_fetch_add(&local->conn_count, 1);
-    conn_new(local, fd);
+    conn_new(local, fd, NULL);
+}
+
+void nbd_server_attach(NbdServer *server, const Export *export, int fd)
+{
+    NbdLocal *local = least_loaded(server);
+    atomic_fetch_add(&server->conn_count, 1);
+    atomic_fetch_add(&local->conn_count, 1);
+    conn_new(local, fd, export);
 }
 
 void nbd_server_conn_gone(NbdLocal *local)

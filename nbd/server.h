@@ -62,6 +62,10 @@ NbdServer *nbd_server_new(const ExportTable *exports, const NbdLimits *limits,
  * many. [any] */
 void nbd_server_accept(NbdServer *server, int fd);
 
+/* Serves export over a connected socket whose other end begins with requests at once and takes simple
+ * replies: the kernel's nbd. Takes fd; never refused for max_clients. [any] */
+void nbd_server_attach(NbdServer *server, const Export *export, int fd);
+
 /* Every connection reads no more, finishes what is in flight, and closes; one that does not take
  * its replies is closed after a few seconds. Returns at once: wait for idle_fd. [main] */
 void nbd_server_stop(NbdServer *server);

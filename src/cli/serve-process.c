@@ -60,11 +60,12 @@ int process_prepare(void)
     return fd;
 }
 
-ProcessEvent process_wait(int signal_fd, int idle_fd)
+ProcessEvent process_wait(int signal_fd, int idle_fd, int job_fd)
 {
     for (;;) {
         struct pollfd fds[] = {{.fd = signal_fd, .events = POLLIN},
-                               {.fd = idle_fd, .events = POLLIN}};
+                               {.fd = idle_fd, .events = POLLIN},
+                               {.fd = job_fd, .events = POLLIN}};
         if (poll(fds, G_N_ELEMENTS(fds), -1) < 0) {
             g_assert(errno == EINTR);
             continue;
@@ -76,6 +77,9 @@ ProcessEvent process_wait(int signal_fd, int idle_fd)
         eventfd_t count;
         if (eventfd_read(idle_fd, &count) == 0) {
             return PROCESS_IDLE;
+        }
+        if (eventfd_read(job_fd, &count) == 0) {
+            return PROCESS_JOB;
         }
     }
 }

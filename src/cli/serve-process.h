@@ -12,10 +12,10 @@
  * that process_wait looks at. */
 int process_prepare(void);
 
-typedef enum { PROCESS_SIGNAL, PROCESS_IDLE } ProcessEvent;
+typedef enum { PROCESS_SIGNAL, PROCESS_IDLE, PROCESS_JOB } ProcessEvent;
 
-/* Waits for SIGTERM or SIGINT, or for idle_fd (an eventfd, cleared then). */
-ProcessEvent process_wait(int signal_fd, int idle_fd);
+/* Waits for SIGTERM or SIGINT, or for idle_fd or job_fd (eventfds, cleared then). */
+ProcessEvent process_wait(int signal_fd, int idle_fd, int job_fd);
 
 /* From now on SIGTERM and SIGINT end the process at once with status 1. */
 void process_signals_kill(void);

@@ -1,0 +1,107 @@
+/*
+ * What is served: images, their disks, their exports.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/errors.h"
+#include "base/log.h"
+#include "cli/serve-impl.h"
+#include "map/image.h"
+
+/* Opens the image for writing if that is wanted; one whose format cannot be written is served
+ * read-only. */
+static Image *open_image(const char *path, ImageOpen *how, GError **error)
+{
+    g_autoptr(GError) refusal = NULL;
+    Image *image = image_open(path, how, &refusal);
+    if (image == NULL && how->write && refusal->code == ENOTSUP) {
+        how->write = false;
+        image = image_open(path, how, NULL);
+        if (image != NULL) {
+            log_warning("%s: %s images cannot be written: served read-only (say -r to confirm)",
+                        path, image->format->name);
+        }
+    }
+    if (image == NULL) {
+        g_propagate_error(error, g_steal_pointer(&refusal));
+    }
+    return image;
+}
+
+static char *real_path_of(const char *path)
+{
+    char *resolved = realpath(path, NULL);
+    char *result = g_strdup(resolved != NULL ? resolved : path);
+    free(resolved);
+    return result;
+}
+
+/* Opens one image and makes it an export. */
+static bool add_image(Serve *serve, const char *path, const char *name, GError **error)
+{
+    const ServeOptions *o = &serve->options;
+    ImageOpen how = {.write = !o->read_only, .metadata_cache = o->metadata_cache};
+    if (!cli_image_open(&o->common, &how, error)) {
+        return false;
+    }
+    g_autoptr(Image) image = open_image(path, &how, error);
+    if (image == NULL) {
+        return false;
+    }
+    bool guard = image->format_guessed && strcmp(image->format->name, "raw") == 0;
+    ServedImage *served = g_new0(ServedImage, 1);
+    served->path = path;
+    served->real_path = real_path_of(path);
+    served->write = image->write;
+    served->image = image;
+    served->disk = disk_new(image, serve->pool, guard);
+    g_ptr_array_add(serve->images, served);
+    if (!export_table_add(serve->exports, name, NULL, disk_node(served->disk), !image->write,
+                          error)) {
+        return false;
+    }
+    served->export = export_table_get(serve->exports, export_table_count(serve->exports) - 1);
+    return true;
+}
+
+bool serve_images_open(Serve *serve, GError **error)
+{
+    const ServeOptions *o = &serve->options;
+    unsigned names = o->names != NULL ? g_strv_length(o->names) : 0;
+    for (unsigned i = 0; o->images[i] != NULL; i++) {
+        g_autofree char *base = g_path_get_basename(o->images[i]);
+        if (!add_image(serve, o->images[i], i < names ? o->names[i] : base, error)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+bool serve_images_close(Serve *serve)
+{
+    bool ok = true;
+    for (unsigned i = 0; i < serve->images->len; i++) {
+        ServedImage *served = g_ptr_array_index(serve->images, i);
+        int r = disk_close(served->disk);
+        if (r != 0) {
+            log_error("%s: the last flush failed: %s", served->path, g_strerror(-r));
+            ok = false;
+        }
+        g_free(served->real_path);
+        g_free(served);
+    }
+    g_ptr_array_set_size(serve->images, 0);
+    return ok;
+}
+
+ServedImage *serve_images_find(const Serve *serve, const char *real_path)
+{
+    for (unsigned i = 0; i < serve->images->len; i++) {
+        ServedImage *served = g_ptr_array_index(serve->images, i);
+        if (strcmp(served->real_path, real_path) == 0) {
+            return served;
+        }
+    }
+    return NULL;
+}

@@ -1,0 +1,103 @@
+/*
+ * The inside of `cownbd serve`, for its files.
+ *
+ *      serve-options.c   the command line
+ *      serve-images.c    images -> disks -> exports, and back
+ *      serve-control.c   the control socket and its verbs
+ *      serve-attach.c    kernel devices: options, verbs, start and stop
+ *      serve.c           the order of it all; what main does while the others work
+ *
+ * Main starts everything, then waits; whoever needs main asks by serve_on_main.
+ */
+#ifndef CLI_SERVE_IMPL_H
+#define CLI_SERVE_IMPL_H
+
+#include <glib.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/pool.h"
+#include "base/worker.h"
+#include "cli/options.h"
+#include "control/export.h"
+#include "engine/disk.h"
+#include "nbd/server.h"
+
+typedef struct Serve Serve;
+typedef struct ServeAttach ServeAttach;
+typedef struct ServeJob ServeJob;
+
+typedef struct ServeOptions {
+    CliCommon common;
+    char **listen;
+    char **names;
+    char *client_memory_text, *metadata_cache_text, *pid_file;
+    gboolean read_only, once;
+    int threads, max_clients, handshake_timeout;
+    uint64_t client_memory, metadata_cache;
+    bool listen_none; /* --listen=none: no listener at all */
+    char **images;    /* as given; at least one */
+} ServeOptions;
+
+/* An image that is served. Set up before the workers run; disk and export stay until the server
+ * ends. */
+typedef struct ServedImage {
+    const char *path; /* as given */
+    char *real_path;  /* realpath of it */
+    bool write;
+    Image *image; /* the disk's; no reference of its own */
+    Disk *disk;
+    const Export *export;
+} ServedImage;
+
+struct Serve {
+    ServeOptions options;
+    int signal_fd;
+    Pool *pool;
+    GPtrArray *images; /* ServedImage * */
+    ExportTable *exports;
+    GPtrArray *workers;   /* Worker * */
+    GPtrArray *listeners; /* Listener * */
+    NbdServer *server;
+    ServeAttach *attach; /* serve-attach.c's own; NULL: nothing is or was attached */
+
+    int job_fd; /* eventfd: main has something to do */
+    pthread_mutex_t job_lock;
+    pthread_cond_t job_changed;
+    ServeJob *job; /* job_lock; at most one */
+    bool leaving;  /* job_lock; main takes no more jobs */
+};
+
+/* Runs function on main, between its waits, and waits until it has run. False: the server is ending
+ * and it did not run. At most one thread may ask at a time (the verbs' thread). [any but main] */
+bool serve_on_main(Serve *serve, void (*function)(Serve *serve, void *argument), void *argument);
+
+/* Main leaves as it does after SIGTERM. Returns at once. [any] */
+void serve_leave(Serve *serve);
+
+/* serve-options.c [main] */
+void serve_options_init(ServeOptions *options);
+bool serve_options_parse(ServeOptions *options, int *argc, char ***argv, GError **error);
+void serve_options_clear(ServeOptions *options);
+
+/* serve-images.c [main] */
+bool serve_images_open(Serve *serve, GError **error);
+bool serve_images_close(Serve *serve); /* false: a last flush failed (said in the log) */
+/* The image whose realpath this is; NULL: not served here. [any] */
+ServedImage *serve_images_find(const Serve *serve, const char *real_path);
+
+/* serve-attach.c [main]. Its options, ended by a NULL name. The values lie in static memory of that
+ * file (GOption gives no context). */
+const GOptionEntry *serve_attach_entries(void);
+/* After options are parsed, before anything is opened. */
+bool serve_attach_check(Serve *serve, GError **error);
+/* Workers run, clients may connect already; readiness was not told yet. */
+bool serve_attach_start(Serve *serve, GError **error);
+/* All is ready; the same moment at which READY=1 is sent. */
+void serve_attach_ready(Serve *serve);
+/* Before connections end and disks are closed; also when start failed, or never ran. After it no
+ * request comes from the fast path. */
+void serve_attach_stop(Serve *serve);
+
+#endif

@@ -1,0 +1,156 @@
+/*
+ * The command line of `cownbd serve`.
+ *
+ * What must stay true: a value that cannot work is refused here, before anything is opened.
+ */
+#include <inttypes.h>
+#include <string.h>
+
+#include "base/errors.h"
+#include "base/log.h"
+#include "cli/serve-impl.h"
+#include "formats/option.h"
+#include "nbd/nbd-wire.h"
+
+#define THREADS_MAX 1024
+
+static int verbosity; /* GOption gives a callback nothing of ours */
+
+static gboolean more_verbose(const char *name, const char *value, void *data, GError **error)
+{
+    verbosity++;
+    return TRUE;
+}
+
+static const CliUsage usage = {
+    .command = "serve",
+    .arguments = "IMAGE...",
+    .summary =
+        "Serves disk images over NBD, each under its file's base name, the first also as the "
+        "default\nexport \"\". Runs in the foreground; SIGTERM and SIGINT end it after all "
+        "is flushed.",
+    .example = "  cownbd serve -l unix:/run/cownbd/nbd.sock -l [::1]:10809 disk.qcow2\n"
+               "  nbdinfo nbd://localhost/disk.qcow2",
+    .flags = CLI_FLAG_FORMAT | CLI_FLAG_ALLOW,
+};
+
+static void add_entries(GArray *all, const GOptionEntry *entries)
+{
+    for (; entries->long_name != NULL; entries++) {
+        g_array_append_vals(all, entries, 1);
+    }
+}
+
+static bool parse(ServeOptions *o, int *argc, char ***argv, GError **error)
+{
+    const GOptionEntry entries[] = {
+        {"listen", 'l', 0, G_OPTION_ARG_FILENAME_ARRAY, &o->listen,
+         "HOST:PORT, [ADDRESS]:PORT, :PORT, unix:PATH or none (repeatable; default: "
+         "127.0.0.1:" NBD_DEFAULT_PORT ")",
+         "ADDR"},
+        {"name", 'n', 0, G_OPTION_ARG_FILENAME_ARRAY, &o->names,
+         "Export name (repeatable: one for each image, in order; default: base name of the file)",
+         "NAME"},
+        {"read-only", 'r', 0, G_OPTION_ARG_NONE, &o->read_only, "Refuse writes", NULL},
+        {"threads", 't', 0, G_OPTION_ARG_INT, &o->threads,
+         "Threads that serve clients (default: number of processors)", "N"},
+        {"max-clients", 0, 0, G_OPTION_ARG_INT, &o->max_clients,
+         "Connections at once (default: 10000)", "N"},
+        {"client-memory", 0, 0, G_OPTION_ARG_FILENAME, &o->client_memory_text,
+         "Bytes that a connection may have in flight (default: 64M)", "SIZE"},
+        {"metadata-cache", 0, 0, G_OPTION_ARG_FILENAME, &o->metadata_cache_text,
+         "Bytes of metadata kept in memory an image (default: 32M)", "SIZE"},
+        {"handshake-timeout", 0, 0, G_OPTION_ARG_INT, &o->handshake_timeout,
+         "Seconds that a client may be silent before it chooses an export (default: 10; 0: for "
+         "ever)",
+         "SECONDS"},
+        {"once", 0, 0, G_OPTION_ARG_NONE, &o->once, "Leave when the last client has gone", NULL},
+        {"pid-file", 0, 0, G_OPTION_ARG_FILENAME, &o->pid_file,
+         "Write the process id to PATH when ready", "PATH"},
+        {"verbose", 'v', G_OPTION_FLAG_NO_ARG, G_OPTION_ARG_CALLBACK, more_verbose,
+         "Log what happens; twice: log more", NULL},
+        {NULL},
+    };
+    g_autoptr(GArray) all = g_array_new(TRUE, TRUE, sizeof(GOptionEntry));
+    add_entries(all, entries);
+    add_entries(all, serve_attach_entries());
+    return cli_parse(&usage, (const GOptionEntry *)(void *)all->data, &o->common, argc, argv,
+                     error);
+}
+
+static bool parse_size(const char *option, const char *text, uint64_t minimum, uint64_t *value,
+                       GError **error)
+{
+    if (text == NULL) {
+        return true;
+    }
+    if (!option_parse_size(text, value) || *value < minimum) {
+        return error_set(error, EINVAL,
+                         "serve: %s is '%s': must be a size of at least %" PRIu64 " bytes", option,
+                         text, minimum);
+    }
+    return true;
+}
+
+static bool check_number(const char *option, int value, int minimum, int maximum, GError **error)
+{
+    return (value >= minimum && value <= maximum) ||
+           error_set(error, EINVAL, "serve: %s is %d: must be %d to %d", option, value, minimum,
+                     maximum);
+}
+
+static bool check_listen(ServeOptions *o, GError **error)
+{
+    if (o->listen == NULL || !g_strv_contains((const char *const *)o->listen, "none")) {
+        return true;
+    }
+    o->listen_none = true;
+    return g_strv_length(o->listen) == 1 ||
+           error_set(error, EINVAL,
+                     "serve: --listen=none beside other addresses: leave one of them out");
+}
+
+static bool check(ServeOptions *o, int argc, char **argv, GError **error)
+{
+    if (argc < 2) {
+        return error_set(error, EINVAL, "serve: no image given: see cownbd serve --help");
+    }
+    o->images = argv + 1;
+    if (o->names != NULL && g_strv_length(o->names) > (unsigned)argc - 1) {
+        return error_set(error, EINVAL, "serve: %u names for %d image%s: give one --name an image",
+                         g_strv_length(o->names), argc - 1, argc == 2 ? "" : "s");
+    }
+    return check_number("--threads", o->threads, 1, THREADS_MAX, error) &&
+           check_number("--max-clients", o->max_clients, 1, G_MAXINT, error) &&
+           check_number("--handshake-timeout", o->handshake_timeout, 0, G_MAXINT, error) &&
+           parse_size("--client-memory", o->client_memory_text, 1, &o->client_memory, error) &&
+           parse_size("--metadata-cache", o->metadata_cache_text, 1, &o->metadata_cache, error) &&
+           check_listen(o, error);
+}
+
+void serve_options_init(ServeOptions *o)
+{
+    *o = (ServeOptions){.threads = g_get_num_processors(),
+                        .max_clients = 10000,
+                        .handshake_timeout = 10,
+                        .client_memory = 64 << 20};
+}
+
+bool serve_options_parse(ServeOptions *o, int *argc, char ***argv, GError **error)
+{
+    if (!parse(o, argc, argv, error) || !check(o, *argc, *argv, error)) {
+        return false;
+    }
+    log_set_level(MIN(LOG_LEVEL_WARNING + verbosity, LOG_LEVEL_DEBUG));
+    return true;
+}
+
+void serve_options_clear(ServeOptions *o)
+{
+    cli_common_clear(&o->common);
+    g_strfreev(o->listen);
+    g_strfreev(o->names);
+    g_free(o->client_memory_text);
+    g_free(o->metadata_cache_text);
+    g_free(o->pid_file);
+}
