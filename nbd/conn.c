@@ -167,13 +167,15 @@ static size_t receive_once(Conn *conn, bool *more)
     return got;
 }
 
-static void receive(Conn *conn)
+/* Returns the bytes received. */
+static size_t receive(Conn *conn)
 {
     size_t total = 0;
     bool more = true;
     while (more && total < RECEIVE_TURN_MAX && may_read(conn)) {
         total += receive_once(conn, &more);
     }
+    return total;
 }
 
 static bool resumable(const Conn *conn)
@@ -276,12 +278,25 @@ static void callback_end(Conn *conn)
     conn_unref(conn);
 }
 
+/* The client has sent a single request, has its answer, and is the only one here. */
+static bool may_linger(Conn *conn, size_t received)
+{
+    return received == NBD_REQUEST_SIZE && !conn->closed && conn->reading && !conn->writing &&
+           conn->phase == CONN_TRANSMISSION && conn->in_flight == 0 && conn->local->conns == conn &&
+           conn->next == NULL && !conn->local->stopping && linger_is_due(&conn->linger);
+}
+
 static void readable_cb(evutil_socket_t fd, short what, void *argument)
 {
     Conn *conn = argument;
-    callback_begin(conn);
-    receive(conn);
-    callback_end(conn);
+    conn->refs++;
+    size_t got;
+    do {
+        callback_begin(conn);
+        got = receive(conn);
+        callback_end(conn);
+    } while (may_linger(conn, got) && linger_look(&conn->linger, conn->fd));
+    conn_unref(conn);
 }
 
 static void writable_cb(evutil_socket_t fd, short what, void *argument)

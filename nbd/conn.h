@@ -15,6 +15,7 @@
 #define NBD_CONN_H
 
 #include "control/export.h"
+#include "nbd/linger.h"
 #include "nbd/reply.h"
 #include "nbd/server.h"
 
@@ -58,6 +59,7 @@ struct Conn {
 
     /* input */
     ConnStash stash;
+    Linger linger;
     NbdRequest *payload;  /* WRITE whose payload is still arriving */
     uint32_t payload_got; /* bytes of it */
     bool expect_large;    /* the last request was a large WRITE: receive just a header next */
