@@ -1,5 +1,4 @@
 /* src/store/aio.c with both back ends, and where a seccomp filter refuses io_uring. */
-#include <check.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <glib.h>
@@ -17,6 +16,7 @@
 #include "latch.h"
 #include "store/aio.h"
 #include "store/store-file.h"
+#include "tests/unit/suite.h"
 
 #define SLOTS     1500 /* more than the ring holds at once */
 #define FEW       200  /* fewer: no later submission helps them along */
@@ -351,7 +351,6 @@ END_TEST
 
 int main(void)
 {
-    Suite *suite = suite_create("aio");
     TCase *tcase = tcase_create("aio");
     tcase_set_timeout(tcase, 120);
     /* First those that fork, while this process has never had a thread. */
@@ -362,11 +361,5 @@ int main(void)
                         G_N_ELEMENTS(back_ends));
     tcase_add_loop_test(tcase, aio_reports_errors, 0, G_N_ELEMENTS(back_ends));
     tcase_add_loop_test(tcase, aio_done_may_submit_again, 0, G_N_ELEMENTS(back_ends));
-    suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_set_fork_status(runner, CK_NOFORK);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return suite_run("aio", tcase);
 }

@@ -1,8 +1,7 @@
 /* src/base/bytes.h */
-#include <check.h>
-#include <stdlib.h>
 
 #include "base/bytes.h"
+#include "tests/unit/suite.h"
 
 START_TEST(bytes_load_what_was_stored_at_any_alignment)
 {
@@ -68,17 +67,10 @@ END_TEST
 
 int main(void)
 {
-    Suite *suite = suite_create("bytes");
     TCase *tcase = tcase_create("bytes");
     tcase_add_test(tcase, bytes_load_what_was_stored_at_any_alignment);
     tcase_add_test(tcase, bytes_checked_arithmetic_refuses_to_wrap);
     tcase_add_test(tcase, bytes_ranges);
     tcase_add_test(tcase, bytes_alignment);
-    suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_set_fork_status(runner, CK_NOFORK);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return suite_run("bytes", tcase);
 }

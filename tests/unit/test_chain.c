@@ -1,9 +1,8 @@
 /* src/map/chain.c */
-#include <check.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "tests/lib/format-letters.h"
+#include "tests/unit/suite.h"
 
 #define UNIT ((uint64_t)LETTERS_UNIT)
 
@@ -124,7 +123,6 @@ END_TEST
 
 int main(void)
 {
-    Suite *suite = suite_create("chain");
     TCase *tcase = tcase_create("chain");
     tcase_add_test(tcase, chain_asks_the_backing_for_what_is_not_here);
     tcase_add_test(tcase, chain_reads_zeroes_beyond_a_shorter_backing);
@@ -133,11 +131,5 @@ int main(void)
     tcase_add_test(tcase, chain_gives_what_is_good_before_an_error);
     tcase_add_test(tcase, chain_read_puts_the_pieces_together);
     tcase_add_test(tcase, chain_read_refuses_what_is_outside_the_disk);
-    suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_set_fork_status(runner, CK_NOFORK);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return suite_run("chain", tcase);
 }

@@ -1,9 +1,7 @@
 /* src/engine: requests on a raw disk in memory, from a worker, one kind at a time. The random ones
  * are in tests/crash. */
-#include <check.h>
 #include <errno.h>
 #include <glib.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/bytes.h"
@@ -13,6 +11,7 @@
 #include "store/aio.h"
 #include "tests/lib/format-letters.h"
 #include "tests/lib/store-memory.h"
+#include "tests/unit/suite.h"
 
 #define DISK_SIZE (1u << 20)
 
@@ -218,7 +217,6 @@ int main(void)
     pool = pool_new(2);
     aio_init(pool);
     worker = worker_new(0, NULL);
-    Suite *suite = suite_create("disk");
     TCase *tcase = tcase_create("disk");
     tcase_set_timeout(tcase, 120);
     tcase_add_test(tcase, disk_reads_what_was_written);
@@ -228,13 +226,8 @@ int main(void)
     tcase_add_test(tcase, disk_writes_all_of_a_write_that_begins_in_guarded_bytes);
     tcase_add_test(tcase, write_over_unreadable_backing_data_fails);
     tcase_add_test(tcase, disk_answers_status_from_the_start_of_the_range);
-    suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_set_fork_status(runner, CK_NOFORK);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
+    int status = suite_run("disk", tcase);
     pool_free(pool); /* first: its threads may still be waking the worker */
     worker_free(worker);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return status;
 }

@@ -1,5 +1,4 @@
 /* src/base/errors.c, src/base/log.c */
-#include <check.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,6 +6,7 @@
 
 #include "base/errors.h"
 #include "base/log.h"
+#include "tests/unit/suite.h"
 
 START_TEST(errors_carry_code_and_text)
 {
@@ -79,17 +79,10 @@ END_TEST
 
 int main(void)
 {
-    Suite *suite = suite_create("errors");
     TCase *tcase = tcase_create("errors");
     tcase_set_timeout(tcase, 60);
     tcase_add_test(tcase, errors_carry_code_and_text);
     tcase_add_test(tcase, log_writes_one_line_an_event_up_to_its_level);
     tcase_add_test(tcase, log_limited_leaves_out_and_says_so);
-    suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_set_fork_status(runner, CK_NOFORK);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return suite_run("errors", tcase);
 }

@@ -1,9 +1,8 @@
 /* Exports: unique names, the default one, refused names. */
-#include <check.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "control/export.h"
+#include "tests/unit/suite.h"
 
 static Node node = {.size = 512, .read_only = true};
 static Node writable = {.size = 512};
@@ -71,16 +70,10 @@ END_TEST
 
 int main(void)
 {
-    Suite *suite = suite_create("export");
-    TCase *tests = tcase_create("export");
-    tcase_add_test(tests, export_empty_name_is_the_first);
-    tcase_add_test(tests, export_name_is_compared_whole);
-    tcase_add_test(tests, export_bad_names_are_refused);
-    tcase_add_test(tests, export_is_read_only_when_its_node_is);
-    suite_add_tcase(suite, tests);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    TCase *tcase = tcase_create("export");
+    tcase_add_test(tcase, export_empty_name_is_the_first);
+    tcase_add_test(tcase, export_name_is_compared_whole);
+    tcase_add_test(tcase, export_bad_names_are_refused);
+    tcase_add_test(tcase, export_is_read_only_when_its_node_is);
+    return suite_run("export", tcase);
 }

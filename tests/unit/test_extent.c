@@ -1,8 +1,7 @@
 /* src/map/extent.c */
-#include <check.h>
-#include <stdlib.h>
 
 #include "map/extent.h"
+#include "tests/unit/suite.h"
 
 static Extent data(uint64_t offset, uint64_t length, uint64_t host)
 {
@@ -78,18 +77,11 @@ END_TEST
 
 int main(void)
 {
-    Suite *suite = suite_create("extent");
     TCase *tcase = tcase_create("extent");
     tcase_add_test(tcase, extent_list_merges_what_goes_on);
     tcase_add_test(tcase, extent_merge_keeps_flags);
     tcase_add_test(tcase, extent_merge_never_joins_encoded_units);
     tcase_add_test(tcase, extent_list_grows_beyond_its_room);
     tcase_add_test(tcase, extent_clip_moves_the_host_offset_along);
-    suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_set_fork_status(runner, CK_NOFORK);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return suite_run("extent", tcase);
 }

@@ -1,7 +1,5 @@
 /* src/map/image.c */
-#include <check.h>
 #include <glib/gstdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -9,6 +7,7 @@
 #include "base/log.h"
 #include "tests/lib/format-letters.h"
 #include "tests/lib/store-memory.h"
+#include "tests/unit/suite.h"
 
 #define UNIT ((uint64_t)LETTERS_UNIT)
 
@@ -268,7 +267,6 @@ END_TEST
 int main(void)
 {
     log_set_level(LOG_LEVEL_ERROR);
-    Suite *suite = suite_create("image");
     TCase *tcase = tcase_create("image");
     tcase_add_checked_fixture(tcase, folder_make, folder_remove);
     tcase_add_test(tcase, image_opens_a_chain_by_the_names_in_it);
@@ -284,11 +282,5 @@ int main(void)
     tcase_add_test(tcase, image_map_notices_a_truncated_store);
     tcase_add_test(tcase, image_on_a_store_opens_no_other_file);
     tcase_add_test(tcase, image_keeps_its_backing_as_long_as_itself);
-    suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_set_fork_status(runner, CK_NOFORK);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return suite_run("image", tcase);
 }

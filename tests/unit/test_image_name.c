@@ -1,11 +1,9 @@
 /* src/map/image-name.c: which files an image may name */
-#include <check.h>
 #include <fcntl.h>
 #include <glib/gstdio.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <stddef.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
@@ -15,6 +13,7 @@
 #include "base/cleanup.h"
 #include "base/errors.h"
 #include "map/image-name.h"
+#include "tests/unit/suite.h"
 
 /*
  *     top/images/disk         the image
@@ -262,7 +261,6 @@ END_TEST
 
 int main(void)
 {
-    Suite *suite = suite_create("image_name");
     TCase *tcase = tcase_create("image_name");
     tcase_add_checked_fixture(tcase, tree_make, tree_remove);
     tcase_add_test(tcase, name_beside_or_below_the_image_is_opened);
@@ -273,11 +271,5 @@ int main(void)
     tcase_add_test(tcase, name_of_a_directory_or_fifo_is_refused_without_waiting);
     tcase_add_test(tcase, name_is_resolved_from_where_the_image_lies);
     tcase_add_test(tcase, name_rules_hold_without_openat2);
-    suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_set_fork_status(runner, CK_NOFORK);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return suite_run("image_name", tcase);
 }

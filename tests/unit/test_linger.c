@@ -1,9 +1,8 @@
-#include <check.h>
-#include <stdlib.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "nbd/linger.h"
+#include "tests/unit/suite.h"
 
 /* Of count requests, how many are looked for when every look ends like that. */
 static unsigned looks(Linger *linger, unsigned count, bool hit)
@@ -61,16 +60,10 @@ END_TEST
 
 int main(void)
 {
-    Suite *suite = suite_create("linger");
-    TCase *tests = tcase_create("linger");
-    suite_add_tcase(suite, tests);
-    tcase_add_test(tests, linger_that_pays_is_done_each_time);
-    tcase_add_test(tests, linger_in_vain_becomes_rare);
-    tcase_add_test(tests, linger_comes_back_when_it_pays_again);
-    tcase_add_test(tests, linger_finds_what_is_there_and_the_end);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    TCase *tcase = tcase_create("linger");
+    tcase_add_test(tcase, linger_that_pays_is_done_each_time);
+    tcase_add_test(tcase, linger_in_vain_becomes_rare);
+    tcase_add_test(tcase, linger_comes_back_when_it_pays_again);
+    tcase_add_test(tcase, linger_finds_what_is_there_and_the_end);
+    return suite_run("linger", tcase);
 }

@@ -1,9 +1,8 @@
 /* src/map/mapcache.c: random inserts and erases against an array with one entry a block. */
-#include <check.h>
 #include <glib.h>
-#include <stdlib.h>
 
 #include "map/mapcache.h"
+#include "tests/unit/suite.h"
 
 #define BLOCK  512
 #define BLOCKS 4096
@@ -122,18 +121,11 @@ END_TEST
 
 int main(void)
 {
-    Suite *suite = suite_create("mapcache");
     TCase *tcase = tcase_create("mapcache");
     tcase_set_timeout(tcase, 120);
     tcase_add_loop_test(tcase, mapcache_says_what_a_plain_array_says, 0, 10);
     tcase_add_test(tcase, mapcache_merges_neighbours);
     tcase_add_test(tcase, mapcache_stays_within_its_limit);
     tcase_add_test(tcase, mapcache_lookup_stops_at_a_gap_and_at_the_limit);
-    suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_set_fork_status(runner, CK_NOFORK);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return suite_run("mapcache", tcase);
 }

@@ -1,12 +1,11 @@
 /* store/metacache.c */
-#include <check.h>
 #include <errno.h>
 #include <pthread.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "store/metacache.h"
 #include "tests/lib/store-memory.h"
+#include "tests/unit/suite.h"
 
 #define BLOCK 512u
 #define LIMIT (8 * BLOCK)
@@ -266,30 +265,19 @@ START_TEST(metacache_many_threads_get)
 }
 END_TEST
 
-static Suite *suite(void)
-{
-    Suite *s = suite_create("metacache");
-    TCase *t = tcase_create("metacache");
-    tcase_set_timeout(t, 60);
-    tcase_add_test(t, metacache_reads_a_block_once);
-    tcase_add_test(t, metacache_create_does_not_read);
-    tcase_add_test(t, metacache_drops_the_least_recently_used);
-    tcase_add_test(t, metacache_keeps_what_is_dirty_or_pinned);
-    tcase_add_test(t, metacache_writes_one_order_at_a_time_neighbours_together);
-    tcase_add_test(t, metacache_order_only_becomes_later);
-    tcase_add_test(t, metacache_failed_write_stays_dirty);
-    tcase_add_test(t, metacache_is_full_of_dirty_blocks);
-    tcase_add_test(t, metacache_forgets);
-    tcase_add_test(t, metacache_many_threads_get);
-    suite_add_tcase(s, t);
-    return s;
-}
-
 int main(void)
 {
-    SRunner *runner = srunner_create(suite());
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    TCase *tcase = tcase_create("metacache");
+    tcase_set_timeout(tcase, 60);
+    tcase_add_test(tcase, metacache_reads_a_block_once);
+    tcase_add_test(tcase, metacache_create_does_not_read);
+    tcase_add_test(tcase, metacache_drops_the_least_recently_used);
+    tcase_add_test(tcase, metacache_keeps_what_is_dirty_or_pinned);
+    tcase_add_test(tcase, metacache_writes_one_order_at_a_time_neighbours_together);
+    tcase_add_test(tcase, metacache_order_only_becomes_later);
+    tcase_add_test(tcase, metacache_failed_write_stays_dirty);
+    tcase_add_test(tcase, metacache_is_full_of_dirty_blocks);
+    tcase_add_test(tcase, metacache_forgets);
+    tcase_add_test(tcase, metacache_many_threads_get);
+    return suite_run("metacache", tcase);
 }

@@ -1,12 +1,11 @@
 /* The wire: what is packed, byte by byte, and which lengths an unpack refuses. */
-#include <check.h>
 #include <errno.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/bytes.h"
 #include "nbd/nbd-wire.h"
+#include "tests/unit/suite.h"
 
 static void assert_bytes(const uint8_t *got, size_t length, const char *hex)
 {
@@ -170,20 +169,14 @@ END_TEST
 
 int main(void)
 {
-    Suite *suite = suite_create("nbd_wire");
-    TCase *tests = tcase_create("nbd_wire");
-    tcase_add_test(tests, wire_greeting);
-    tcase_add_test(tests, wire_replies);
-    tcase_add_test(tests, wire_request);
-    tcase_add_test(tests, wire_option);
-    tcase_add_test(tests, wire_info_request_lengths);
-    tcase_add_test(tests, wire_meta_request_lengths);
-    tcase_add_test(tests, wire_names_over_the_maximum_are_refused);
-    tcase_add_test(tests, wire_errors);
-    suite_add_tcase(suite, tests);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    TCase *tcase = tcase_create("nbd_wire");
+    tcase_add_test(tcase, wire_greeting);
+    tcase_add_test(tcase, wire_replies);
+    tcase_add_test(tcase, wire_request);
+    tcase_add_test(tcase, wire_option);
+    tcase_add_test(tcase, wire_info_request_lengths);
+    tcase_add_test(tcase, wire_meta_request_lengths);
+    tcase_add_test(tcase, wire_names_over_the_maximum_are_refused);
+    tcase_add_test(tcase, wire_errors);
+    return suite_run("nbd_wire", tcase);
 }

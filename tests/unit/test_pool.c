@@ -1,13 +1,12 @@
 /* src/base/pool.c */
-#include <check.h>
 #include <glib.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
-#include <stdlib.h>
 
 #include "base/pool.h"
 #include "latch.h"
+#include "tests/unit/suite.h"
 
 #define JOBS 20000
 
@@ -127,18 +126,12 @@ END_TEST
 
 int main(void)
 {
-    Suite *suite = suite_create("pool");
     TCase *tcase = tcase_create("pool");
     tcase_set_timeout(tcase, 120);
     tcase_add_test(tcase, pool_of_one_thread_keeps_the_order);
     tcase_add_test(tcase, pool_takes_jobs_from_many_threads);
     tcase_add_test(tcase, pool_free_runs_what_its_jobs_submit);
     tcase_add_test(tcase, pool_threads_take_no_signals);
-    suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_set_fork_status(runner, CK_NOFORK);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    int status = suite_run("pool", tcase);
+    return status;
 }

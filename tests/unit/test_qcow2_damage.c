@@ -1,7 +1,6 @@
 /*
  * formats/qcow2*.c: changes of images that are damaged, or were made to do harm.
  */
-#include <check.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,6 +9,7 @@
 #include "formats/format.h"
 #include "map/image.h"
 #include "tests/lib/store-memory.h"
+#include "tests/unit/suite.h"
 
 #define CLUSTER   UINT64_C(65536)
 #define DISK_SIZE (16 * CLUSTER)
@@ -114,14 +114,8 @@ END_TEST
 
 int main(void)
 {
-    Suite *suite = suite_create("qcow2_damage");
     TCase *tcase = tcase_create("qcow2_damage");
     tcase_add_test(tcase, unmap_copes_with_an_l1_entry_that_has_copied_but_no_table);
     tcase_add_loop_test(tcase, metadata_is_not_freed_with_the_data_that_claims_its_place, 0, 5);
-    suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run("qcow2_damage", tcase);
 }

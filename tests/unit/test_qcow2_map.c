@@ -2,8 +2,6 @@
  * formats/qcow2-map.c, inflate.c: every kind of L2 entry, long runs, compressed clusters, and
  * entries that lie.
  */
-#include <check.h>
-#include <stdlib.h>
 #include <string.h>
 #include <zlib.h>
 #include <zstd.h>
@@ -12,6 +10,7 @@
 #include "formats/inflate.h"
 #include "formats/qcow2.h"
 #include "tests/lib/store-memory.h"
+#include "tests/unit/suite.h"
 
 /*
  * An image made by hand, clusters of 4 KiB:
@@ -397,32 +396,21 @@ START_TEST(refcounts_of_all_widths)
 }
 END_TEST
 
-static Suite *suite(void)
-{
-    Suite *s = suite_create("qcow2_map");
-    TCase *t = tcase_create("map");
-    tcase_add_checked_fixture(t, setup, teardown);
-    tcase_add_test(t, map_every_kind);
-    tcase_add_test(t, map_goes_on_through_cached_tables_only);
-    tcase_add_test(t, map_damaged_entries_answer_eio);
-    tcase_add_test(t, map_damage_seen_by_a_writer_stops_writing);
-    tcase_add_test(t, map_damaged_l1_entries_answer_eio);
-    tcase_add_test(t, map_file_ends_inside_a_cluster);
-    tcase_add_loop_test(t, map_and_decode_compressed, 0, 2);
-    tcase_add_test(t, map_compressed_garbage_answers_eio);
-    tcase_add_test(t, map_compressed_clusters_are_replaced_and_freed);
-    tcase_add_test(t, map_long_compressed_cluster_of_two_mebibytes_decodes_its_bits);
-    tcase_add_test(t, inflate_wants_exactly_one_unit);
-    tcase_add_test(t, refcounts_of_all_widths);
-    suite_add_tcase(s, t);
-    return s;
-}
-
 int main(void)
 {
-    SRunner *runner = srunner_create(suite());
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    TCase *tcase = tcase_create("map");
+    tcase_add_checked_fixture(tcase, setup, teardown);
+    tcase_add_test(tcase, map_every_kind);
+    tcase_add_test(tcase, map_goes_on_through_cached_tables_only);
+    tcase_add_test(tcase, map_damaged_entries_answer_eio);
+    tcase_add_test(tcase, map_damage_seen_by_a_writer_stops_writing);
+    tcase_add_test(tcase, map_damaged_l1_entries_answer_eio);
+    tcase_add_test(tcase, map_file_ends_inside_a_cluster);
+    tcase_add_loop_test(tcase, map_and_decode_compressed, 0, 2);
+    tcase_add_test(tcase, map_compressed_garbage_answers_eio);
+    tcase_add_test(tcase, map_compressed_clusters_are_replaced_and_freed);
+    tcase_add_test(tcase, map_long_compressed_cluster_of_two_mebibytes_decodes_its_bits);
+    tcase_add_test(tcase, inflate_wants_exactly_one_unit);
+    tcase_add_test(tcase, refcounts_of_all_widths);
+    return suite_run("qcow2_map", tcase);
 }

@@ -2,13 +2,13 @@
  * formats/qcow2.c, qcow2-header.c, qcow2-snapshot.c: headers that must be refused, each with the
  * name of its field, and what opening for writing does to feature bits.
  */
-#include <check.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/bytes.h"
 #include "formats/qcow2.h"
 #include "tests/lib/store-memory.h"
+#include "tests/unit/suite.h"
 
 #define CLUSTER 4096u
 
@@ -370,32 +370,21 @@ START_TEST(open_probes)
 }
 END_TEST
 
-static Suite *suite(void)
-{
-    Suite *s = suite_create("qcow2_open");
-    TCase *t = tcase_create("open");
-    tcase_add_test(t, open_accepts_sound_images);
-    tcase_add_loop_test(t, open_refuses_a_field, 0, G_N_ELEMENTS(refusals));
-    tcase_add_test(t, open_refuses_a_short_file);
-    tcase_add_test(t, open_refuses_unknown_features_by_their_names);
-    tcase_add_test(t, open_refuses_a_long_backing_name);
-    tcase_add_test(t, open_reads_backing_name_and_format);
-    tcase_add_test(t, open_reads_snapshots);
-    tcase_add_test(t, open_refuses_damaged_snapshots);
-    tcase_add_test(t, open_corrupt_image_for_reading_only);
-    tcase_add_test(t, open_for_writing_rebuilds_refcounts_of_a_dirty_image);
-    tcase_add_test(t, open_for_writing_clears_autoclear_bits);
-    tcase_add_test(t, open_for_writing_refuses_a_table_used_twice);
-    tcase_add_test(t, open_probes);
-    suite_add_tcase(s, t);
-    return s;
-}
-
 int main(void)
 {
-    SRunner *runner = srunner_create(suite());
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    TCase *tcase = tcase_create("open");
+    tcase_add_test(tcase, open_accepts_sound_images);
+    tcase_add_loop_test(tcase, open_refuses_a_field, 0, G_N_ELEMENTS(refusals));
+    tcase_add_test(tcase, open_refuses_a_short_file);
+    tcase_add_test(tcase, open_refuses_unknown_features_by_their_names);
+    tcase_add_test(tcase, open_refuses_a_long_backing_name);
+    tcase_add_test(tcase, open_reads_backing_name_and_format);
+    tcase_add_test(tcase, open_reads_snapshots);
+    tcase_add_test(tcase, open_refuses_damaged_snapshots);
+    tcase_add_test(tcase, open_corrupt_image_for_reading_only);
+    tcase_add_test(tcase, open_for_writing_rebuilds_refcounts_of_a_dirty_image);
+    tcase_add_test(tcase, open_for_writing_clears_autoclear_bits);
+    tcase_add_test(tcase, open_for_writing_refuses_a_table_used_twice);
+    tcase_add_test(tcase, open_probes);
+    return suite_run("qcow2_open", tcase);
 }

@@ -1,15 +1,14 @@
 /*
  * formats/qcow2-alloc.c, -write.c: space that is used again, on hosts that cannot grow or punch.
  */
-#include <check.h>
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/bytes.h"
 #include "formats/format.h"
 #include "map/image.h"
 #include "tests/lib/store-record.h"
+#include "tests/unit/suite.h"
 
 #define CLUSTER UINT64_C(65536)
 
@@ -139,16 +138,10 @@ END_TEST
 
 int main(void)
 {
-    Suite *suite = suite_create("qcow2_reuse");
     TCase *tcase = tcase_create("qcow2_reuse");
     tcase_add_test(tcase, nothing_old_lies_behind_the_end_of_the_disk);
     tcase_add_test(tcase, space_that_waits_for_a_flush_is_no_reason_for_enospc);
     tcase_add_test(tcase, changes_go_on_when_there_is_space_again);
     tcase_set_timeout(tcase, 60);
-    suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run("qcow2_reuse", tcase);
 }

@@ -2,7 +2,6 @@
  * formats/qcow2-alloc.c, -table.c, -l2.c, -flush.c: what a random run meets too seldom. A refcount
  * table that grows, internal snapshots, a full disk, failing transfers, and refcounts that lie.
  */
-#include <check.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,6 +9,7 @@
 #include "formats/qcow2.h"
 #include "tests/lib/qcow2-walk.h"
 #include "tests/lib/store-memory.h"
+#include "tests/unit/suite.h"
 
 /* ---- a store whose operations can be made to fail ---- */
 
@@ -482,27 +482,16 @@ START_TEST(space_an_l2_entry_on_metadata_is_damage)
 }
 END_TEST
 
-static Suite *suite(void)
-{
-    Suite *s = suite_create("qcow2_space");
-    TCase *t = tcase_create("space");
-    tcase_set_timeout(t, 240);
-    tcase_add_test(t, space_refcount_table_grows);
-    tcase_add_test(t, space_snapshots_are_left_as_they_were);
-    tcase_add_test(t, space_full_disk_answers_enospc_and_loses_nothing);
-    tcase_add_test(t, space_is_trimmed_when_writing_ends);
-    tcase_add_loop_test(t, space_every_failure_leaves_a_sound_image, 0, FAIL_KINDS);
-    tcase_add_test(t, space_metadata_is_never_handed_out);
-    tcase_add_test(t, space_an_l2_entry_on_metadata_is_damage);
-    suite_add_tcase(s, t);
-    return s;
-}
-
 int main(void)
 {
-    SRunner *runner = srunner_create(suite());
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    TCase *tcase = tcase_create("space");
+    tcase_set_timeout(tcase, 240);
+    tcase_add_test(tcase, space_refcount_table_grows);
+    tcase_add_test(tcase, space_snapshots_are_left_as_they_were);
+    tcase_add_test(tcase, space_full_disk_answers_enospc_and_loses_nothing);
+    tcase_add_test(tcase, space_is_trimmed_when_writing_ends);
+    tcase_add_loop_test(tcase, space_every_failure_leaves_a_sound_image, 0, FAIL_KINDS);
+    tcase_add_test(tcase, space_metadata_is_never_handed_out);
+    tcase_add_test(tcase, space_an_l2_entry_on_metadata_is_damage);
+    return suite_run("qcow2_space", tcase);
 }

@@ -5,10 +5,8 @@
  * for every refcount width and many cluster sizes. A walker that shares no code with the format
  * then counts all references of the file.
  */
-#include <check.h>
 #include <pthread.h>
 #include <stdatomic.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/bytes.h"
@@ -17,6 +15,7 @@
 #include "tests/lib/qcow2-walk.h"
 #include "tests/lib/random.h"
 #include "tests/lib/store-memory.h"
+#include "tests/unit/suite.h"
 
 #define RANGES_MAX 3
 
@@ -429,24 +428,13 @@ START_TEST(write_maps_run_beside_flush)
 }
 END_TEST
 
-static Suite *suite(void)
-{
-    Suite *s = suite_create("qcow2_write");
-    TCase *t = tcase_create("random");
-    tcase_set_timeout(t, 240);
-    tcase_add_loop_test(t, write_random_all_widths, 0, 35);
-    tcase_add_loop_test(t, write_random_over_a_backing, 0, 8);
-    tcase_add_loop_test(t, write_random_with_a_cache_that_is_always_full, 0, 4);
-    tcase_add_test(t, write_maps_run_beside_flush);
-    suite_add_tcase(s, t);
-    return s;
-}
-
 int main(void)
 {
-    SRunner *runner = srunner_create(suite());
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    TCase *tcase = tcase_create("random");
+    tcase_set_timeout(tcase, 240);
+    tcase_add_loop_test(tcase, write_random_all_widths, 0, 35);
+    tcase_add_loop_test(tcase, write_random_over_a_backing, 0, 8);
+    tcase_add_loop_test(tcase, write_random_with_a_cache_that_is_always_full, 0, 4);
+    tcase_add_test(tcase, write_maps_run_beside_flush);
+    return suite_run("qcow2_write", tcase);
 }

@@ -1,10 +1,9 @@
 /* src/engine/rangelock.c */
-#include <check.h>
 #include <glib.h>
-#include <stdlib.h>
 
 #include "base/bytes.h"
 #include "engine/rangelock.h"
+#include "tests/unit/suite.h"
 
 START_TEST(stable_holders_share_and_change_is_alone)
 {
@@ -106,18 +105,11 @@ END_TEST
 
 int main(void)
 {
-    Suite *suite = suite_create("rangelock");
     TCase *tcase = tcase_create("rangelock");
     tcase_set_timeout(tcase, 120);
     tcase_add_test(tcase, stable_holders_share_and_change_is_alone);
     tcase_add_test(tcase, later_readers_wait_behind_a_waiting_change);
     tcase_add_test(tcase, one_release_may_grant_many);
     tcase_add_loop_test(tcase, no_two_conflicting_holders_and_nobody_starves, 0, 3);
-    suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_set_fork_status(runner, CK_NOFORK);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return suite_run("rangelock", tcase);
 }

@@ -4,7 +4,6 @@
  * The system calls that the store uses are this program's own: they go to the kernel, short,
  * interrupted, slow or refused where a test asks for it.
  */
-#include <check.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <glib.h>
@@ -19,6 +18,7 @@
 
 #include "base/errors.h"
 #include "store/store-file.h"
+#include "tests/unit/suite.h"
 
 #define MIB (1u << 20)
 
@@ -465,16 +465,9 @@ static void add_tests(TCase *tcase)
 
 int main(void)
 {
-    Suite *suite = suite_create("store_file");
     TCase *tcase = tcase_create("store_file");
     tcase_set_timeout(tcase, 120);
     tcase_add_checked_fixture(tcase, setup, teardown);
     add_tests(tcase);
-    suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_set_fork_status(runner, CK_NOFORK);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return suite_run("store_file", tcase);
 }

@@ -1,5 +1,4 @@
 /* src/store/store-lock.c, against itself and against qemu's tools, both ways. */
-#include <check.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <glib.h>
@@ -12,6 +11,7 @@
 
 #include "base/errors.h"
 #include "store/store-file.h"
+#include "tests/unit/suite.h"
 
 static char *folder, *path;
 
@@ -179,7 +179,6 @@ END_TEST
 
 int main(void)
 {
-    Suite *suite = suite_create("store_lock");
     TCase *tcase = tcase_create("store_lock");
     tcase_set_timeout(tcase, 120);
     tcase_add_checked_fixture(tcase, setup, teardown);
@@ -188,11 +187,5 @@ int main(void)
     tcase_add_test(tcase, store_lock_refuses_qemu_where_two_qemus_would);
     tcase_add_test(tcase, store_lock_is_refused_by_a_writing_qemu);
     tcase_add_test(tcase, store_lock_shares_with_a_reading_qemu);
-    suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_set_fork_status(runner, CK_NOFORK);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return suite_run("store_lock", tcase);
 }

@@ -1,11 +1,10 @@
 /* src/engine/unitcache.c */
-#include <check.h>
 #include <glib.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "engine/unitcache.h"
 #include "tests/lib/store-memory.h"
+#include "tests/unit/suite.h"
 
 #define UNIT 4096u
 
@@ -73,14 +72,8 @@ END_TEST
 
 int main(void)
 {
-    Suite *suite = suite_create("unitcache");
     TCase *tcase = tcase_create("unitcache");
     tcase_add_test(tcase, unitcache_tells_the_stores_and_units_of_an_image_apart);
     tcase_add_test(tcase, unitcache_forgets_the_least_recently_used);
-    suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run("unitcache", tcase);
 }

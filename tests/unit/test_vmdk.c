@@ -1,8 +1,6 @@
 /* formats/vmdk.c, formats/vmdk-sparse.c: what is read, and what is refused by which name */
-#include <check.h>
 #include <errno.h>
 #include <glib/gstdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 #include <zlib.h>
@@ -12,6 +10,7 @@
 #include "formats/format.h"
 #include "formats/vmdk.h"
 #include "tests/lib/store-memory.h"
+#include "tests/unit/suite.h"
 
 /*
  * The sparse image of these tests, in sectors:
@@ -513,7 +512,6 @@ END_TEST
 int main(void)
 {
     log_set_level(LOG_LEVEL_ERROR);
-    Suite *suite = suite_create("vmdk");
     TCase *tcase = tcase_create("vmdk");
     tcase_add_test(tcase, vmdk_maps_data_and_what_is_not_here);
     tcase_add_test(tcase, vmdk_entry_1_is_zero_only_with_the_flag);
@@ -531,11 +529,5 @@ int main(void)
     tcase_add_test(tcase, vmdk_refuses_descriptor_files_that_are_none);
     tcase_add_test(tcase, vmdk_reads_an_embedded_descriptor_of_any_size);
     tcase_add_test(tcase, vmdk_joins_extents_of_every_kind);
-    suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_set_fork_status(runner, CK_NOFORK);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return suite_run("vmdk", tcase);
 }

@@ -1,9 +1,8 @@
 /* formats/vmdk-descriptor.c */
-#include <check.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "formats/vmdk.h"
+#include "tests/unit/suite.h"
 
 #define HEAD "# Disk DescriptorFile\nversion=1\nCID=1\ncreateType=\"custom\"\n"
 
@@ -113,17 +112,10 @@ END_TEST
 
 int main(void)
 {
-    Suite *suite = suite_create("vmdk_descriptor");
     TCase *tcase = tcase_create("vmdk_descriptor");
     tcase_add_test(tcase, descriptor_is_read_as_others_write_it);
     tcase_add_test(tcase, descriptor_lines_are_refused_by_name);
     tcase_add_test(tcase, descriptor_is_limited);
     tcase_add_test(tcase, descriptor_is_known_by_its_first_line);
-    suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_set_fork_status(runner, CK_NOFORK);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return suite_run("vmdk_descriptor", tcase);
 }

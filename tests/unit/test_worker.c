@@ -1,14 +1,13 @@
 /* src/base/worker.c */
-#include <check.h>
 #include <event2/event.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
-#include <stdlib.h>
 #include <unistd.h>
 
 #include "base/worker.h"
 #include "latch.h"
+#include "tests/unit/suite.h"
 
 #define POSTERS 4
 #define POSTS   20000
@@ -229,7 +228,6 @@ END_TEST
 
 int main(void)
 {
-    Suite *suite = suite_create("worker");
     TCase *tcase = tcase_create("worker");
     tcase_set_timeout(tcase, 120);
     tcase_add_checked_fixture(tcase, setup, teardown);
@@ -238,11 +236,5 @@ int main(void)
     tcase_add_test(tcase, worker_turn_runs_posts_then_its_end_then_the_next_turn);
     tcase_add_test(tcase, worker_that_posts_to_itself_still_sees_events);
     tcase_add_test(tcase, worker_free_runs_what_was_posted_and_frees_the_slot);
-    suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_set_fork_status(runner, CK_NOFORK);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return suite_run("worker", tcase);
 }
