@@ -65,7 +65,6 @@ char *nbdlink_identifier(int index);     /* NULL when there is none; g_free */
 unsigned nbdlink_connections(int index); /* sockets that it was made with */
 uint64_t nbdlink_size(int index);        /* bytes */
 bool nbdlink_is_read_only(int index);
-bool nbdlink_set_request_timeout(int index, unsigned seconds); /* of requests sent from now on */
 
 /* The connected device with this identifier; -1 when there is none. */
 int nbdlink_find(const char *identifier);
