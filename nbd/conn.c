@@ -237,6 +237,9 @@ static void conn_close(Conn *conn)
         conn->queue = request->next;
         nbd_request_free(request);
     }
+    if (conn->counters != NULL) {
+        nbd_count(&conn->counters->disconnects, 1);
+    }
     log_debug("client %d gone", conn->fd);
     conn_unref(conn);
 }
@@ -370,12 +373,14 @@ static void conn_start(WorkerMessage *message)
     callback_end(conn);
 }
 
-void conn_new(NbdLocal *local, int fd, const Export *export)
+void conn_new(NbdLocal *local, int fd, const ConnStart *start)
 {
     Conn *conn = g_new0(Conn, 1);
     conn->local = local;
     conn->fd = fd;
-    conn->export = export;
+    conn->export = start->export;
+    conn->gone = start->gone;
+    conn->gone_argument = start->gone_argument;
     conn->refs = 1;
     conn->queue_last = &conn->queue;
     conn->message.run = conn_start;
@@ -386,6 +391,9 @@ void conn_unref(Conn *conn)
 {
     if (--conn->refs == 0) {
         NbdLocal *local = conn->local;
+        if (conn->gone != NULL) {
+            conn->gone(conn->gone_argument);
+        }
         g_free(conn);
         nbd_server_conn_gone(local);
     }
@@ -437,6 +445,8 @@ void conn_start_transmission(Conn *conn, const Export *export)
     free_event(&conn->timer);
     conn->export = export;
     conn->phase = CONN_TRANSMISSION;
+    conn->counters = &conn->local->counters[export->index];
+    nbd_count(&conn->counters->connects, 1);
     conn->expect_large = false;
     atomic_store(&conn->local->server->served, true);
 }

@@ -38,7 +38,10 @@ struct Conn {
     WorkerMessage message; /* start, then the end of a turn */
     struct event *read_event, *write_event, *timer;
     int fd;
-    int refs; /* open, each request, each callback under way, message */
+    int refs;     /* open, each request, each callback under way, message */
+    NbdGone gone; /* called by the last unref; may be NULL */
+    void *gone_argument;
+    NbdCounters *counters; /* of its export on its worker; set in TRANSMISSION */
     ConnPhase phase;
 
     bool reading;  /* read_event is added */
@@ -74,9 +77,15 @@ struct Conn {
     NbdRequest *queue, **queue_last;
 };
 
-/* Takes fd. Its life goes on by itself on local's worker: with a greeting where export is NULL, else
- * in transmission, with simple replies. [any] */
-void conn_new(NbdLocal *local, int fd, const Export *export);
+/* How a connection begins; all zero: a client that is to be greeted. */
+typedef struct ConnStart {
+    const Export *export; /* not NULL: in transmission, with simple replies */
+    NbdGone gone;         /* may be NULL */
+    void *gone_argument;
+} ConnStart;
+
+/* Takes fd. Its life goes on by itself on local's worker. [any] */
+void conn_new(NbdLocal *local, int fd, const ConnStart *start);
 
 void conn_unref(Conn *conn);
 

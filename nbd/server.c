@@ -39,6 +39,7 @@ NbdServer *nbd_server_new(const ExportTable *exports, const NbdLimits *limits,
         server->locals[i].server = server;
         server->locals[i].worker = workers[i];
         server->locals[i].stop.run = stop_local;
+        server->locals[i].counters = g_new0(NbdCounters, export_table_count(exports));
     }
     return server;
 }
@@ -79,21 +80,31 @@ void nbd_server_accept(NbdServer *server, int fd)
     }
     NbdLocal *local = least_loaded(server);
     atomic_fetch_add(&local->conn_count, 1);
-    conn_new(local, fd, NULL);
+    conn_new(local, fd, &(ConnStart){0});
 }
 
-void nbd_server_attach(NbdServer *server, const Export *export, int fd)
+void nbd_server_attach(NbdServer *server, const Export *export, int fd, NbdGone gone,
+                       void *gone_argument)
 {
     NbdLocal *local = least_loaded(server);
     atomic_fetch_add(&server->conn_count, 1);
     atomic_fetch_add(&local->conn_count, 1);
-    conn_new(local, fd, export);
+    ConnStart start = {.export = export, .gone = gone, .gone_argument = gone_argument};
+    conn_new(local, fd, &start);
 }
 
 void nbd_server_conn_gone(NbdLocal *local)
 {
     atomic_fetch_sub(&local->conn_count, 1);
     count_gone(local->server);
+}
+
+void nbd_server_get_counts(const NbdServer *server, const Export *export, NbdCounts *counts)
+{
+    *counts = (NbdCounts){0};
+    for (unsigned i = 0; i < server->local_count; i++) {
+        nbd_counters_add(&server->locals[i].counters[export->index], counts);
+    }
 }
 
 void nbd_server_stop(NbdServer *server)
@@ -125,6 +136,7 @@ void nbd_server_free(NbdServer *server)
         nbd_request_free_spare(local);
         buffers_clear(&local->buffers);
         g_free(local->scratch);
+        g_free(local->counters);
     }
     close(server->idle_fd);
     g_free(server->locals);

@@ -14,10 +14,14 @@
 #include "base/worker.h"
 #include "control/export.h"
 #include "nbd/buffers.h"
+#include "nbd/counters.h"
 
 typedef struct Conn Conn;
 typedef struct NbdRequest NbdRequest;
 typedef struct NbdServer NbdServer;
+
+/* Called once, on a worker, when a connection is closed and none of its requests is in flight. */
+typedef void (*NbdGone)(void *argument);
 
 typedef struct NbdLimits {
     unsigned max_clients;       /* connections at once; one more is closed unanswered */
@@ -37,6 +41,7 @@ typedef struct NbdLocal {
     Buffers buffers;
     NbdRequest *spare; /* free list */
     unsigned spare_count;
+    NbdCounters *counters; /* for each export; read by others */
     bool stopping;
     WorkerMessage stop;
     atomic_uint conn_count; /* [any] */
@@ -63,8 +68,13 @@ NbdServer *nbd_server_new(const ExportTable *exports, const NbdLimits *limits,
 void nbd_server_accept(NbdServer *server, int fd);
 
 /* Serves export over a connected socket whose other end begins with requests at once and takes simple
- * replies: the kernel's nbd. Takes fd; never refused for max_clients. [any] */
-void nbd_server_attach(NbdServer *server, const Export *export, int fd);
+ * replies: the kernel's nbd. Takes fd; never refused for max_clients. gone may be NULL. [any] */
+void nbd_server_attach(NbdServer *server, const Export *export, int fd, NbdGone gone,
+                       void *gone_argument);
+
+/* What was counted for an export since the start, all workers together. Numbers of one moment need
+ * not fit each other exactly. [any] */
+void nbd_server_get_counts(const NbdServer *server, const Export *export, NbdCounts *counts);
 
 /* Every connection reads no more, finishes what is in flight, and closes; one that does not take
  * its replies is closed after a few seconds. Returns at once: wait for idle_fd. [main] */

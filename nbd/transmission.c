@@ -53,6 +53,8 @@ static const Command COMMANDS[] = {
                               .past_the_end = NBD_EINVAL},
 };
 
+G_STATIC_ASSERT(G_N_ELEMENTS(COMMANDS) <= NBD_COMMANDS);
+
 uint16_t transmission_flags(const Export *export, bool structured)
 {
     return NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_TRIM |
@@ -111,9 +113,21 @@ static uint32_t check_request(const Conn *conn, const NbdRequestHeader *header, 
     return NBD_SUCCESS;
 }
 
+static void count(const NbdRequest *request)
+{
+    NbdCounters *counters = request->conn->counters;
+    nbd_count(&counters->requests[request->command], 1);
+    if (request->request.result == 0) {
+        nbd_count(&counters->bytes[request->command], request->length);
+    } else {
+        nbd_count(&counters->errors, 1);
+    }
+}
+
 static void request_done(Request *done)
 {
     NbdRequest *request = (NbdRequest *)(void *)done;
+    count(request);
     if (request->conn->closed) {
         nbd_request_free(request);
         return;
@@ -173,6 +187,7 @@ static NbdRequest *make_request(Conn *conn, const NbdRequestHeader *header, uint
 /* Answers with an error, after the payload if there is one. */
 static void refuse(Conn *conn, NbdRequest *request, uint32_t error, const char *text)
 {
+    nbd_count(&conn->counters->errors, 1);
     reply_make_error(request, error, text);
     if (request->command != NBD_CMD_WRITE || request->length == 0) {
         conn_send(conn, request);

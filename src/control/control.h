@@ -17,6 +17,7 @@
 #include <glib.h>
 #include <json-glib/json-glib.h>
 #include <stdbool.h>
+#include <stdint.h>
 
 #define CONTROL_PROTOCOL    1
 #define CONTROL_LINE_MAX    (64u << 10) /* bytes of a request with its newline */

@@ -71,6 +71,7 @@ bool export_table_add(ExportTable *table, const char *name, const char *descript
     export->name = g_strdup(name);
     export->description = g_strdup(description);
     export->node = node;
+    export->index = table->exports->len;
     export->read_only = read_only || node->read_only;
     g_ptr_array_add(table->exports, export);
     return true;

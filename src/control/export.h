@@ -18,6 +18,7 @@ typedef struct Export {
     char *name;
     char *description; /* may be NULL */
     Node *node;        /* not owned */
+    unsigned index;    /* in the table */
     bool read_only;
 } Export;
 
