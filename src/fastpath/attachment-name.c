@@ -4,12 +4,12 @@
  * The identifier of an nbd device holds the image's path itself, so that it can be found back from
  * a device. A device-mapper UUID has room for 128 bytes only: it holds a hash of the path.
  */
-#include "fastpath/attachment.h"
+#include "fastpath/attachment-impl.h"
 
 #include <string.h>
 
 #define IDENTIFIER_PREFIX "cownbd:"
-#define UUID_PREFIX       "COWNBD-"
+
 #define HASH_LENGTH       32 /* hexadecimal digits kept of a SHA-256 */
 #define NAME_MAX_LENGTH   64 /* device-mapper has room for 127 */
 
@@ -56,7 +56,7 @@ char *attachment_path_hash(const char *path)
 char *attachment_uuid(AttachMode mode, const char *path)
 {
     g_autofree char *hash = attachment_path_hash(path);
-    return g_strdup_printf(UUID_PREFIX "%s-%s", mode_names[mode], hash);
+    return g_strdup_printf(ATTACHMENT_UUID_PREFIX "%s-%s", mode_names[mode], hash);
 }
 
 /* What device-mapper would write as \xNN, and what a shell would take for something else, becomes
