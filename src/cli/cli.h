@@ -10,5 +10,9 @@ int cli_info(int argc, char **argv);
 int cli_map(int argc, char **argv);
 int cli_check(int argc, char **argv);
 int cli_create(int argc, char **argv);
+int cli_list(int argc, char **argv);
+int cli_stats(int argc, char **argv);
+int cli_ctl(int argc, char **argv);
+int cli_fold(int argc, char **argv);
 
 #endif

@@ -21,6 +21,10 @@ static const Command commands[] = {
     {"map", "which parts of a disk are data, zero or not there, and where", cli_map},
     {"check", "find and repair damage", cli_check},
     {"create", "make a new image", cli_create},
+    {"list", "what a running server serves", cli_list},
+    {"stats", "what a running server has done", cli_stats},
+    {"ctl", "ask a running server for anything", cli_ctl},
+    {"fold", "bring what was written in snapshot mode into the image", cli_fold},
 };
 
 static const Command *find_command(const char *name)

@@ -30,8 +30,7 @@
 #include "map/image.h"
 #include "store/store.h"
 
-#define COWSTORE_SUFFIX ".cownbd-cow"
-#define COWSTORE_BASE   (1u << 20) /* bytes: where the kernel's part begins */
+#define COWSTORE_BASE (1u << 20) /* bytes: where the kernel's part begins */
 
 typedef enum { COWSTORE_OPEN = 1, COWSTORE_FOLDING = 2, COWSTORE_FOLDED = 3 } CowstoreState;
 
@@ -50,7 +49,7 @@ typedef struct CowstoreHeader {
     CowstoreOrigin origin;
 } CowstoreHeader;
 
-/* IMAGE.cownbd-cow of the resolved path; g_free. */
+/* IMAGE.cownbd-cow of an image's real path; g_free. */
 char *cowstore_path(const char *image_path);
 
 /* Looks at the whole map: seconds for an image of a million extents. Nobody writes to the image. */

@@ -54,6 +54,11 @@ static inline uint64_t exceptions_offset(const Exceptions *exceptions, uint64_t 
     return base + store_chunk * exceptions->chunk;
 }
 
+/* The largest size, at most size, that a store should have: the kernel checks that there is room for
+ * contents, but takes for granted that the area after a full one is there; a store that ends just
+ * before an area is given up when it is full, instead of refusing writes. */
+uint64_t exceptions_fit_size(uint64_t size, uint32_t chunk);
+
 /* Bytes that a store needs so that every chunk of a disk can be written: it never overflows. */
 uint64_t exceptions_full_size(uint64_t disk_size, uint32_t chunk);
 

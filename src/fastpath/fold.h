@@ -7,7 +7,7 @@
  *
  * For `cownbd fold`, and for `cownbd detach` of snapshot mode: after the server has closed the
  * image, detach calls fold_image(path, NULL, ...), with the same lines of progress as fold. No
- * store beside the image: true, and result->chunks is 0. [main]; blocks.
+ * store beside the image: true, and result->found is false. [main]; blocks.
  */
 #ifndef FASTPATH_FOLD_H
 #define FASTPATH_FOLD_H
@@ -16,6 +16,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "fastpath/exceptions.h"
 #include "map/image.h"
 #include "store/store.h"
 
@@ -34,6 +35,7 @@ typedef struct FoldResult {
     uint64_t
         zero_bytes; /* of them zeroes, which take no space where the image can leave them out */
     uint32_t chunk_size;
+    bool found;   /* there was a store */
     bool resumed; /* an earlier fold had been cut off */
     bool invalid; /* the kernel had given the store up; writes after that have failed there */
 } FoldResult;
@@ -42,10 +44,10 @@ typedef struct FoldResult {
 bool fold_image(const char *path, const char *store_path, const FoldOptions *options,
                 FoldResult *result, GError **error);
 
-/* The heart of it, on stores that are open: reads the exceptions from the store file, writes them
- * to image (open for writing), makes them durable, marks the store FOLDED. The store says FOLDING
- * already. The image is finished and must not be written to afterwards. */
-bool fold_run(Store *store, Image *image, const FoldOptions *options, FoldResult *result,
-              GError **error);
+/* The heart of it, on stores that are open: writes the exceptions, which were read from the store
+ * file, to image (open for writing), makes them durable, marks the store FOLDED. The store says
+ * FOLDING already. The image is finished and must not be written to afterwards. */
+bool fold_run(Store *store, const Exceptions *list, Image *image, const FoldOptions *options,
+              FoldResult *result, GError **error);
 
 #endif

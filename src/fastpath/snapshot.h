@@ -24,6 +24,7 @@
 typedef struct Snapshot Snapshot;
 
 typedef struct SnapshotOptions {
+    const char *path;       /* the image's real path; the store lies beside it */
     const char *nbd_device; /* "/dev/nbd3": serves the disk, read-only */
     const char *name;       /* of the dm device; the origin is NAME-origin */
     const char *uuid;       /* of the dm device; the origin's has "-origin" at its end */
@@ -53,7 +54,8 @@ void snapshot_get_stats(Snapshot *snapshot, SnapshotStats *stats); /* [any] */
 /* Removes the devices and frees. EBUSY when the device is open: all stays as it is. */
 bool snapshot_stop(Snapshot *snapshot, GError **error);
 
-/* Ends the thread, leaves the devices as they are, and frees: for a server that hands over. */
-void snapshot_abandon(Snapshot *snapshot);
+/* Frees snapshot and leaves the devices as they are, for the next server to adopt. The store does
+ * not grow until then. */
+void snapshot_leave(Snapshot *snapshot);
 
 #endif

@@ -10,8 +10,10 @@
  * behind it can trust the list.
  */
 #include <stdatomic.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "map/image.h"
 
@@ -202,6 +204,25 @@ static bool check_backing(Image *image, GError **error)
     return !image->format->check_backing || image->format->check_backing(image, error);
 }
 
+/* See IMAGE_UNFOLDED_SUFFIX. */
+static bool check_unfolded(const Image *image, GError **error)
+{
+    char *real = realpath(image->path, NULL);
+    g_autofree char *store = g_strconcat(real ? real : image->path, IMAGE_UNFOLDED_SUFFIX, NULL);
+    free(real);
+    if (access(store, F_OK) != 0) {
+        return true;
+    }
+    if (image->write) {
+        return error_set(error, EBUSY,
+                         "%s: has writes in %s that are not in the image yet: bring them in with "
+                         "'cownbd fold %s', or open it read-only",
+                         image->path, store, image->path);
+    }
+    log_warning("%s: is old: what was written to it since then is in %s", image->path, store);
+    return true;
+}
+
 static bool start_writing(Image *image, GError **error)
 {
     return !image->write || !image->format->start_writing ||
@@ -255,6 +276,9 @@ Image *image_open(const char *path, const ImageOpen *how, GError **error)
     }
     for (Image *image = top; image; image = image->backing) {
         image->allow_paths = NULL;
+        if (!how->fold && !check_unfolded(image, error)) {
+            return NULL;
+        }
     }
     return start_writing(top, error) ? g_steal_pointer(&top) : NULL;
 }

@@ -22,12 +22,18 @@ typedef struct Image Image;
 #define IMAGE_CHAIN_MAX  64 /* images in a chain */
 #define IMAGE_PROBE_SIZE 4096
 
+/* A file beside an image, with this at the end of its name: what was written to a snapshot of the
+ * image and is not in the image yet (fastpath/cowstore.h). Such an image is not opened for writing,
+ * for what the store holds would not fit any more; who reads it is warned that it is old. */
+#define IMAGE_UNFOLDED_SUFFIX ".cownbd-cow"
+
 typedef struct ImageOpen {
     const Format *format; /* NULL: found from the first bytes */
     bool write;           /* the top image; its backing is always opened read-only */
     bool no_backing;      /* leave the backing closed (info without --chain, check) */
     bool no_lock;         /* look although another process writes */
     bool repair;          /* opened by check --repair: dirty and corrupt images open for writing */
+    bool fold;            /* opened by who knows of a store of unfolded writes, see below */
     /* Directories in which named files may lie; NULL-terminated, may be NULL. */
     const char *const *allow_paths;
     uint64_t metadata_cache; /* bytes an image; 0: the default of 32 MiB */
