@@ -6,6 +6,8 @@
  */
 #include "engine/change.h"
 
+#include <stdatomic.h>
+
 #include "base/cleanup.h"
 
 /* Extents of the old map looked at for one change: one unit of 2 MiB over a backing with clusters
@@ -18,6 +20,20 @@ void change_init(Disk *disk)
 {
     pthread_mutex_init(&disk->change_lock, NULL);
     disk->changes_end = &disk->changes;
+}
+
+void change_acquire(Request *request, uint64_t offset, uint64_t length,
+                    void (*granted)(Request *request))
+{
+    Disk *disk = request_disk(request);
+    request->resume = granted;
+    pthread_mutex_lock(&disk->map_lock);
+    bool now = (disk->lease == NULL || lease_admit(disk, request, offset, length)) &&
+               rangelock_acquire(&disk->ranges, &request->hold, RANGE_CHANGE, offset, length);
+    pthread_mutex_unlock(&disk->map_lock);
+    if (now) {
+        granted(request);
+    }
 }
 
 Change *change_new(Request *request, uint64_t offset, uint64_t length)
@@ -170,6 +186,7 @@ static void commit(Disk *disk, Change *changes)
             change->result = r;
             if (r == 0) {
                 show_in_mapcache(disk, change);
+                atomic_fetch_add_explicit(&disk->new_bytes, change->length, memory_order_relaxed);
             } else {
                 forget_in_mapcache(disk, change);
             }

@@ -2,6 +2,7 @@
  * Changes: what alters a disk's map, done by one job at a time behind the exclusive gate. One job
  * takes all changes that wait, so that a busy disk pays for the gate once, not once a request.
  *
+ *     change_acquire: the range is this request's alone
  *     change_start(ALLOCATE) -> resume: data is written -> change_start(COMMIT, ABANDON) -> resume
  *     change_start(UNMAP)    -> resume
  *
@@ -24,6 +25,12 @@ struct Change {
     ExtentList old;          /* ALLOCATE: the map as it was */
     Allocation allocation;   /* ALLOCATE, COMMIT, ABANDON: where the data goes */
 };
+
+/* Takes CHANGE on the range, then granted(request); perhaps inside the call. A range of which the
+ * kernel holds some is given back by it first. This is the one place where CHANGE is taken.
+ * [worker] */
+void change_acquire(Request *request, uint64_t offset, uint64_t length,
+                    void (*granted)(Request *request));
 
 Change *change_new(Request *request, uint64_t offset, uint64_t length);
 void change_free(Change *change);

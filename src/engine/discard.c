@@ -139,14 +139,7 @@ static void unmap_step(Discard *discard)
     uint64_t unit = disk->image->allocation_unit;
     uint64_t step = unit == 1 ? UINT64_MAX : unit * STEP_UNITS;
     uint64_t length = min_u64(discard->end - discard->at, step);
-    request->resume = step_granted;
-    pthread_mutex_lock(&disk->map_lock);
-    bool granted =
-        rangelock_acquire(&disk->ranges, &request->hold, RANGE_CHANGE, discard->at, length);
-    pthread_mutex_unlock(&disk->map_lock);
-    if (granted) {
-        step_granted(request);
-    }
+    change_acquire(request, discard->at, length, step_granted);
 }
 
 /* Cuts the range into whole units (the last unit of the disk may be short) and what is left at both

@@ -29,6 +29,7 @@
 #include "map/mapcache.h"
 
 typedef struct Change Change;
+typedef struct Lease Lease;
 
 struct Disk {
     Node node;
@@ -40,6 +41,7 @@ struct Disk {
     pthread_mutex_t map_lock;
     RangeLock ranges;   /* map_lock */
     MapCache *mapcache; /* map_lock */
+    Lease *lease;       /* map_lock; NULL: the kernel holds nothing and nobody wants it to */
 
     Gate gate;
     UnitCache *units;
@@ -48,6 +50,7 @@ struct Disk {
     Change *changes, **changes_end; /* change_lock; wait for the change job */
     bool change_running;            /* change_lock; the job below is in use */
     GateJob change_job;
+    _Atomic uint64_t new_bytes; /* that became writable in place since the disk was opened */
 
     pthread_mutex_t flush_lock;
     Request *flush_waiting; /* flush_lock; for the next flush */
@@ -78,6 +81,13 @@ void map_start(Request *request, uint64_t offset, uint64_t length,
                void (*mapped)(Request *request));
 /* The largest number of extents that one part of a request is made of. */
 #define MAP_PART_MAX 512
+
+/* flush.c: what a flush does. In a job that the gate has admitted as WRITEBACK. [pool] */
+int flush_metadata(Disk *disk);
+
+/* lease.c: true when the change may enter the range lock now; false when it was parked until the
+ * kernel has given the range back. Holding map_lock; there is a lease. [any] */
+bool lease_admit(Disk *disk, Request *request, uint64_t offset, uint64_t length);
 
 /* read.c write.c discard.c status.c flush.c [worker] */
 void read_start(Request *request);

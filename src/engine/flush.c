@@ -67,16 +67,22 @@ static Disk *job_disk(PoolJob *job)
     return (Disk *)((char *)job - offsetof(Disk, flush_job.job));
 }
 
-static void flush_job_run(PoolJob *job)
+int flush_metadata(Disk *disk)
 {
-    Disk *disk = job_disk(job);
     int r = disk_mode(disk) == DISK_NORMAL ? disk->image->format->flush(disk->image) : -EIO;
-    gate_leave(&disk->gate, GATE_WRITEBACK);
     /* Without space nothing is broken: what could not be written is still in memory, and may be
      * tried again. */
     if (r < 0 && r != -ENOSPC && r != -EDQUOT) {
         disk_degrade(disk, DISK_READ_ONLY, "flush", r);
     }
+    return r;
+}
+
+static void flush_job_run(PoolJob *job)
+{
+    Disk *disk = job_disk(job);
+    int r = flush_metadata(disk);
+    gate_leave(&disk->gate, GATE_WRITEBACK);
     flush_end(disk, r);
 }
 

@@ -20,8 +20,9 @@ typedef struct RangeSet {
     unsigned limit; /* 0: none */
 } RangeSet;
 
-/* set: zero-filled, or with a limit. */
-void rangeset_clear(RangeSet *set); /* empties and frees */
+/* set: zero-filled, or with a limit. Ranges are not empty and do not wrap. */
+void rangeset_clear(RangeSet *set);                     /* empties and frees */
+void rangeset_copy(RangeSet *to, const RangeSet *from); /* to is empty; keeps its limit */
 void rangeset_add(RangeSet *set, uint64_t offset, uint64_t length);
 bool rangeset_overlaps(const RangeSet *set, uint64_t offset, uint64_t length);
 

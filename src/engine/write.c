@@ -253,13 +253,7 @@ static void write_new(Request *request, uint64_t start, uint64_t end)
     new->change = change_new(request, from, to - from);
     request->work = new;
     disk_release(disk, request);
-    request->resume = change_granted;
-    pthread_mutex_lock(&disk->map_lock);
-    bool granted = rangelock_acquire(&disk->ranges, &request->hold, RANGE_CHANGE, from, to - from);
-    pthread_mutex_unlock(&disk->map_lock);
-    if (granted) {
-        change_granted(request);
-    }
+    change_acquire(request, from, to - from, change_granted);
 }
 
 /* What the first extents of the mapped range have in common decides what the part is. */
@@ -365,15 +359,7 @@ static void guard_granted(Request *request)
 
 static void guard_start(Request *request)
 {
-    Disk *disk = request_disk(request);
-    request->resume = guard_granted;
-    pthread_mutex_lock(&disk->map_lock);
-    bool granted =
-        rangelock_acquire(&disk->ranges, &request->hold, RANGE_CHANGE, 0, guarded_size(disk));
-    pthread_mutex_unlock(&disk->map_lock);
-    if (granted) {
-        guard_granted(request);
-    }
+    change_acquire(request, 0, guarded_size(request_disk(request)), guard_granted);
 }
 
 void write_start(Request *request)
