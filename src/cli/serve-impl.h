@@ -20,6 +20,7 @@
 #include "base/pool.h"
 #include "base/worker.h"
 #include "cli/options.h"
+#include "control/control.h"
 #include "control/export.h"
 #include "engine/disk.h"
 #include "nbd/server.h"
@@ -32,7 +33,7 @@ typedef struct ServeOptions {
     CliCommon common;
     char **listen;
     char **names;
-    char *client_memory_text, *metadata_cache_text, *pid_file;
+    char *client_memory_text, *metadata_cache_text, *pid_file, *control;
     gboolean read_only, once;
     int threads, max_clients, handshake_timeout;
     uint64_t client_memory, metadata_cache;
@@ -51,6 +52,11 @@ typedef struct ServedImage {
     const Export *export;
 } ServedImage;
 
+/* Adds what it knows of an image to its object in the answer of `list`, or of `stats`. [verbs'
+ * thread] */
+typedef void (*ServeDescribe)(const ServedImage *image, bool stats, JsonObject *object,
+                              void *context);
+
 struct Serve {
     ServeOptions options;
     int signal_fd;
@@ -60,6 +66,10 @@ struct Serve {
     GPtrArray *workers;   /* Worker * */
     GPtrArray *listeners; /* Listener * */
     NbdServer *server;
+    Control *control;       /* NULL: there is no control socket */
+    ServeDescribe describe; /* may be NULL; set before the control socket answers */
+    void *describe_context;
+    int64_t started;     /* g_get_monotonic_time */
     ServeAttach *attach; /* serve-attach.c's own; NULL: nothing is or was attached */
 
     int job_fd; /* eventfd: main has something to do */
@@ -87,12 +97,17 @@ bool serve_images_close(Serve *serve); /* false: a last flush failed (said in th
 /* The image whose realpath this is; NULL: not served here. [any] */
 ServedImage *serve_images_find(const Serve *serve, const char *real_path);
 
+/* serve-control.c [main]. Opens the control socket, if there is to be one, and gives it its verbs;
+ * control_start follows when the others have added theirs. */
+bool serve_control_open(Serve *serve, GError **error);
+
 /* serve-attach.c [main]. Its options, ended by a NULL name. The values lie in static memory of that
  * file (GOption gives no context). */
 const GOptionEntry *serve_attach_entries(void);
 /* After options are parsed, before anything is opened. */
 bool serve_attach_check(Serve *serve, GError **error);
-/* Workers run, clients may connect already; readiness was not told yet. */
+/* Workers run, clients may connect already; readiness was not told yet. The place to add verbs, where
+ * serve->control is not NULL; they may run as soon as this has returned. */
 bool serve_attach_start(Serve *serve, GError **error);
 /* All is ready; the same moment at which READY=1 is sent. */
 void serve_attach_ready(Serve *serve);

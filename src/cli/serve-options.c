@@ -64,6 +64,9 @@ static bool parse(ServeOptions *o, int *argc, char ***argv, GError **error)
          "Seconds that a client may be silent before it chooses an export (default: 10; 0: for "
          "ever)",
          "SECONDS"},
+        {"control", 0, 0, G_OPTION_ARG_FILENAME, &o->control,
+         "Control socket, or none (default: /run/cownbd/control.sock, or below $XDG_RUNTIME_DIR)",
+         "PATH"},
         {"once", 0, 0, G_OPTION_ARG_NONE, &o->once, "Leave when the last client has gone", NULL},
         {"pid-file", 0, 0, G_OPTION_ARG_FILENAME, &o->pid_file,
          "Write the process id to PATH when ready", "PATH"},
@@ -153,4 +156,5 @@ void serve_options_clear(ServeOptions *o)
     g_free(o->client_memory_text);
     g_free(o->metadata_cache_text);
     g_free(o->pid_file);
+    g_free(o->control);
 }

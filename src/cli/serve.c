@@ -1,7 +1,8 @@
 /*
  * cownbd serve: images over NBD.
  *
- *      options -> images, disks, exports -> sockets -> workers -> attach -> "listening on" -> wait -> stop
+ *      options -> images, disks, exports -> sockets -> workers -> control, attach
+ *              -> "listening on" -> wait -> stop
  *
  * Everything that can be refused is refused before the first line on stdout. What must stay true at
  * the end: no disk is closed while a request is in flight, and the exit status is 0 only when every
@@ -97,7 +98,9 @@ static bool start(Serve *serve, GError **error)
         return false;
     }
     start_server(serve);
-    return serve_attach_start(serve, error) && tell_ready(serve, error);
+    return serve_control_open(serve, error) && serve_attach_start(serve, error) &&
+           (serve->control == NULL || control_start(serve->control, error)) &&
+           tell_ready(serve, error);
 }
 
 /* Jobs for main */
@@ -216,6 +219,7 @@ static int stop(Serve *serve)
     process_signals_kill();
     process_notify("STOPPING=1");
     serve_leave(serve);
+    control_free(serve->control);
     stop_server(serve);
     int status = serve_images_close(serve) ? 0 : 1;
     /* Who may be in the middle of waking a worker goes before the worker: the pool, then the other
@@ -235,6 +239,7 @@ static void serve_init(Serve *serve)
         .exports = export_table_new(),
         .workers = g_ptr_array_new(),
         .listeners = g_ptr_array_new(),
+        .started = g_get_monotonic_time(),
         .job_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK),
     };
     g_assert(serve->job_fd >= 0);

@@ -1,50 +1,66 @@
 /*
- * The arguments of a verb, by type.
+ * The arguments of a verb, by type. A number or a truth value may also come as a string: so a caller
+ * that knows only names and texts (a shell) need not know the types.
  */
+#include <string.h>
+
 #include "base/errors.h"
 #include "control/control.h"
 
-/* The member's node when it is a value of that type; NULL and true in *ok when it is absent. */
-static JsonNode *find(JsonObject *arguments, const char *key, GType type, const char *wanted,
-                      bool *ok, GError **error)
+static JsonNode *find(JsonObject *arguments, const char *key)
 {
-    JsonNode *node = json_object_get_member(arguments, key);
-    *ok = node == NULL || (JSON_NODE_HOLDS_VALUE(node) && json_node_get_value_type(node) == type);
-    if (!*ok) {
-        error_set(error, EINVAL, "argument '%s': must be %s", key, wanted);
-    }
-    return *ok ? node : NULL;
+    return json_object_get_member(arguments, key);
+}
+
+static GType value_type(JsonNode *node)
+{
+    return JSON_NODE_HOLDS_VALUE(node) ? json_node_get_value_type(node) : G_TYPE_INVALID;
 }
 
 bool control_get_string(JsonObject *arguments, const char *key, const char **value, GError **error)
 {
-    bool ok;
-    JsonNode *node = find(arguments, key, G_TYPE_STRING, "a string", &ok, error);
-    if (node != NULL) {
-        *value = json_node_get_string(node);
+    JsonNode *node = find(arguments, key);
+    if (node == NULL) {
+        return true;
     }
-    return ok;
+    if (value_type(node) != G_TYPE_STRING) {
+        return error_set(error, EINVAL, "argument '%s': must be a string", key);
+    }
+    *value = json_node_get_string(node);
+    return true;
 }
 
 bool control_get_bool(JsonObject *arguments, const char *key, bool *value, GError **error)
 {
-    bool ok;
-    JsonNode *node = find(arguments, key, G_TYPE_BOOLEAN, "true or false", &ok, error);
-    if (node != NULL) {
-        *value = json_node_get_boolean(node);
+    JsonNode *node = find(arguments, key);
+    if (node == NULL) {
+        return true;
     }
-    return ok;
+    GType type = value_type(node);
+    const char *text = type == G_TYPE_STRING ? json_node_get_string(node) : "";
+    if (type == G_TYPE_BOOLEAN) {
+        *value = json_node_get_boolean(node);
+        return true;
+    }
+    *value = strcmp(text, "true") == 0;
+    return *value || strcmp(text, "false") == 0 ||
+           error_set(error, EINVAL, "argument '%s': must be true or false", key);
 }
 
 bool control_get_uint(JsonObject *arguments, const char *key, uint64_t *value, GError **error)
 {
-    bool ok;
-    JsonNode *node = find(arguments, key, G_TYPE_INT64, "a whole number", &ok, error);
-    if (node != NULL && json_node_get_int(node) < 0) {
-        return error_set(error, EINVAL, "argument '%s': must not be negative", key);
+    JsonNode *node = find(arguments, key);
+    if (node == NULL) {
+        return true;
     }
-    if (node != NULL) {
+    GType type = value_type(node);
+    if (type == G_TYPE_INT64 && json_node_get_int(node) >= 0) {
         *value = json_node_get_int(node);
+        return true;
     }
-    return ok;
+    const char *text = type == G_TYPE_STRING ? json_node_get_string(node) : "";
+    guint64 number = 0;
+    bool ok = g_ascii_string_to_unsigned(text, 10, 0, G_MAXINT64, &number, NULL);
+    *value = number;
+    return ok || error_set(error, EINVAL, "argument '%s': must be a whole number from 0", key);
 }

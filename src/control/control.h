@@ -54,7 +54,7 @@ const char *control_path(const Control *control); /* [any] */
  * $XDG_RUNTIME_DIR; NULL: there is none. g_free. [any] */
 char *control_default_path(void);
 
-/* Arguments of a verb. An absent one leaves *value as it is; one of another type is refused by name.
+/* Arguments of a verb. An absent one leaves *value as it is; one of another type is refused by name (but a string that reads as the type is taken).
  * Strings belong to the arguments. [any] */
 bool control_get_string(JsonObject *arguments, const char *key, const char **value, GError **error);
 bool control_get_bool(JsonObject *arguments, const char *key, bool *value, GError **error);

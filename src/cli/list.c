@@ -1,0 +1,68 @@
+/*
+ * cownbd list: what a running server serves.
+ */
+#include <stdio.h>
+
+#include "cli/cli.h"
+#include "cli/options.h"
+#include "cli/output.h"
+#include "cli/remote.h"
+
+static const CliUsage usage = {
+    .command = "list",
+    .arguments = "",
+    .summary = "Shows what a running server serves, and where it listens.",
+    .example = "  cownbd list\n"
+               "  cownbd list --json --control /run/cownbd/vm1.sock",
+    .flags = CLI_FLAG_JSON,
+};
+
+static const char *text_of(JsonObject *object, const char *member)
+{
+    return json_object_get_string_member_with_default(object, member, "-");
+}
+
+static void print_export(JsonObject *export)
+{
+    g_autofree char *size = output_size(json_object_get_int_member_with_default(export, "size", 0));
+    bool read_only = json_object_get_boolean_member_with_default(export, "read-only", FALSE);
+    const char *mode = text_of(export, "mode");
+    printf("%-20s %-6s %10s  %-9s %7" G_GINT64_FORMAT "  %-16s %s\n", text_of(export, "name"),
+           text_of(export, "format"), size, read_only ? "read-only" : mode,
+           json_object_get_int_member_with_default(export, "connections", 0),
+           text_of(export, "device"), text_of(export, "image"));
+}
+
+static int print_human(JsonObject *answer)
+{
+    JsonArray *listeners = json_object_get_array_member(answer, "listen");
+    for (unsigned i = 0; listeners != NULL && i < json_array_get_length(listeners); i++) {
+        printf("listening on %s\n", json_array_get_string_element(listeners, i));
+    }
+    printf("%-20s %-6s %10s  %-9s %7s  %-16s %s\n", "NAME", "FORMAT", "SIZE", "MODE", "CLIENTS",
+           "DEVICE", "IMAGE");
+    JsonArray *exports = json_object_get_array_member(answer, "exports");
+    for (unsigned i = 0; exports != NULL && i < json_array_get_length(exports); i++) {
+        print_export(json_array_get_object_element(exports, i));
+    }
+    return output_finish(0);
+}
+
+int cli_list(int argc, char **argv)
+{
+    g_autofree char *control = NULL;
+    const GOptionEntry own[] = {REMOTE_ENTRY(&control), {NULL}};
+    g_auto(CliCommon) common = {0};
+    g_autoptr(GError) error = NULL;
+    if (!cli_parse(&usage, own, &common, &argc, &argv, &error)) {
+        return cli_fail_usage(&usage, "%s", error->message);
+    }
+    if (argc != 1) {
+        return cli_fail_usage(&usage, "'%s': it takes no arguments", argv[1]);
+    }
+    g_autoptr(JsonObject) answer = remote_call(control, "list", NULL, &error);
+    if (answer == NULL) {
+        return cli_fail(error);
+    }
+    return common.json ? remote_print_json(g_steal_pointer(&answer)) : print_human(answer);
+}

@@ -1,0 +1,147 @@
+/*
+ * The control socket of a server, and the verbs that tell about it.
+ *
+ * What must stay true: the verbs only look, at what stays until the control socket has ended
+ * (images, exports) or is atomic (counters, modes).
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/errors.h"
+#include "base/log.h"
+#include "cli/output.h"
+#include "cli/serve-impl.h"
+#include "formats/format.h"
+#include "map/image.h"
+#include "nbd/listen.h"
+#include "nbd/nbd-wire.h"
+
+static const struct {
+    NbdCommand command;
+    const char *name;
+} commands[] = {
+    {NBD_CMD_READ, "read"},
+    {NBD_CMD_WRITE, "write"},
+    {NBD_CMD_FLUSH, "flush"},
+    {NBD_CMD_TRIM, "trim"},
+    {NBD_CMD_CACHE, "cache"},
+    {NBD_CMD_WRITE_ZEROES, "write-zeroes"},
+    {NBD_CMD_BLOCK_STATUS, "block-status"},
+};
+
+static const char *mode_name(DiskMode mode)
+{
+    switch (mode) {
+    case DISK_NORMAL:
+        return "normal";
+    case DISK_READ_ONLY:
+        return "read-only";
+    default:
+        return "failed";
+    }
+}
+
+static JsonObject *describe_image(const Serve *serve, const ServedImage *image)
+{
+    JsonObject *object = json_object_new();
+    NbdCounts counts;
+    nbd_server_get_counts(serve->server, image->export, &counts);
+    output_add_string(object, "name", image->export->name);
+    output_add_string(object, "image", image->real_path);
+    json_object_set_string_member(object, "format", image->image->format->name);
+    json_object_set_int_member(object, "size", image->export->node->size);
+    json_object_set_boolean_member(object, "read-only", image->export->read_only);
+    json_object_set_string_member(object, "mode", mode_name(disk_mode(image->disk)));
+    json_object_set_int_member(object, "connections", counts.connections);
+    return object;
+}
+
+static JsonObject *image_stats(const Serve *serve, const ServedImage *image)
+{
+    JsonObject *object = json_object_new(), *requests = json_object_new(),
+               *bytes = json_object_new();
+    NbdCounts counts;
+    nbd_server_get_counts(serve->server, image->export, &counts);
+    for (unsigned i = 0; i < G_N_ELEMENTS(commands); i++) {
+        NbdCommand command = commands[i].command;
+        json_object_set_int_member(requests, commands[i].name, counts.requests[command]);
+        if (command != NBD_CMD_FLUSH) {
+            json_object_set_int_member(bytes, commands[i].name, counts.bytes[command]);
+        }
+    }
+    output_add_string(object, "name", image->export->name);
+    json_object_set_string_member(object, "mode", mode_name(disk_mode(image->disk)));
+    json_object_set_int_member(object, "connections", counts.connections);
+    json_object_set_int_member(object, "errors", counts.errors);
+    json_object_set_object_member(object, "requests", requests);
+    json_object_set_object_member(object, "bytes", bytes);
+    return object;
+}
+
+static JsonArray *all_images(const Serve *serve, bool stats)
+{
+    JsonArray *array = json_array_new();
+    for (unsigned i = 0; i < serve->images->len; i++) {
+        const ServedImage *image = g_ptr_array_index(serve->images, i);
+        JsonObject *object = stats ? image_stats(serve, image) : describe_image(serve, image);
+        if (serve->describe != NULL) {
+            serve->describe(image, stats, object, serve->describe_context);
+        }
+        json_array_add_object_element(array, object);
+    }
+    return array;
+}
+
+static bool verb_list(JsonObject *arguments, JsonObject *answer, void *context, GError **error)
+{
+    const Serve *serve = context;
+    JsonArray *listeners = json_array_new();
+    for (unsigned i = 0; i < serve->listeners->len; i++) {
+        json_array_add_string_element(listeners,
+                                      listener_uri(g_ptr_array_index(serve->listeners, i)));
+    }
+    json_object_set_array_member(answer, "listen", listeners);
+    json_object_set_array_member(answer, "exports", all_images(serve, false));
+    return true;
+}
+
+static bool verb_stats(JsonObject *arguments, JsonObject *answer, void *context, GError **error)
+{
+    const Serve *serve = context;
+    json_object_set_int_member(answer, "seconds",
+                               (g_get_monotonic_time() - serve->started) / G_USEC_PER_SEC);
+    json_object_set_int_member(answer, "clients", nbd_server_connections(serve->server));
+    json_object_set_array_member(answer, "exports", all_images(serve, true));
+    return true;
+}
+
+/* Where the user named no path, a server without a control socket is better than none. */
+static bool open_socket(Serve *serve, GError **error)
+{
+    const char *named = serve->options.control;
+    if (named != NULL) {
+        serve->control = strcmp(named, "none") != 0 ? control_new(named, error) : NULL;
+        return serve->control != NULL || strcmp(named, "none") == 0;
+    }
+    g_autofree char *path = control_default_path();
+    if (path != NULL) {
+        g_autoptr(GError) refusal = NULL;
+        serve->control = control_new(path, &refusal);
+        if (serve->control == NULL) {
+            log_warning("no control socket: %s", refusal->message);
+        }
+    }
+    return true;
+}
+
+bool serve_control_open(Serve *serve, GError **error)
+{
+    if (!open_socket(serve, error)) {
+        return false;
+    }
+    if (serve->control != NULL) {
+        control_add_verb(serve->control, "list", NULL, verb_list, serve);
+        control_add_verb(serve->control, "stats", NULL, verb_stats, serve);
+    }
+    return true;
+}

@@ -1,0 +1,107 @@
+/*
+ * cownbd stats: what a running server has done.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "cli/cli.h"
+#include "cli/options.h"
+#include "cli/output.h"
+#include "cli/remote.h"
+
+static const CliUsage usage = {
+    .command = "stats",
+    .arguments = "",
+    .summary = "Shows what a running server has done since it was started, an export at a time.",
+    .example = "  cownbd stats\n"
+               "  cownbd stats --json | jq '.exports[].requests'",
+    .flags = CLI_FLAG_JSON,
+};
+
+static int64_t number_of(JsonObject *object, const char *member)
+{
+    return object != NULL ? json_object_get_int_member_with_default(object, member, 0) : 0;
+}
+
+static JsonObject *object_of(JsonObject *object, const char *member)
+{
+    JsonNode *node = json_object_get_member(object, member);
+    return node != NULL && JSON_NODE_HOLDS_OBJECT(node) ? json_node_get_object(node) : NULL;
+}
+
+/* The commands that came at all. */
+static void print_commands(JsonObject *requests, JsonObject *bytes)
+{
+    JsonObjectIter iter;
+    const char *command;
+    json_object_iter_init_ordered(&iter, requests);
+    while (json_object_iter_next_ordered(&iter, &command, NULL)) {
+        int64_t count = number_of(requests, command);
+        if (count == 0) {
+            continue;
+        }
+        g_autofree char *size = output_size(number_of(bytes, command));
+        printf("  %-14s %12" G_GINT64_FORMAT "  %s\n", command, count,
+               bytes != NULL && json_object_has_member(bytes, command) ? size : "");
+    }
+}
+
+/* What others have added: plain values. */
+static void print_rest(JsonObject *export)
+{
+    static const char *const known[] = {"name",     "mode",  "connections", "errors",
+                                        "requests", "bytes", NULL};
+    JsonObjectIter iter;
+    const char *key;
+    JsonNode *value;
+    json_object_iter_init_ordered(&iter, export);
+    while (json_object_iter_next_ordered(&iter, &key, &value)) {
+        if (!g_strv_contains(known, key)) {
+            g_autofree char *text = json_to_string(value, FALSE);
+            printf("  %-14s %12s\n", key, text);
+        }
+    }
+}
+
+static void print_export(JsonObject *export)
+{
+    printf("%s (%s): %" G_GINT64_FORMAT " connections, %" G_GINT64_FORMAT " errors\n",
+           json_object_get_string_member_with_default(export, "name", "?"),
+           json_object_get_string_member_with_default(export, "mode", "?"),
+           number_of(export, "connections"), number_of(export, "errors"));
+    JsonObject *requests = object_of(export, "requests");
+    if (requests != NULL) {
+        print_commands(requests, object_of(export, "bytes"));
+    }
+    print_rest(export);
+}
+
+static int print_human(JsonObject *answer)
+{
+    printf("up for %" G_GINT64_FORMAT " s, %" G_GINT64_FORMAT " clients\n",
+           number_of(answer, "seconds"), number_of(answer, "clients"));
+    JsonArray *exports = json_object_get_array_member(answer, "exports");
+    for (unsigned i = 0; exports != NULL && i < json_array_get_length(exports); i++) {
+        print_export(json_array_get_object_element(exports, i));
+    }
+    return output_finish(0);
+}
+
+int cli_stats(int argc, char **argv)
+{
+    g_autofree char *control = NULL;
+    const GOptionEntry own[] = {REMOTE_ENTRY(&control), {NULL}};
+    g_auto(CliCommon) common = {0};
+    g_autoptr(GError) error = NULL;
+    if (!cli_parse(&usage, own, &common, &argc, &argv, &error)) {
+        return cli_fail_usage(&usage, "%s", error->message);
+    }
+    if (argc != 1) {
+        return cli_fail_usage(&usage, "'%s': it takes no arguments", argv[1]);
+    }
+    g_autoptr(JsonObject) answer = remote_call(control, "stats", NULL, &error);
+    if (answer == NULL) {
+        return cli_fail(error);
+    }
+    return common.json ? remote_print_json(g_steal_pointer(&answer)) : print_human(answer);
+}
