@@ -10,6 +10,8 @@ int cli_info(int argc, char **argv);
 int cli_map(int argc, char **argv);
 int cli_check(int argc, char **argv);
 int cli_create(int argc, char **argv);
+int cli_attach(int argc, char **argv);
+int cli_detach(int argc, char **argv);
 int cli_list(int argc, char **argv);
 int cli_stats(int argc, char **argv);
 int cli_ctl(int argc, char **argv);

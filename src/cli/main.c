@@ -21,6 +21,8 @@ static const Command commands[] = {
     {"map", "which parts of a disk are data, zero or not there, and where", cli_map},
     {"check", "find and repair damage", cli_check},
     {"create", "make a new image", cli_create},
+    {"attach", "show an image as a block device of the kernel", cli_attach},
+    {"detach", "take such a block device down", cli_detach},
     {"list", "what a running server serves", cli_list},
     {"stats", "what a running server has done", cli_stats},
     {"ctl", "ask a running server for anything", cli_ctl},

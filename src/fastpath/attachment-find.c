@@ -67,6 +67,13 @@ char *attachment_find(const char *path)
     return index >= 0 ? nbdlink_node(index) : NULL;
 }
 
+bool attachment_is_read_only(const char *path)
+{
+    g_autofree char *identifier = attachment_identifier(path);
+    int index = nbdlink_find(identifier);
+    return index >= 0 && nbdlink_is_read_only(index);
+}
+
 /* The path in the identifier of that nbd device; NULL when it is not ours. */
 static char *path_of_nbd(int index)
 {

@@ -77,9 +77,6 @@ int attachment_claim(const char *device, GError **error);
 
 /* attachment-find.c: the name of the device-mapper device with this UUID, or NULL; g_free. */
 char *attachment_mapped_name(const char *uuid);
-/* How the image is shown by the kernel: LINEAR or SNAPSHOT with *name (g_free), or OFF, which says
- * nothing about an nbd device. */
-AttachMode attachment_find_mode(const char *path, char **name);
 /* The UUID of a device-mapper device; NULL when it is none. g_free. */
 char *attachment_device_uuid(const char *device);
 

@@ -104,6 +104,12 @@ bool attachment_parse_mode(const char *name, AttachMode *mode); /* false: no suc
  * NULL when it is not attached. g_free. */
 char *attachment_find(const char *path);
 
+/* How the kernel shows the image: LINEAR or SNAPSHOT with *name in /dev/mapper (g_free), or OFF, which
+ * says nothing about an nbd device. */
+AttachMode attachment_find_mode(const char *path, char **name);
+/* It is attached, and its nbd device refuses writes. */
+bool attachment_is_read_only(const char *path);
+
 /* The real path of the image that a device of ours shows (/dev/nbdN or one in /dev/mapper).
  * ENODEV: there is none of that name; EPERM: cownbd did not make it. g_free. */
 char *attachment_image_of(const char *device, GError **error);

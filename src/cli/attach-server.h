@@ -1,0 +1,30 @@
+/*
+ * The server of an attached image, seen from attach and detach: found by its control socket, or
+ * started. [main]
+ */
+#ifndef CLI_ATTACH_SERVER_H
+#define CLI_ATTACH_SERVER_H
+
+#include <glib.h>
+#include <stdbool.h>
+
+/* The real path of an image, also of one whose file is gone. g_free. */
+char *attach_server_image(const char *image);
+
+/* A file of ours in the runtime directory: "/run/cownbd/attach-<hash of the image's path>SUFFIX".
+ * NULL: there is no such directory. g_free. */
+char *attach_server_file(const char *image, const char *suffix, GError **error);
+
+/* The control socket of a living server that serves the image: the named one (control), or the
+ * default one, or the image's own. NULL: there is none. g_free. */
+char *attach_server_find(const char *control, const char *image);
+
+/* Starts a server for the image that goes on in the background, with options of `cownbd serve`
+ * besides those that make it so; returns when it is ready. The device; NULL: *error is what the
+ * server said. g_free. */
+char *attach_server_start(const char *image, GPtrArray *options, GError **error);
+
+/* Waits until a process that ends has ended; false after a minute. */
+bool attach_server_wait(int pid);
+
+#endif
