@@ -50,6 +50,11 @@ Node *disk_node(Disk *disk)
     return &disk->node;
 }
 
+Image *disk_image(const Disk *disk)
+{
+    return disk->image;
+}
+
 DiskMode disk_mode(const Disk *disk)
 {
     return disk->mode;

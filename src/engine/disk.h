@@ -26,6 +26,9 @@ Disk *disk_new(Image *image, Pool *pool, bool guard_probe);
 /* The disk as a node; lives as long as the disk. */
 Node *disk_node(Disk *disk);
 
+/* Its image, not owned; who asks must not change it. [any] */
+Image *disk_image(const Disk *disk);
+
 DiskMode disk_mode(const Disk *disk); /* [any] */
 
 /* All requests are done: flushes, finishes the image, frees. 0 or the -errno of the last flush. May

@@ -402,7 +402,8 @@ static bool fold_store(const char *path, const char *store_path, const FoldOptio
     }
     Exceptions list = {0};
     bool ok = check_origin(path, options, store, &header, &list, error) &&
-              fold_into(path, options, store, &header, &list, result, error);
+              (list.count == 0 || /* the image stays as it is */
+               fold_into(path, options, store, &header, &list, result, error));
     exceptions_clear(&list);
     return ok && put_away(store_path, options->keep, error);
 }
