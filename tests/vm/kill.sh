@@ -25,7 +25,7 @@ loads=()
 
 # start OPTION...: a server that shows the image; it is not ready when this returns.
 start() {
-    "$COWNBD" serve --listen=none --control "$PWD/control" --fast-path="$mode" --name=killed "$@" --attach \
+    "$COWNBD" serve --listen=none --control "$PWD/control" --fast-path="$mode" --attach-name=killed "$@" --attach \
         top.qcow2 >>server.out 2>>server.err </dev/null &
     server=$!
 }
@@ -154,7 +154,7 @@ finish() {
 leave() {
     local seen
     seen=$(digest_of "$device")
-    "$COWNBD" detach --control "$PWD/control" "$device"
+    "$COWNBD" ctl --control "$PWD/control" detach "image=$PWD/top.qcow2"
     wait $server
     server=
     "$COWNBD" check top.qcow2
