@@ -18,7 +18,7 @@ serve() {
 # The same without a listener of its own.
 serve_only() {
     local number=${#servers[@]} tries=0
-    "$COWNBD" serve "$@" >"server$number.out" 2>"server$number.err" </dev/null &
+    "$COWNBD" serve --control none "$@" >"server$number.out" 2>"server$number.err" </dev/null &
     servers+=($!)
     until grep -q '^listening on ' "server$number.out"; do
         if ! kill -0 $! 2>/dev/null || [[ $((tries += 1)) -gt 1200 ]]; then
