@@ -8,6 +8,7 @@
  *                        │              otherwise ──> change.c allocate, move, commit, complete
  *                        ├─> discard.c  ──> change.c unmap, complete
  *                        ├─> status.c   map, complete
+ *                        ├─> reclaim.c  look for holes ──> change.c unmap, complete
  *                        └─> flush.c    one flush for all who wait
  *     map.c      STABLE lock and map of a range: from the cache, or by a job in the pool
  *     transfer.c the bytes of extents, to and from stores
@@ -89,12 +90,13 @@ int flush_metadata(Disk *disk);
  * kernel has given the range back. Holding map_lock; there is a lease. [any] */
 bool lease_admit(Disk *disk, Request *request, uint64_t offset, uint64_t length);
 
-/* read.c write.c discard.c status.c flush.c [worker] */
+/* read.c write.c discard.c status.c reclaim.c flush.c [worker] */
 void read_start(Request *request);
 void write_start(Request *request);
 void discard_start(Request *request);
 void cache_start(Request *request);
 void status_start(Request *request);
+void reclaim_start(Request *request);
 void flush_start(Request *request);
 void flush_init(Disk *disk);
 

@@ -134,7 +134,7 @@ static void submit(Node *node, Request *request)
         [REQUEST_READ] = read_start,     [REQUEST_WRITE] = write_start,
         [REQUEST_FLUSH] = flush_start,   [REQUEST_TRIM] = discard_start,
         [REQUEST_ZERO] = discard_start,  [REQUEST_CACHE] = cache_start,
-        [REQUEST_STATUS] = status_start,
+        [REQUEST_STATUS] = status_start, [REQUEST_RECLAIM] = reclaim_start,
     };
     Disk *disk = (Disk *)((char *)node - offsetof(Disk, node));
     request->node = disk;

@@ -25,6 +25,8 @@ typedef enum {
     REQUEST_ZERO,
     REQUEST_CACHE,
     REQUEST_STATUS,
+    REQUEST_RECLAIM, /* units whose host space is all hole become holes of the image; nothing reads
+                        differently after it */
 } RequestType;
 
 typedef enum {

@@ -83,5 +83,7 @@ bool dm_swap_table(const char *name, const DmLines *lines, bool read_only, DmCon
 
 /* Resumes a device that somebody left suspended, with the table that it had. */
 bool dm_resume(const char *name, GError **error);
+/* Drops a table that was loaded and is not in use. */
+bool dm_clear(const char *name, GError **error);
 
 #endif

@@ -59,7 +59,8 @@ bool linear_resized(Linear *linear, GError **error);
  * must be served until this has returned. */
 bool linear_stop(Linear *linear, GError **error);
 
-/* Frees linear and leaves the device as it is, for the next server to adopt. */
+/* Frees linear and leaves the device as it is, for the next server to adopt. No request is made of
+ * the disk any more. */
 void linear_leave(Linear *linear);
 
 #endif

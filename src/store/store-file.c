@@ -21,6 +21,7 @@
 #include <linux/falloc.h>
 #include <linux/fs.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -419,4 +420,15 @@ Store *store_file_create(const char *path, bool replace, GError **error)
         return NULL;
     }
     return g_steal_pointer(&store);
+}
+
+int store_file_reopen(Store *store)
+{
+    if (store->ops != &file_ops) {
+        errno = ENOTSUP;
+        return -1;
+    }
+    char path[32];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", file_of(store)->fd);
+    return open(path, (store->read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC);
 }

@@ -27,4 +27,8 @@ Store *store_file_from_fd(int fd, const char *path, StoreOpenFlags flags, GError
 /* Makes a new file, O_EXCL unless replace, write-locked. */
 Store *store_file_create(const char *path, bool replace, GError **error);
 
+/* The file of such a store once more, for the kernel: a descriptor without the store's locks, for
+ * writing when the store is. -1 with errno; ENOTSUP: the store is no file. */
+int store_file_reopen(Store *store);
+
 #endif

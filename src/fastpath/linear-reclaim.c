@@ -1,0 +1,140 @@
+/*
+ * Discards: what the kernel throws away in a line becomes a hole of the host file, under a table of
+ * the image that still says "data". It reads as zeroes, as it should; but the image does not know
+ * that it has the space back.
+ *
+ *      the device has counted discards ──> holes below the runs ──> their lines go out (one round)
+ *           ──> RECLAIM of each: the engine looks again, with the range to itself, and unmaps
+ *
+ * The first look is only a hint: it finds what is worth asking for.
+ */
+#include "fastpath/linear-impl.h"
+
+#include "base/bytes.h"
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "store/store.h"
+
+#define HOLES_MAX 4096 /* ranges; neighbours are joined beyond that */
+
+bool linear_saw_discards(Linear *linear)
+{
+    bool seen = false;
+    for (unsigned i = 0; i < linear->files->len; i++) {
+        LinearFile *file = linear->files->pdata[i];
+        if (!file->refused && file->loop.is_loop) {
+            int64_t discards = loop_discards(&file->loop);
+            seen = seen || discards != file->discards;
+            file->discards = discards;
+        }
+    }
+    return seen;
+}
+
+static void find_holes(const DmRun *run, uint64_t unit, RangeSet *holes)
+{
+    for (uint64_t done = 0, length; done < run->length; done += length) {
+        bool data;
+        length = run->length - done;
+        if (store_next_data(run->store, run->host_offset + done, length, &data, &length) < 0) {
+            return;
+        }
+        uint64_t start = align_up(run->start + done, unit);
+        uint64_t end = align_down(run->start + done + length, unit);
+        if (!data && start < end) {
+            rangeset_add(holes, start, end - start);
+        }
+    }
+}
+
+/* One request, made on the worker, waited for here. */
+typedef struct Call {
+    Request request;
+    WorkerMessage message;
+    Node *node;
+    pthread_mutex_t lock;
+    pthread_cond_t condition;
+    bool done; /* lock */
+} Call;
+
+static void call_start(WorkerMessage *message)
+{
+    Call *call = (Call *)((char *)message - offsetof(Call, message));
+    node_submit(call->node, &call->request);
+}
+
+static void call_done(Request *request)
+{
+    Call *call = (Call *)((char *)request - offsetof(Call, request));
+    with_mutex(&call->lock);
+    call->done = true;
+    pthread_cond_signal(&call->condition);
+}
+
+static int reclaim_range(const Linear *linear, uint64_t offset, uint64_t length)
+{
+    Call call = {.node = disk_node(linear->disk)};
+    request_init(&call.request);
+    call.request.type = REQUEST_RECLAIM;
+    call.request.offset = offset;
+    call.request.length = length;
+    call.request.worker = linear->worker;
+    call.request.done = call_done;
+    call.message.run = call_start;
+    pthread_mutex_init(&call.lock, NULL);
+    pthread_cond_init(&call.condition, NULL);
+    worker_post(linear->worker, &call.message);
+    pthread_mutex_lock(&call.lock);
+    while (!call.done) {
+        pthread_cond_wait(&call.condition, &call.lock);
+    }
+    pthread_mutex_unlock(&call.lock);
+    pthread_cond_destroy(&call.condition);
+    pthread_mutex_destroy(&call.lock);
+    request_clear(&call.request);
+    return call.request.result;
+}
+
+static void reclaim_all(Linear *linear, const RangeSet *holes)
+{
+    uint64_t bytes = 0;
+    for (unsigned i = 0; i < holes->count; i++) {
+        int r = reclaim_range(linear, holes->items[i].offset, holes->items[i].length);
+        if (r < 0) {
+            log_limited(LOG_LEVEL_WARNING, "%s: discarded space stays allocated: %s", linear->name,
+                        g_strerror(-r));
+            break;
+        }
+        bytes += holes->items[i].length;
+    }
+    with_mutex(&linear->lock);
+    linear->stats.reclaimed_bytes += bytes;
+}
+
+void linear_reclaim(Linear *linear, const DmTable *table)
+{
+    g_autoptr(GError) error = NULL;
+    RangeSet holes = {.limit = HOLES_MAX};
+    uint64_t unit = lease_unit(linear->disk);
+    if (linear->fixed || unit == 1) { /* of a raw image the holes are the record */
+        return;
+    }
+    for (unsigned i = 0; i < table->count; i++) {
+        find_holes(&table->runs[i], unit, &holes);
+    }
+    bool ready = holes.count > 0;
+    if (ready && linear->worker == NULL) {
+        linear->worker = worker_new(0, &error);
+        ready = linear->worker != NULL;
+    }
+    if (ready && linear->has_leases) {
+        ready = linear_give_back(linear, &holes, &error);
+    }
+    if (error != NULL) {
+        log_limited(LOG_LEVEL_WARNING, "%s", error->message);
+    }
+    if (ready) {
+        reclaim_all(linear, &holes);
+    }
+    rangeset_clear(&holes);
+}
