@@ -241,6 +241,82 @@ START_TEST(exceptions_of_any_damage_end)
 }
 END_TEST
 
+/* Stores that Linux 6.1 has written (dmsetup, a disk of 1 MiB), cut after what is in use. */
+static Exceptions kernel_store(const char *name, Store **store)
+{
+    const char *source = g_getenv("COWNBD_SOURCE");
+    g_autofree char *path =
+        g_build_filename(source ? source : ".", "tests/fuzz/seeds/exceptions", name, NULL);
+    g_autofree char *bytes = NULL;
+    gsize size;
+    Exceptions list;
+    ck_assert_msg(g_file_get_contents(path, &bytes, &size, NULL), "%s", path);
+    *store = store_memory_new(path, bytes, size);
+    ck_assert(exceptions_read(*store, 0, 1 << 20, &list, NULL));
+    return list;
+}
+
+static char letter_of(const Exceptions *list, Store *store, uint64_t origin, unsigned at)
+{
+    uint8_t letter = '?';
+    for (uint64_t i = 0; i < list->count; i++) {
+        if (list->items[i].origin == origin) {
+            ck_assert_int_eq(store_read(store, &letter, 1,
+                                        exceptions_offset(list, 0, list->items[i].store) + at),
+                             0);
+        }
+    }
+    return letter;
+}
+
+START_TEST(exceptions_of_the_kernel_in_two_areas)
+{
+    g_autoptr(Store) store = NULL;
+    Exceptions list = kernel_store("kernel-512", &store);
+    ck_assert_uint_eq(list.chunk, 512);
+    ck_assert_uint_eq(list.count, 8 + 36);
+    ck_assert_uint_eq(list.chunks_used, 47); /* as dmsetup status said, in sectors */
+    ck_assert_int_eq(letter_of(&list, store, 0, 0), 'a');
+    ck_assert_int_eq(letter_of(&list, store, 2047, 511), 'a');
+    ck_assert_int_eq(letter_of(&list, store, 5, 0), 'b');
+    ck_assert_int_eq(letter_of(&list, store, 200, 0), 'c');
+    ck_assert_int_eq(letter_of(&list, store, 235, 0), 'c');
+    ck_assert_int_eq(letter_of(&list, store, 236, 0), '?');
+    exceptions_clear(&list);
+}
+END_TEST
+
+START_TEST(exceptions_of_the_kernel_copied_from_the_origin)
+{
+    g_autoptr(Store) store = NULL;
+    Exceptions list = kernel_store("kernel-4k", &store);
+    ck_assert_uint_eq(list.chunk, 4096);
+    ck_assert_uint_eq(list.chunks_used, 7);
+    ck_assert_int_eq(letter_of(&list, store, 0, 5 * 512 - 1), 'o');
+    ck_assert_int_eq(letter_of(&list, store, 0, 5 * 512 % 4096), 'a');
+    ck_assert_int_eq(letter_of(&list, store, 255, 0), 'b');
+    ck_assert_int_eq(letter_of(&list, store, 10, 7 * 512), 'd');
+    ck_assert_int_eq(letter_of(&list, store, 11, 0), 'd');
+    ck_assert_int_eq(letter_of(&list, store, 11, 512), 'o');
+    exceptions_clear(&list);
+}
+END_TEST
+
+START_TEST(exceptions_of_stores_that_the_kernel_has_filled)
+{
+    g_autoptr(Store) invalid = NULL, overflowed = NULL;
+    Exceptions list = kernel_store("kernel-invalid", &invalid);
+    ck_assert(!list.valid);
+    ck_assert_uint_eq(list.count, 30);
+    exceptions_clear(&list);
+    list = kernel_store("kernel-overflow", &overflowed);
+    ck_assert(list.valid);
+    ck_assert_uint_eq(list.count, 6);
+    ck_assert_uint_eq(list.chunks_used, 8);
+    exceptions_clear(&list);
+}
+END_TEST
+
 int main(void)
 {
     TCase *tcase = tcase_create("exceptions");
@@ -254,5 +330,8 @@ int main(void)
     tcase_add_test(tcase, exceptions_in_no_order);
     tcase_add_test(tcase, exceptions_sizes);
     tcase_add_loop_test(tcase, exceptions_of_any_damage_end, 0, 300);
+    tcase_add_test(tcase, exceptions_of_the_kernel_in_two_areas);
+    tcase_add_test(tcase, exceptions_of_the_kernel_copied_from_the_origin);
+    tcase_add_test(tcase, exceptions_of_stores_that_the_kernel_has_filled);
     return suite_run("exceptions", tcase);
 }
