@@ -82,6 +82,11 @@ fails() {
     fi
 }
 
+# after_test DIR: for what a test leaves that is no file; also after one that failed.
+after_test() {
+    :
+}
+
 run_one() {
     set -e
     mkdir "$top/$1"
@@ -97,6 +102,7 @@ run_tests() {
         # Not in a condition: there set -e would be off.
         (run_one "$name") >"$top/$name.log" 2>&1
         status=$?
+        after_test "$top/$name" >>"$top/$name.log" 2>&1
         if [[ $status == 0 ]]; then
             echo "ok ${name#test_}"
         else

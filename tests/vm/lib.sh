@@ -30,6 +30,14 @@ disk_folder() {
     mount /dev/ram0 "$1"
 }
 
+# after_test DIR: a test that failed leaves its file systems mounted.
+after_test() {
+    local dir
+    sed -n "s|^[^ ]* \($1/[^ ]*\) .*|\1|p" /proc/mounts | tac | while IFS= read -r dir; do
+        umount -l "$dir"
+    done
+}
+
 # eventually WHAT COMMAND...: waits up to 20 s until the command succeeds.
 eventually() {
     local what=$1 tries=0
