@@ -13,6 +13,7 @@ char *attach_server_image(const char *image);
 
 /* A file of ours in the runtime directory: "/run/cownbd/attach-<hash of the image's path>SUFFIX".
  * NULL: there is no such directory. g_free. */
+#define ATTACH_JOURNAL ".journal" /* of the changes that were not flushed: engine/journal.h */
 char *attach_server_file(const char *image, const char *suffix, GError **error);
 
 /* The control socket of a living server that serves the image: the named one (control), or the

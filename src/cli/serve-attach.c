@@ -16,8 +16,10 @@
 #include "base/cleanup.h"
 #include "base/errors.h"
 #include "base/log.h"
+#include "cli/attach-server.h"
 #include "cli/output.h"
 #include "cli/serve-impl.h"
+#include "engine/journal.h"
 #include "fastpath/attachment.h"
 
 #define CONNECTIONS_MAX 16
@@ -154,12 +156,22 @@ static AttachmentOptions default_options(const ServedImage *image)
     };
 }
 
+/* The kernel is a client that does not notice when a server is replaced. */
+static bool start_journal(const ServedImage *image, GError **error)
+{
+    g_autofree char *path = attach_server_file(image->real_path, ATTACH_JOURNAL, error);
+    return path != NULL && journal_start(image->disk, path, error);
+}
+
 /* Attaches the image if it is not attached here already. lock is held. */
 static Attachment *attach(Serve *serve, ServedImage *image, AttachmentOptions *how, GError **error)
 {
     Attachment *attachment = find_attachment(serve, image->real_path);
     if (attachment != NULL) {
         return attachment;
+    }
+    if (!start_journal(image, error)) {
+        return NULL;
     }
     Target *target = g_new(Target, 1);
     *target = (Target){serve->server, image->export};

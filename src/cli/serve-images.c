@@ -6,7 +6,9 @@
 
 #include "base/errors.h"
 #include "base/log.h"
+#include "cli/attach-server.h"
 #include "cli/serve-impl.h"
+#include "engine/journal.h"
 #include "map/image.h"
 
 /* Opens the image for writing if that is wanted; one whose format cannot be written is served
@@ -37,6 +39,17 @@ static char *real_path_of(const char *path)
     return result;
 }
 
+/* What a server of this image that died had answered and not flushed. */
+static bool take_over_journal(const ServedImage *served, GError **error)
+{
+    g_autofree char *path = attach_server_file(served->real_path, ATTACH_JOURNAL, NULL);
+    if (path == NULL) {
+        return true;
+    }
+    return served->write ? journal_replay(served->disk, path, error)
+                         : journal_check_empty(path, error);
+}
+
 /* Opens one image and makes it an export. */
 static bool add_image(Serve *serve, const char *path, const char *name, GError **error)
 {
@@ -57,6 +70,9 @@ static bool add_image(Serve *serve, const char *path, const char *name, GError *
     served->image = image;
     served->disk = disk_new(image, serve->pool, guard);
     g_ptr_array_add(serve->images, served);
+    if (!take_over_journal(served, error)) {
+        return false;
+    }
     if (!export_table_add(serve->exports, name, NULL, disk_node(served->disk), !image->write,
                           error)) {
         return false;

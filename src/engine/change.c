@@ -9,6 +9,7 @@
 #include <stdatomic.h>
 
 #include "base/cleanup.h"
+#include "engine/journal-impl.h"
 
 /* Extents of the old map looked at for one change: one unit of 2 MiB over a backing with clusters
  * of 512 bytes has 4096. A longer change is shortened; its request comes back for the rest. */
@@ -162,6 +163,14 @@ static void forget_in_mapcache(Disk *disk, const Change *change)
     mapcache_erase(disk->mapcache, change->offset, change->length);
 }
 
+/* The format has been told, nobody has been answered. */
+static void note_in_journal(Disk *disk, const Change *change)
+{
+    for (unsigned i = 0; i < change->allocation.extents.count; i++) {
+        journal_note(disk, &change->allocation.extents.items[i]);
+    }
+}
+
 static void commit(Disk *disk, Change *changes)
 {
     g_autoptr(GPtrArray) allocations = g_ptr_array_new();
@@ -185,6 +194,7 @@ static void commit(Disk *disk, Change *changes)
         if (change->kind == CHANGE_COMMIT) {
             change->result = r;
             if (r == 0) {
+                note_in_journal(disk, change);
                 show_in_mapcache(disk, change);
                 atomic_fetch_add_explicit(&disk->new_bytes, change->length, memory_order_relaxed);
             } else {
@@ -213,6 +223,9 @@ static void unmap(Disk *disk, Change *change)
     change->result = format->unmap == NULL ? -ENOTSUP
                                            : format->unmap(disk->image, change->offset,
                                                            change->length, change->unmap_flags);
+    if (change->result == 0) {
+        journal_note_zero(disk, change->offset, change->length);
+    }
     forget_in_mapcache(disk, change);
     unitcache_clear(disk->units);
 }
@@ -250,6 +263,7 @@ static void change_job_run(PoolJob *job)
             abandon(disk, change);
         }
     }
+    journal_secure(disk);
     allocate(disk, all);
     leave_or_go_on(disk);
     while (all != NULL) { /* once resumed, a change and its disk may be gone */

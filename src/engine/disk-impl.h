@@ -30,6 +30,7 @@
 #include "map/mapcache.h"
 
 typedef struct Change Change;
+typedef struct Journal Journal;
 typedef struct Lease Lease;
 
 struct Disk {
@@ -46,6 +47,7 @@ struct Disk {
 
     Gate gate;
     UnitCache *units;
+    _Atomic(Journal *) journal; /* NULL: none is kept */
 
     pthread_mutex_t change_lock;
     Change *changes, **changes_end; /* change_lock; wait for the change job */

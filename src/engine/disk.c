@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "engine/change.h"
 #include "engine/disk-impl.h"
+#include "engine/journal-impl.h"
 
 /* 64k extents of 64 bytes in leaves that may be half full: 8 MiB a disk at most, taken as they come. */
 #define MAPCACHE_LIMIT (64 * 1024)
@@ -66,6 +67,7 @@ int disk_close(Disk *disk)
     if (disk->image->write) { /* of a degraded disk, answered writes may be missing */
         r = disk_mode(disk) == DISK_NORMAL ? image_finish(disk->image) : -EIO;
     }
+    journal_end(disk, r == 0);
     gate_destroy(&disk->gate);
     unitcache_free(disk->units);
     mapcache_free(disk->mapcache);

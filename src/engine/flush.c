@@ -13,6 +13,7 @@
  */
 #include "base/cleanup.h"
 #include "engine/disk-impl.h"
+#include "engine/journal-impl.h"
 
 static void flush_job_run(PoolJob *job);
 static void sync_job_run(PoolJob *job);
@@ -29,7 +30,8 @@ static void flush_begin(Disk *disk)
     disk->flush_running = disk->flush_waiting;
     disk->flush_waiting = NULL;
     const Image *image = disk->image;
-    if (image->format->is_dirty != NULL && image->format->is_dirty(image)) {
+    if ((image->format->is_dirty != NULL && image->format->is_dirty(image)) ||
+        journal_has_records(disk)) {
         disk->flush_job.job.run = flush_job_run;
         gate_enter(&disk->gate, &disk->flush_job, GATE_WRITEBACK);
     } else {
@@ -74,6 +76,9 @@ int flush_metadata(Disk *disk)
      * tried again. */
     if (r < 0 && r != -ENOSPC && r != -EDQUOT) {
         disk_degrade(disk, DISK_READ_ONLY, "flush", r);
+    }
+    if (r == 0) {
+        journal_empty(disk);
     }
     return r;
 }
