@@ -116,7 +116,7 @@ device_is_there() {
 # The nbd device that shows the image.
 nbd_of() {
     local entry
-    entry=$(grep -lxF "cownbd:$PWD/top.qcow2" /sys/block/nbd*/backend) || return 1
+    entry=$(grep -lsxF "cownbd:$PWD/top.qcow2" /sys/block/nbd*/backend) || return 1
     entry=${entry%/backend}
     echo "/dev/${entry##*/}"
 }
@@ -154,8 +154,13 @@ finish() {
 leave() {
     local seen
     seen=$(digest_of "$device")
-    "$COWNBD" ctl --control "$PWD/control" detach "image=$PWD/top.qcow2"
+    # It detaches what nobody uses.
+    kill -TERM $server
     wait $server
+    if nbd_of; then
+        echo "the device is still there"
+        return 1
+    fi
     server=
     "$COWNBD" check top.qcow2
     qemu-img check -q top.qcow2
