@@ -74,7 +74,7 @@ static void block(Conn *conn)
 
 void conn_flush(Conn *conn)
 {
-    while (conn->queue != NULL && !conn->blocked && !conn->broken) {
+    while (conn->queue != NULL && !conn->blocked && !conn->broken && !conn->local->still) {
         struct iovec iov[SEND_IOV_MAX];
         size_t length;
         struct msghdr message = {.msg_iov = iov, .msg_iovlen = gather(conn, iov, &length)};
@@ -90,7 +90,7 @@ void conn_flush(Conn *conn)
             conn_break(conn);
         }
     }
-    if (conn->writing && conn->queue == NULL) {
+    if (conn->writing && conn->queue == NULL && !conn->local->still) {
         conn->writing = false;
         event_del(conn->write_event);
     }
@@ -108,20 +108,28 @@ void conn_send(Conn *conn, NbdRequest *request)
     conn_schedule(conn);
 }
 
+NbdRequest *conn_reply_of_bytes(Conn *conn, const void *bytes, uint32_t length)
+{
+    NbdRequest *request = nbd_request_new(conn, buffers_cost(length));
+    if (!nbd_request_take_buffer(request, length)) {
+        nbd_request_free(request);
+        conn_break(conn);
+        return NULL;
+    }
+    memcpy(request->buffer, bytes, length);
+    reply_make_bytes(request, length);
+    return request;
+}
+
 void conn_send_bytes(Conn *conn, const void *bytes, size_t length)
 {
     const uint8_t *from = bytes;
     while (length > 0 && !conn->broken) {
         uint32_t piece = min_u64(length, SEND_BYTES_PIECE);
-        NbdRequest *request = nbd_request_new(conn, buffers_cost(piece));
-        if (!nbd_request_take_buffer(request, piece)) {
-            nbd_request_free(request);
-            conn_break(conn);
-            return;
+        NbdRequest *request = conn_reply_of_bytes(conn, from, piece);
+        if (request != NULL) {
+            conn_send(conn, request);
         }
-        memcpy(request->buffer, from, piece);
-        reply_make_bytes(request, piece);
-        conn_send(conn, request);
         from += piece;
         length -= piece;
     }

@@ -32,55 +32,11 @@
 #define STOP_GRACE          5            /* seconds to take the last replies in */
 
 G_STATIC_ASSERT(NBD_SCRATCH_SIZE >= RECEIVE_SIZE + HANDSHAKE_OPTION_MAX + NBD_OPTION_SIZE);
-G_STATIC_ASSERT(CONN_STASH_ROOM >= NBD_REQUEST_SIZE);
+G_STATIC_ASSERT(STASH_ROOM >= NBD_REQUEST_SIZE);
 
 static bool may_read(const Conn *conn)
 {
-    return !conn->paused && !conn->draining && !conn->broken;
-}
-
-/* The stash */
-
-static const uint8_t *stash_bytes(const ConnStash *stash)
-{
-    return (stash->memory != NULL ? stash->memory : stash->room) + stash->start;
-}
-
-static void stash_clear(ConnStash *stash)
-{
-    g_free(stash->memory);
-    stash->memory = NULL;
-    stash->start = stash->length = 0;
-}
-
-/* Keeps bytes for the next receive; they may lie in the stash itself (then they are its tail). */
-static void stash_keep(ConnStash *stash, const uint8_t *bytes, size_t length)
-{
-    if (length == 0) {
-        stash_clear(stash);
-        return;
-    }
-    if (stash->memory != NULL && length > CONN_STASH_ROOM) {
-        stash->start += stash->length - length;
-    } else if (length > CONN_STASH_ROOM) {
-        stash->memory = g_memdup2(bytes, length);
-    } else {
-        memmove(stash->room, bytes, length);
-        g_free(g_steal_pointer(&stash->memory));
-        stash->start = 0;
-    }
-    stash->length = length;
-}
-
-/* Moves the stash to the head of scratch. */
-static size_t stash_move(ConnStash *stash, uint8_t *scratch)
-{
-    size_t length = stash->length;
-    if (length > 0) {
-        memcpy(scratch, stash_bytes(stash), length);
-        stash_clear(stash);
-    }
-    return length;
+    return !conn->paused && !conn->draining && !conn->broken && !conn->local->frozen;
 }
 
 /* Input */
@@ -190,7 +146,8 @@ static bool resumable(const Conn *conn)
 /* Goes on with what was stashed when the budget was used up. */
 static void resume(Conn *conn)
 {
-    while (conn->paused && !conn->draining && !conn->broken && resumable(conn)) {
+    while (conn->paused && !conn->draining && !conn->broken && !conn->local->frozen &&
+           resumable(conn)) {
         conn->paused = false;
         consume(conn, stash_bytes(&conn->stash), conn->stash.length);
         conn_flush(conn);
@@ -246,7 +203,7 @@ static void conn_close(Conn *conn)
 
 static void conn_settle(Conn *conn)
 {
-    if (conn->closed) {
+    if (conn->closed || conn->local->still) {
         return;
     }
     resume(conn);
@@ -364,12 +321,15 @@ static void conn_start(WorkerMessage *message)
     callback_begin(conn);
     if (local->stopping || !make_events(conn)) {
         conn_break(conn);
+    } else if (conn->state != NULL) {
+        conn_state_apply(conn, conn->state);
     } else if (conn->export != NULL) {
         conn_start_transmission(conn, conn->export);
     } else {
         conn_restart_timer(conn);
         handshake_start(conn);
     }
+    g_clear_pointer(&conn->state, conn_state_free);
     callback_end(conn);
 }
 
@@ -379,6 +339,7 @@ void conn_new(NbdLocal *local, int fd, const ConnStart *start)
     conn->local = local;
     conn->fd = fd;
     conn->export = start->export;
+    conn->state = start->state;
     conn->gone = start->gone;
     conn->gone_argument = start->gone_argument;
     conn->refs = 1;
@@ -458,5 +419,36 @@ void conn_stop(Conn *conn)
     if (!set_timer(conn, STOP_GRACE)) {
         conn_break(conn);
     }
+    callback_end(conn);
+}
+
+void conn_freeze(Conn *conn)
+{
+    callback_begin(conn);
+    callback_end(conn);
+}
+
+void conn_hold_still(Conn *conn)
+{
+    event_del(conn->write_event);
+    conn->writing = conn->blocked = false;
+    if (conn->timer != NULL) {
+        event_del(conn->timer);
+    }
+}
+
+void conn_thaw(Conn *conn)
+{
+    callback_begin(conn);
+    if (conn->phase != CONN_TRANSMISSION) {
+        conn_restart_timer(conn);
+    }
+    callback_end(conn);
+}
+
+void conn_abandon(Conn *conn)
+{
+    callback_begin(conn);
+    conn_break(conn);
     callback_end(conn);
 }

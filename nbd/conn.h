@@ -16,21 +16,12 @@
 
 #include "control/export.h"
 #include "nbd/linger.h"
+#include "nbd/conn-state.h"
 #include "nbd/reply.h"
 #include "nbd/server.h"
+#include "nbd/stash.h"
 
 struct event;
-
-typedef enum { CONN_FLAGS, CONN_OPTIONS, CONN_TRANSMISSION } ConnPhase;
-
-#define CONN_STASH_ROOM 32 /* a partial request fits */
-
-/* Bytes received and not yet used. In room when they are few, else in memory of their own. */
-typedef struct ConnStash {
-    uint8_t *memory; /* NULL: in room */
-    uint32_t start, length;
-    uint8_t room[CONN_STASH_ROOM];
-} ConnStash;
 
 struct Conn {
     NbdLocal *local;
@@ -38,8 +29,9 @@ struct Conn {
     WorkerMessage message; /* start, then the end of a turn */
     struct event *read_event, *write_event, *timer;
     int fd;
-    int refs;     /* open, each request, each callback under way, message */
-    NbdGone gone; /* called by the last unref; may be NULL */
+    int refs;         /* open, each request, each callback under way, message */
+    ConnState *state; /* to begin with; NULL after the start */
+    NbdGone gone;     /* called by the last unref; may be NULL */
     void *gone_argument;
     NbdCounters *counters; /* of its export on its worker; set in TRANSMISSION */
     ConnPhase phase;
@@ -61,7 +53,7 @@ struct Conn {
     const Export *export;      /* set in TRANSMISSION */
 
     /* input */
-    ConnStash stash;
+    Stash stash;
     Linger linger;
     NbdRequest *payload;  /* WRITE whose payload is still arriving */
     uint32_t payload_got; /* bytes of it */
@@ -80,6 +72,7 @@ struct Conn {
 /* How a connection begins; all zero: a client that is to be greeted. */
 typedef struct ConnStart {
     const Export *export; /* not NULL: in transmission, with simple replies */
+    ConnState *state;     /* not NULL: another process has come so far with it; taken */
     NbdGone gone;         /* may be NULL */
     void *gone_argument;
 } ConnStart;
@@ -98,6 +91,9 @@ void conn_send(Conn *conn, NbdRequest *request);
 
 /* Queues bytes (handshake). */
 void conn_send_bytes(Conn *conn, const void *bytes, size_t length);
+
+/* A reply of these bytes, not queued; NULL, and the connection breaks, when there is no memory. */
+NbdRequest *conn_reply_of_bytes(Conn *conn, const void *bytes, uint32_t length);
 
 /* Sends what the socket takes; in a callback of this connection that follows by itself. */
 void conn_flush(Conn *conn);
@@ -119,6 +115,13 @@ void conn_start_transmission(Conn *conn, const Export *export);
 
 /* The handshake has gone on a step: the time-out begins anew. */
 void conn_restart_timer(Conn *conn);
+
+/* The server is being frozen, see server.h: reads no more for now; then does nothing at all; then goes
+ * on as if nothing had been, or closes without a word. */
+void conn_freeze(Conn *conn);
+void conn_hold_still(Conn *conn);
+void conn_thaw(Conn *conn);
+void conn_abandon(Conn *conn);
 
 /* The server stops: drains, and closes by force after a few seconds. */
 void conn_stop(Conn *conn);

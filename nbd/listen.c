@@ -68,6 +68,26 @@ static Listener *listener_new(int fd, char *uri)
     return listener;
 }
 
+/* The file of the unix socket, to be removed at the end. */
+static void remember_file(Listener *listener, const char *path)
+{
+    struct stat st;
+    if (stat(path, &st) == 0) {
+        listener->path = g_strdup(path);
+        listener->device = st.st_dev;
+        listener->inode = st.st_ino;
+    }
+}
+
+Listener *listener_adopt(int fd, const char *uri, const char *path)
+{
+    Listener *listener = listener_new(fd, g_strdup(uri));
+    if (path != NULL) {
+        remember_file(listener, path);
+    }
+    return listener;
+}
+
 /* True when somebody accepts on the unix socket at address. */
 static bool is_alive(const struct sockaddr_un *address)
 {
@@ -123,12 +143,7 @@ static bool open_unix(const char *path, GPtrArray *listeners, GError **error)
     g_autofree char *escaped = g_uri_escape_string(absolute, "/", TRUE);
     Listener *listener =
         listener_new(fd_steal(&fd), g_strdup_printf("nbd+unix:///?socket=%s", escaped));
-    struct stat st;
-    if (stat(path, &st) == 0) {
-        listener->path = g_steal_pointer(&absolute);
-        listener->device = st.st_dev;
-        listener->inode = st.st_ino;
-    }
+    remember_file(listener, absolute);
     g_ptr_array_add(listeners, listener);
     return true;
 }
@@ -347,20 +362,42 @@ static void stop_accepting(WorkerMessage *message)
     pthread_cond_signal(&listener->changed);
 }
 
+void listener_pause(Listener *listener)
+{
+    if (listener->worker == NULL) {
+        return;
+    }
+    listener->stopped = false;
+    listener->stop_message.run = stop_accepting;
+    worker_post(listener->worker, &listener->stop_message);
+    with_mutex(&listener->lock);
+    while (!listener->stopped) {
+        pthread_cond_wait(&listener->changed, &listener->lock);
+    }
+    listener->worker = NULL;
+}
+
 void listener_stop(Listener *listener)
 {
-    if (listener->worker != NULL) {
-        listener->stop_message.run = stop_accepting;
-        worker_post(listener->worker, &listener->stop_message);
-        with_mutex(&listener->lock);
-        while (!listener->stopped) {
-            pthread_cond_wait(&listener->changed, &listener->lock);
-        }
-        listener->worker = NULL;
-    }
+    listener_pause(listener);
     if (listener->fd >= 0) {
         close(fd_steal(&listener->fd));
     }
+}
+
+int listener_fd(const Listener *listener)
+{
+    return listener->fd;
+}
+
+const char *listener_path(const Listener *listener)
+{
+    return listener->path;
+}
+
+void listener_leave_file(Listener *listener)
+{
+    g_clear_pointer(&listener->path, g_free);
 }
 
 void listener_free(Listener *listener)

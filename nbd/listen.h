@@ -31,6 +31,18 @@ void listener_start(Listener *listener, Worker *worker, ListenerAccept accept, v
 /* Accepts no more; returns when that is so, and closes the socket. [main] */
 void listener_stop(Listener *listener);
 
+/* Accepts no more until listener_start is called again; who connects meanwhile waits. [main] */
+void listener_pause(Listener *listener);
+
+/* To hand a listener over to another process: its socket, the unix socket's file (NULL: none). The
+ * file is left alone from now on by listener_free. [main] */
+int listener_fd(const Listener *listener);
+const char *listener_path(const Listener *listener);
+void listener_leave_file(Listener *listener);
+
+/* The same in the other process. Takes fd; path may be NULL. [main] */
+Listener *listener_adopt(int fd, const char *uri, const char *path);
+
 /* Stopped or never started. Removes the unix socket's file. [main] */
 void listener_free(Listener *listener);
 

@@ -27,6 +27,16 @@ bool nbd_unpack_request(const uint8_t *in, NbdRequestHeader *out)
     return load_be32(in) == NBD_REQUEST_MAGIC;
 }
 
+void nbd_pack_request(uint8_t *out, const NbdRequestHeader *in)
+{
+    store_be32(out, NBD_REQUEST_MAGIC);
+    store_be16(out + 4, in->flags);
+    store_be16(out + 6, in->command);
+    store_be64(out + 8, in->cookie);
+    store_be64(out + 16, in->offset);
+    store_be32(out + 24, in->length);
+}
+
 /* Takes a string with a 32-bit length before it off the front of the input. */
 static bool take_string(const uint8_t **in, size_t *length, const char **string,
                         uint32_t *string_length)

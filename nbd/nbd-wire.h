@@ -164,6 +164,9 @@ bool nbd_unpack_meta_request(const uint8_t *in, size_t length, NbdMetaRequest *o
 /* Takes the next query off the front of out->queries; false when its length does not fit. */
 bool nbd_next_meta_query(NbdMetaRequest *meta, const char **query, uint32_t *query_length);
 
+/* The other way, for a request that is handed on. */
+void nbd_pack_request(uint8_t *out, const NbdRequestHeader *in);
+
 /* What we send. Each returns the number of bytes written, one of the sizes above. */
 size_t nbd_pack_greeting(uint8_t *out);
 size_t nbd_pack_option_reply(uint8_t *out, uint32_t option, uint32_t type, uint32_t length);

@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "nbd/conn.h"
 #include "nbd/reply.h"
+#include "nbd/server-freeze.h"
 
 static void stop_local(WorkerMessage *message)
 {
@@ -33,12 +34,15 @@ NbdServer *nbd_server_new(const ExportTable *exports, const NbdLimits *limits,
     server->limits = *limits;
     server->idle_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     g_assert(server->idle_fd >= 0);
+    pthread_mutex_init(&server->freeze_lock, NULL);
+    pthread_cond_init(&server->freeze_changed, NULL);
     server->locals = g_new0(NbdLocal, worker_count);
     server->local_count = worker_count;
     for (unsigned i = 0; i < worker_count; i++) {
         server->locals[i].server = server;
         server->locals[i].worker = workers[i];
         server->locals[i].stop.run = stop_local;
+        server_freeze_init_local(&server->locals[i]);
         server->locals[i].counters = g_new0(NbdCounters, export_table_count(exports));
     }
     return server;
@@ -81,6 +85,14 @@ void nbd_server_accept(NbdServer *server, int fd)
     NbdLocal *local = least_loaded(server);
     atomic_fetch_add(&local->conn_count, 1);
     conn_new(local, fd, &(ConnStart){0});
+}
+
+void nbd_server_adopt(NbdServer *server, int fd, ConnState *state)
+{
+    NbdLocal *local = least_loaded(server);
+    atomic_fetch_add(&server->conn_count, 1);
+    atomic_fetch_add(&local->conn_count, 1);
+    conn_new(local, fd, &(ConnStart){.state = state});
 }
 
 void nbd_server_attach(NbdServer *server, const Export *export, int fd, NbdGone gone,
@@ -138,6 +150,8 @@ void nbd_server_free(NbdServer *server)
         g_free(local->scratch);
         g_free(local->counters);
     }
+    pthread_mutex_destroy(&server->freeze_lock);
+    pthread_cond_destroy(&server->freeze_changed);
     close(server->idle_fd);
     g_free(server->locals);
     g_free(server);

@@ -7,6 +7,8 @@
 #ifndef NBD_SERVER_H
 #define NBD_SERVER_H
 
+#include <glib.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -14,6 +16,7 @@
 #include "base/worker.h"
 #include "control/export.h"
 #include "nbd/buffers.h"
+#include "nbd/conn-state.h"
 #include "nbd/counters.h"
 
 typedef struct Conn Conn;
@@ -43,7 +46,11 @@ typedef struct NbdLocal {
     unsigned spare_count;
     NbdCounters *counters; /* for each export; read by others */
     bool stopping;
-    WorkerMessage stop;
+    unsigned submitted; /* requests that are the node's */
+    bool frozen;        /* nothing is read */
+    bool still;         /* nothing is sent either, submitted is 0, states holds all there is */
+    GPtrArray *states;  /* NbdHeld *, when still */
+    WorkerMessage stop, freeze, quiet, drop, thaw, abandon;
     atomic_uint conn_count; /* [any] */
 } NbdLocal;
 
@@ -57,6 +64,11 @@ struct NbdServer {
         conn_count;     /* connections that exist, closed ones with requests in flight included */
     atomic_bool served; /* a client has come as far as transmission */
     int idle_fd;        /* eventfd, written when conn_count becomes 0 */
+
+    pthread_mutex_t freeze_lock;
+    pthread_cond_t freeze_changed;
+    unsigned still_count; /* freeze_lock; workers that are still */
+    unsigned moved_count; /* freeze_lock; workers that have left that again */
 };
 
 /* The workers and the exports must outlive the server. [main] */
@@ -84,6 +96,38 @@ void nbd_server_stop(NbdServer *server);
 int nbd_server_idle_fd(const NbdServer *server);
 unsigned nbd_server_connections(const NbdServer *server); /* [any] */
 bool nbd_server_has_served(const NbdServer *server);      /* [any] */
+
+/* A connection that is held still: its socket, which stays the server's, and its state. */
+typedef struct NbdHeld {
+    int fd;
+    ConnState *state;
+} NbdHeld;
+
+/* Holds the server still, to hand it over to another process: all connections read no more, what is
+ * in flight is finished, replies not yet sent stay. Nobody connects meanwhile (listeners are paused),
+ * nobody calls nbd_server_attach. True: it is still, no request is in flight, the nodes of exports
+ * may go away and be replaced. False: not after so many seconds; it goes on. [main] */
+bool nbd_server_freeze(NbdServer *server, unsigned seconds);
+
+/* Of a server that is held still: calls function for each connection of a client; those of kernel
+ * devices are not among them: the kernel takes a new one. [main] */
+void nbd_server_each_held(const NbdServer *server,
+                          void (*function)(const NbdHeld *held, void *argument), void *argument);
+
+/* Of a server that is held still: closes the connections of kernel devices. [main] */
+void nbd_server_drop_attached(NbdServer *server);
+
+/* It goes on as if nothing had been; or every connection is closed (sockets that another process has
+ * are still open there). [main] */
+void nbd_server_thaw(NbdServer *server);
+void nbd_server_abandon(NbdServer *server);
+
+/* Goes on with a connection of another process. Takes fd and state. [any] */
+void nbd_server_adopt(NbdServer *server, int fd, ConnState *state);
+
+/* For transmission.c: a request goes to its node, comes back. [worker] */
+void nbd_local_submitted(NbdLocal *local);
+void nbd_local_returned(NbdLocal *local);
 
 /* No connection is left and the workers have ended. [main] */
 void nbd_server_free(NbdServer *server);

@@ -128,6 +128,7 @@ static void request_done(Request *done)
 {
     NbdRequest *request = (NbdRequest *)(void *)done;
     count(request);
+    nbd_local_returned(request->conn->local);
     if (request->conn->closed) {
         nbd_request_free(request);
         return;
@@ -161,6 +162,7 @@ static void submit(Conn *conn, NbdRequest *request)
 {
     Request *to_node = &request->request;
     to_node->result = 0;
+    nbd_local_submitted(conn->local);
     if (request->length == 0 && request->command != NBD_CMD_FLUSH) {
         request_done(to_node);
         return;

@@ -376,6 +376,22 @@ Control *control_new(const char *path, GError **error)
     return fd >= 0 ? make(path, fd) : NULL;
 }
 
+Control *control_adopt(const char *path, int fd)
+{
+    return make(path, fd);
+}
+
+int control_fd(const Control *control)
+{
+    return control->fd;
+}
+
+void control_leave_file(Control *control)
+{
+    control->device = 0;
+    control->inode = 0;
+}
+
 const char *control_path(const Control *control)
 {
     return control->path;

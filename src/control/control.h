@@ -37,6 +37,12 @@ typedef bool (*ControlVerb)(JsonObject *arguments, JsonObject *answer, void *con
  * replaced; of the default path the directory is made. [main] */
 Control *control_new(const char *path, GError **error);
 
+/* To hand the socket over to another process: there control_adopt takes its descriptor; here the file
+ * is left alone by control_free. [main] */
+Control *control_adopt(const char *path, int fd);
+int control_fd(const Control *control);
+void control_leave_file(Control *control);
+
 /* Before control_start. keys: the arguments that the verb knows, ended by NULL; may be NULL. name and
  * keys must stay. "hello" is control's own. [main] */
 void control_add_verb(Control *control, const char *name, const char *const *keys,

@@ -86,6 +86,12 @@ const Export *export_table_find(const ExportTable *table, const char *name, size
     return export;
 }
 
+void export_table_set_node(ExportTable *table, const Export *export, Node *node)
+{
+    Export *own = g_ptr_array_index(table->exports, export->index);
+    own->node = node;
+}
+
 unsigned export_table_count(const ExportTable *table)
 {
     return table->exports->len;

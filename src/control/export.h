@@ -34,6 +34,10 @@ bool export_table_add(ExportTable *table, const char *name, const char *descript
 /* The export called name; "" is the first one unless one has that name. NULL when there is none. */
 const Export *export_table_find(const ExportTable *table, const char *name, size_t length);
 
+/* Another node takes the place of the export's, of the same size. Nobody uses the export meanwhile.
+ * [main] */
+void export_table_set_node(ExportTable *table, const Export *export, Node *node);
+
 unsigned export_table_count(const ExportTable *table);
 const Export *export_table_get(const ExportTable *table, unsigned index);
 
