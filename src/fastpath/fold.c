@@ -29,6 +29,7 @@
 #include "engine/disk.h"
 #include "fastpath/cowstore.h"
 #include "formats/format.h"
+#include "store/aio.h"
 #include "store/store-file.h"
 
 #define SLOTS        8
@@ -62,12 +63,19 @@ struct Writer {
 typedef struct Fold {
     Store *store;
     const Exceptions *list;
-    uint64_t disk_size;
+    uint64_t disk_size, unit; /* of the image, bytes */
     Writer *writer;
     const FoldOptions *options;
     FoldResult *result;
     uint64_t reported; /* bytes done when progress was told last */
 } Fold;
+
+/* What becomes one request: exceptions that follow each other on the disk. */
+typedef struct Run {
+    uint8_t *buffer;
+    uint64_t count, length; /* exceptions; bytes, cut at the end of the disk */
+    bool zero;
+} Run;
 
 /* ---- requests ------------------------------------------------------------------------------ */
 
@@ -171,6 +179,7 @@ static Writer *writer_new(Image *image, uint32_t slot_size, GError **error)
     writer->worker = worker;
     writer->slot_size = slot_size;
     writer->pool = pool_new(POOL_THREADS);
+    aio_init(writer->pool);
     /* What the guest put into the store must not become another format by being folded. */
     bool guard = image->format_guessed && strcmp(image->format->name, "raw") == 0;
     writer->disk = disk_new(image, writer->pool, guard);
@@ -246,6 +255,33 @@ static int read_run(const Fold *fold, uint64_t first, uint64_t count, uint8_t *b
     return 0;
 }
 
+/* Exceptions from `first` on, at most `most`, that lie in one allocation unit of the image. */
+static uint64_t count_piece(const Fold *fold, uint64_t first, uint64_t most)
+{
+    uint64_t together = max_u64(1, fold->unit / fold->list->chunk);
+    return min_u64(most, together - fold->list->items[first].origin % together);
+}
+
+/* Reads as much of a run as is all zeroes, or all not, looking at one allocation unit after the
+ * other: smaller zeroes would save nothing. */
+static int read_alike(const Fold *fold, uint64_t first, uint64_t most, Run *run)
+{
+    while (run->count < most) {
+        uint64_t length, next = first + run->count;
+        uint64_t count = count_piece(fold, next, most - run->count);
+        uint8_t *bytes = run->buffer + run->length;
+        int r = read_run(fold, next, count, bytes, &length);
+        bool zero = r == 0 && is_zero(bytes, length);
+        if (r < 0 || (run->count > 0 && zero != run->zero)) {
+            return r;
+        }
+        run->zero = zero;
+        run->count += count;
+        run->length += length;
+    }
+    return 0;
+}
+
 static void tell_progress(Fold *fold)
 {
     uint64_t total = fold->list->count * fold->list->chunk;
@@ -257,37 +293,33 @@ static void tell_progress(Fold *fold)
 }
 
 /* Chunks of zeroes become zeroes of the image, which may leave them out. */
-static int fold_run_at(Fold *fold, uint64_t first, uint64_t count)
+static int fold_some(Fold *fold, uint64_t first, uint64_t most, uint64_t *count)
 {
     Slot *slot = writer_slot(fold->writer);
     if (!slot) {
         return fold->writer->result;
     }
-    uint64_t length;
-    int r = read_run(fold, first, count, slot->buffer, &length);
+    Run run = {.buffer = slot->buffer};
+    int r = read_alike(fold, first, most, &run);
     if (r < 0) {
         return r;
     }
-    bool zero = is_zero(slot->buffer, length);
     uint64_t offset = fold->list->items[first].origin * fold->list->chunk;
-    writer_submit(fold->writer, slot, zero ? REQUEST_ZERO : REQUEST_WRITE, offset, length);
-    fold->result->bytes += length;
-    fold->result->zero_bytes += zero ? length : 0;
-    tell_progress(fold);
+    writer_submit(fold->writer, slot, run.zero ? REQUEST_ZERO : REQUEST_WRITE, offset, run.length);
+    fold->result->bytes += run.length;
+    fold->result->zero_bytes += run.zero ? run.length : 0;
+    *count = run.count;
     return 0;
 }
 
 static int fold_all(Fold *fold)
 {
-    for (uint64_t i = 0; i < fold->list->count;) {
-        uint64_t count = count_run(fold, i);
-        int r = fold_run_at(fold, i, count);
-        if (r < 0) {
-            return r;
-        }
-        i += count;
+    int r = 0;
+    for (uint64_t i = 0, count = 0; i < fold->list->count && r == 0; i += count) {
+        r = fold_some(fold, i, count_run(fold, i), &count);
+        tell_progress(fold);
     }
-    return writer_flush(fold->writer);
+    return r < 0 ? r : writer_flush(fold->writer);
 }
 
 static bool mark(Store *store, CowstoreState state, GError **error)
@@ -312,6 +344,7 @@ bool fold_run(Store *store, const Exceptions *list, Image *image, const FoldOpti
     Fold fold = {.store = store,
                  .list = list,
                  .disk_size = image->size,
+                 .unit = image->allocation_unit,
                  .writer = writer,
                  .options = options,
                  .result = result};

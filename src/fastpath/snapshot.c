@@ -19,6 +19,7 @@
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/sysmacros.h>
 #include <time.h>
@@ -264,7 +265,7 @@ static Snapshot *snapshot_alloc(Disk *disk, const SnapshotOptions *options)
 {
     Snapshot *snapshot = g_new0(Snapshot, 1);
     snapshot->disk = disk;
-    snapshot->path = g_strdup(options->path);
+    snapshot->path = realpath(disk_image(disk)->path, NULL);
     snapshot->nbd_device = g_strdup(options->nbd_device);
     snapshot->name = g_strdup(options->name);
     snapshot->uuid = g_strdup(options->uuid);
@@ -285,7 +286,7 @@ static void snapshot_free(Snapshot *snapshot)
 {
     pthread_cond_destroy(&snapshot->wake);
     pthread_mutex_destroy(&snapshot->lock);
-    g_free(snapshot->path);
+    free(snapshot->path);
     g_free(snapshot->nbd_device);
     g_free(snapshot->name);
     g_free(snapshot->uuid);
@@ -323,19 +324,19 @@ static bool check_options(Disk *disk, const SnapshotOptions *options, GError **e
         return error_set(error, EINVAL,
                          "%s: is served for writing: snapshot mode needs a server that has it open "
                          "read-only",
-                         options->path);
+                         image->path);
     }
     if (!format->flush) {
         return error_set(error, ENOTSUP,
                          "%s: %s images cannot be written, so nothing could be folded into it: "
                          "make an overlay of it (cownbd create -f qcow2 -b ...)",
-                         options->path, format->name);
+                         image->path, format->name);
     }
     uint32_t chunk = options->chunk;
     if (chunk && (!is_power_of_two(chunk) || chunk < CHUNK_MIN || chunk > CHUNK_MAX)) {
         return error_set(error, EINVAL,
                          "%s: a chunk of %u bytes: must be a power of two from %u to %u",
-                         options->path, chunk, CHUNK_MIN, CHUNK_MAX);
+                         image->path, chunk, CHUNK_MIN, CHUNK_MAX);
     }
     return true;
 }
@@ -348,6 +349,11 @@ Snapshot *snapshot_new(Disk *disk, const SnapshotOptions *options, GError **erro
         return NULL;
     }
     Snapshot *snapshot = snapshot_alloc(disk, options);
+    if (!snapshot->path) {
+        error_set_errno(error, errno, "%s: cannot find the image", disk_image(disk)->path);
+        snapshot_free(snapshot);
+        return NULL;
+    }
     bool ready = there.exists ? start_again(snapshot, options, there.suspended, error)
                               : start_new(snapshot, options, error);
     if (!ready) {

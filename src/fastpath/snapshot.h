@@ -24,7 +24,6 @@
 typedef struct Snapshot Snapshot;
 
 typedef struct SnapshotOptions {
-    const char *path;       /* the image's real path; the store lies beside it */
     const char *nbd_device; /* "/dev/nbd3": serves the disk, read-only */
     const char *name;       /* of the dm device; the origin is NAME-origin */
     const char *uuid;       /* of the dm device; the origin's has "-origin" at its end */
