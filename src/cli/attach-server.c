@@ -186,6 +186,18 @@ char *attach_server_start(const char *image, GPtrArray *options, GError **error)
     return device;
 }
 
+void attach_server_add_adopt(GPtrArray *options, const char *image)
+{
+    g_autofree char *name = NULL;
+    bool snapshot = attachment_find_mode(image, &name) == ATTACH_SNAPSHOT;
+    g_ptr_array_add(options, g_strdup("--adopt"));
+    if (snapshot) {
+        g_ptr_array_add(options, g_strdup("--fast-path=snapshot"));
+    } else if (attachment_is_read_only(image)) {
+        g_ptr_array_add(options, g_strdup("--read-only"));
+    }
+}
+
 bool attach_server_wait(int pid)
 {
     gint64 deadline = g_get_monotonic_time() + WAIT_SECONDS * G_USEC_PER_SEC;

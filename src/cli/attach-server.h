@@ -25,6 +25,9 @@ char *attach_server_find(const char *control, const char *image);
  * server said. g_free. */
 char *attach_server_start(const char *image, GPtrArray *options, GError **error);
 
+/* Adds the options of a server that goes on with what an earlier one left of the image. */
+void attach_server_add_adopt(GPtrArray *options, const char *image);
+
 /* Waits until a process that ends has ended; false after a minute. */
 bool attach_server_wait(int pid);
 

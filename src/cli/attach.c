@@ -141,7 +141,7 @@ static char *attach_here(const AttachOptions *o, const char *image, bool left, G
         g_ptr_array_add(options, g_strdup("--read-only"));
     }
     if (left) {
-        g_ptr_array_add(options, g_strdup("--adopt"));
+        attach_server_add_adopt(options, image);
     }
     return attach_server_start(image, options, error);
 }

@@ -12,6 +12,7 @@ int cli_check(int argc, char **argv);
 int cli_create(int argc, char **argv);
 int cli_attach(int argc, char **argv);
 int cli_detach(int argc, char **argv);
+int cli_rescue(int argc, char **argv);
 int cli_list(int argc, char **argv);
 int cli_stats(int argc, char **argv);
 int cli_ctl(int argc, char **argv);

@@ -11,6 +11,7 @@
 #include "base/errors.h"
 #include "cli/attach-server.h"
 #include "cli/cli.h"
+#include "cli/fold-progress.h"
 #include "cli/options.h"
 #include "cli/output.h"
 #include "cli/remote.h"
@@ -59,13 +60,7 @@ static char *find_image(const char *argument, GError **error)
 static char *start_server(const DetachOptions *o, const char *image, GError **error)
 {
     g_autoptr(GPtrArray) options = g_ptr_array_new_with_free_func(g_free);
-    g_autofree char *name = NULL;
-    g_ptr_array_add(options, g_strdup("--adopt"));
-    if (attachment_find_mode(image, &name) == ATTACH_SNAPSHOT) {
-        g_ptr_array_add(options, g_strdup("--fast-path=snapshot"));
-    } else if (attachment_is_read_only(image)) {
-        g_ptr_array_add(options, g_strdup("--read-only"));
-    }
+    attach_server_add_adopt(options, image);
     if (o->common.format != NULL) {
         g_ptr_array_add(options, g_strconcat("--format=", o->common.format, NULL));
     }
@@ -83,6 +78,29 @@ static char *start_server(const DetachOptions *o, const char *image, GError **er
     return attach_server_file(image, ".sock", error);
 }
 
+static bool wait_for_the_end(JsonObject *answer, const char *image, GError **error)
+{
+    int pid = json_object_get_int_member_with_default(answer, "pid", 0);
+    bool leaves = json_object_get_boolean_member_with_default(answer, "leaves", false);
+    return !leaves || pid <= 0 || attach_server_wait(pid) ||
+           error_set(error, ETIMEDOUT, "%s: detached, but its server (process %d) does not end",
+                     image, pid);
+}
+
+/* After snapshot mode: what was written comes into the image. */
+static bool fold(const DetachOptions *o, const char *image, GError **error)
+{
+    FoldOptions how = {.progress = fold_progress_print};
+    FoldResult result;
+    if (!cli_image_open(&o->common, &how.how, error) ||
+        !fold_image(image, NULL, &how, &result, error)) {
+        g_prefix_error(error, "detached, but not folded (cownbd fold does it later): ");
+        return false;
+    }
+    fold_print_result(image, &result);
+    return true;
+}
+
 static bool detach_image(const DetachOptions *o, const char *image, GError **error)
 {
     g_autofree char *server = attach_server_find(o->control, image);
@@ -98,11 +116,9 @@ static bool detach_image(const DetachOptions *o, const char *image, GError **err
     if (answer == NULL) {
         return false;
     }
-    int pid = json_object_get_int_member_with_default(answer, "pid", 0);
-    bool leaves = json_object_get_boolean_member_with_default(answer, "leaves", false);
-    return !leaves || pid <= 0 || attach_server_wait(pid) ||
-           error_set(error, ETIMEDOUT, "%s: detached, but its server (process %d) does not end",
-                     image, pid);
+    const char *mode = json_object_get_string_member_with_default(answer, "fast-path", "");
+    bool folds = strcmp(mode, "snapshot") == 0 && !o->no_fold;
+    return wait_for_the_end(answer, image, error) && (!folds || fold(o, image, error));
 }
 
 int cli_detach(int argc, char **argv)
@@ -125,5 +141,5 @@ int cli_detach(int argc, char **argv)
     if (image == NULL || !detach_image(&o, image, &error)) {
         return cli_fail(error);
     }
-    return 0;
+    return output_finish(0);
 }

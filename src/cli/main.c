@@ -23,6 +23,7 @@ static const Command commands[] = {
     {"create", "make a new image", cli_create},
     {"attach", "show an image as a block device of the kernel", cli_attach},
     {"detach", "take such a block device down", cli_detach},
+    {"rescue", "give up such a block device that hangs", cli_rescue},
     {"list", "what a running server serves", cli_list},
     {"stats", "what a running server has done", cli_stats},
     {"ctl", "ask a running server for anything", cli_ctl},

@@ -18,6 +18,7 @@
 #include "base/log.h"
 #include "cli/attach-server.h"
 #include "cli/output.h"
+#include "cli/serve-attach-stats.h"
 #include "cli/serve-impl.h"
 #include "engine/journal.h"
 #include "fastpath/attachment.h"
@@ -97,6 +98,24 @@ static bool check_name(const char *name, GError **error)
                      name);
 }
 
+/* Snapshot mode, wanted or left by an earlier server: what is written goes to the store beside the
+ * image, and the image itself is only read. */
+static bool check_snapshot(Serve *serve, GError **error)
+{
+    for (char **image = serve->options.images; options.adopt && *image != NULL; image++) {
+        g_autofree char *path = attach_server_image(*image), *name = NULL;
+        if (attachment_find_mode(path, &name) == ATTACH_SNAPSHOT) {
+            options.mode = ATTACH_SNAPSHOT;
+        }
+    }
+    if (options.mode != ATTACH_SNAPSHOT) {
+        return true;
+    }
+    serve->options.read_only = TRUE;
+    return serve->options.images[1] == NULL ||
+           error_set(error, EINVAL, "serve: an image in snapshot mode needs a server of its own");
+}
+
 bool serve_attach_check(Serve *serve, GError **error)
 {
     bool one = serve->options.images[1] == NULL;
@@ -111,10 +130,7 @@ bool serve_attach_check(Serve *serve, GError **error)
         !check_number("--connections", options.connections, 1, CONNECTIONS_MAX, error)) {
         return false;
     }
-    if (options.mode == ATTACH_SNAPSHOT) {
-        serve->options.read_only = TRUE; /* what is written goes to the store beside the image */
-    }
-    return true;
+    return check_snapshot(serve, error);
 }
 
 /* Where one image's connections go. Lives as long as the server. */
@@ -308,13 +324,7 @@ static void describe(const ServedImage *image, bool stats, JsonObject *object, v
     if (!stats) {
         return;
     }
-    JsonObject *more = json_object_new();
-    json_object_set_string_member(more, "mode", attachment_mode_name(now.mode));
-    json_object_set_string_member(more, "nbd-device", now.nbd_device);
-    json_object_set_int_member(more, "sockets", now.connections);
-    json_object_set_int_member(more, "reconnects", now.reconnects);
-    json_object_set_int_member(more, "resizes", now.resizes);
-    json_object_set_object_member(object, "fast-path", more);
+    json_object_set_object_member(object, "fast-path", serve_attach_stats(&now));
 }
 
 /* Start and end */

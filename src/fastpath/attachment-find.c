@@ -22,9 +22,9 @@ static char *read_line(const char *path)
     return g_file_get_contents(path, &text, NULL, NULL) ? g_strchomp(text) : NULL;
 }
 
-static char *mapped_attribute(const char *block, const char *attribute)
+char *attachment_block_attribute(const char *block, const char *attribute)
 {
-    g_autofree char *path = g_strdup_printf("/sys/block/%s/dm/%s", block, attribute);
+    g_autofree char *path = g_strdup_printf("/sys/block/%s/%s", block, attribute);
     return read_line(path);
 }
 
@@ -36,9 +36,9 @@ char *attachment_mapped_name(const char *uuid)
         if (!g_str_has_prefix(block, "dm-")) {
             continue;
         }
-        g_autofree char *found = mapped_attribute(block, "uuid");
+        g_autofree char *found = attachment_block_attribute(block, "dm/uuid");
         if (found != NULL && strcmp(found, uuid) == 0) {
-            return mapped_attribute(block, "name");
+            return attachment_block_attribute(block, "dm/name");
         }
     }
     return NULL;

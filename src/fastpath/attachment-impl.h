@@ -9,9 +9,7 @@
 #include <stdatomic.h>
 
 #include "fastpath/attachment.h"
-#include "fastpath/linear.h"
 #include "fastpath/nbdlink.h"
-#include "fastpath/snapshot.h"
 
 #define ATTACHMENT_UUID_PREFIX "COWNBD-"
 
@@ -70,6 +68,7 @@ bool attachment_mapped_resized(Attachment *attachment, GError **error);
 bool attachment_mapped_stop(Attachment *attachment, GError **error);
 void attachment_mapped_leave(Attachment *attachment);
 const char *attachment_mapped_device(const Attachment *attachment); /* NULL in mode off */
+void attachment_mapped_get_stats(Attachment *attachment, AttachmentStats *stats);
 
 /* attachment-use.c: flushes the device and opens it so that nobody can mount it or build on it until
  * the descriptor is closed. -1 with EBUSY and who it is when somebody uses it. */
@@ -77,6 +76,8 @@ int attachment_claim(const char *device, GError **error);
 
 /* attachment-find.c: the name of the device-mapper device with this UUID, or NULL; g_free. */
 char *attachment_mapped_name(const char *uuid);
+/* /sys/block/BLOCK/ATTRIBUTE without its newline; NULL: there is none. g_free. */
+char *attachment_block_attribute(const char *block, const char *attribute);
 /* The UUID of a device-mapper device; NULL when it is none. g_free. */
 char *attachment_device_uuid(const char *device);
 

@@ -23,8 +23,9 @@
 #include "base/errors.h"
 #include "base/log.h"
 
-#define SECTOR        512
-#define READY_SECONDS 30
+#define SECTOR             512
+#define READY_SECONDS      30
+#define DISCONNECT_SECONDS 10
 
 static uint64_t device_size(const Disk *disk)
 {
@@ -69,6 +70,12 @@ static char *choose_name(const AttachmentOptions *options)
     return name;
 }
 
+/* In snapshot mode nothing is ever written through the server. */
+static bool below_is_read_only(AttachMode mode, bool read_only)
+{
+    return read_only || mode == ATTACH_SNAPSHOT;
+}
+
 static Attachment *attachment_alloc(Disk *disk, const AttachmentOptions *options)
 {
     Attachment *attachment = g_new0(Attachment, 1);
@@ -79,7 +86,8 @@ static Attachment *attachment_alloc(Disk *disk, const AttachmentOptions *options
     attachment->path = g_strdup(options->path);
     attachment->identifier = attachment_identifier(options->path);
     NbdLinkDevice device = {
-        .flags = options->read_only ? NBDLINK_READ_ONLY : NBDLINK_TRIM,
+        .flags = below_is_read_only(options->mode, options->read_only) ? NBDLINK_READ_ONLY
+                                                                       : NBDLINK_TRIM,
         .size = device_size(disk),
         .request_timeout = options->request_timeout,
         .dead_timeout = options->dead_timeout,
@@ -129,7 +137,7 @@ static void disconnect_quietly(Attachment *attachment)
 {
     g_autoptr(GError) error = NULL;
     attachment_sockets_stop(attachment->sockets);
-    if (!nbdlink_disconnect(attachment->sockets->index, &error)) {
+    if (!nbdlink_disconnect(attachment->sockets->index, DISCONNECT_SECONDS, &error)) {
         log_warning("%s", error->message);
     }
 }
@@ -162,7 +170,7 @@ static bool attach_again(Attachment *attachment, int index, AttachMode mode, con
         log_warning("%s: is attached with fast path %s already, not %s", attachment->path,
                     attachment_mode_name(mode), attachment_mode_name(attachment->mode));
     }
-    if (nbdlink_is_read_only(index) != attachment->read_only) {
+    if (nbdlink_is_read_only(index) != below_is_read_only(mode, attachment->read_only)) {
         return error_set(error, EINVAL, "%s: is attached %s: say so, or detach it first",
                          attachment->path,
                          attachment->read_only ? "for writing" : "read-only (--read-only)");
@@ -228,6 +236,7 @@ void attachment_get_stats(Attachment *attachment, AttachmentStats *stats)
         .reconnects = attachment_sockets_reconnects(attachment->sockets),
         .resizes = attachment->resizes,
     };
+    attachment_mapped_get_stats(attachment, stats);
 }
 
 bool attachment_resized(Attachment *attachment, GError **error)
@@ -249,7 +258,7 @@ bool attachment_detach(Attachment *attachment, GError **error)
     }
     close(claim); /* who has it open keeps the device in the kernel */
     attachment_sockets_stop(attachment->sockets);
-    if (!nbdlink_disconnect(attachment->sockets->index, error)) {
+    if (!nbdlink_disconnect(attachment->sockets->index, DISCONNECT_SECONDS, error)) {
         return false;
     }
     attachment_free(attachment);

@@ -27,6 +27,8 @@
 #include <stdint.h>
 
 #include "engine/disk.h"
+#include "fastpath/linear.h"
+#include "fastpath/snapshot.h"
 
 typedef struct Attachment Attachment;
 
@@ -61,7 +63,7 @@ typedef struct AttachmentOptions {
     void *argument;
 } AttachmentOptions;
 
-/* Everything NULL but what tells about all modes; strings live as long as the attachment. */
+/* Strings live as long as the attachment, or until it is detached. */
 typedef struct AttachmentStats {
     AttachMode mode; /* never ATTACH_AUTO */
     const char *device;
@@ -69,6 +71,8 @@ typedef struct AttachmentStats {
     unsigned connections; /* sockets that the nbd device has */
     uint64_t reconnects;  /* sockets that were given to it in place of dead ones */
     uint64_t resizes;
+    LinearStats linear;     /* mode linear */
+    SnapshotStats snapshot; /* mode snapshot */
 } AttachmentStats;
 
 /* Returns when the device has the right size and can be opened. EEXIST: the image is attached

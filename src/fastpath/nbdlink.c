@@ -13,8 +13,7 @@
 #include "base/errors.h"
 #include "fastpath/nbdlink-message.h"
 
-#define DISCONNECT_SECONDS 10
-#define POLL_US            5000
+#define POLL_US 5000
 
 typedef struct Link {
     struct nl_sock *socket;
@@ -160,7 +159,7 @@ bool nbdlink_resize(int index, const NbdLinkDevice *device, GError **error)
     return reconfigure(index, -1, device, "resize", error);
 }
 
-bool nbdlink_disconnect(int index, GError **error)
+bool nbdlink_disconnect(int index, unsigned seconds, GError **error)
 {
     g_auto(Link) link;
     int r = -ENODEV;
@@ -170,8 +169,8 @@ bool nbdlink_disconnect(int index, GError **error)
     if (r != 0) {
         return refused(error, r, "disconnect", index);
     }
-    gint64 deadline = g_get_monotonic_time() + DISCONNECT_SECONDS * G_USEC_PER_SEC;
-    while (nbdlink_is_connected(index)) {
+    gint64 deadline = g_get_monotonic_time() + (gint64)seconds * G_USEC_PER_SEC;
+    while (seconds > 0 && nbdlink_is_connected(index)) {
         if (g_get_monotonic_time() > deadline) {
             return error_set(error, ETIMEDOUT,
                              "nbd%d: disconnected, but still open somewhere: close it", index);

@@ -51,9 +51,9 @@ bool nbdlink_reconnect(int index, const NbdLinkDevice *device, int socket, GErro
 /* The device has another size now. */
 bool nbdlink_resize(int index, const NbdLinkDevice *device, GError **error);
 
-/* Ends the device: what waits in it fails with EIO. Returns when the device can be used again, or
- * with an error after a few seconds. */
-bool nbdlink_disconnect(int index, GError **error);
+/* Ends the device: what waits in it fails with EIO. Waits until the device can be used again, but no
+ * longer than so many seconds (0: does not wait): ETIMEDOUT, it is still open somewhere. */
+bool nbdlink_disconnect(int index, unsigned seconds, GError **error);
 
 /* Waits until the node of the device can be opened and has this size; makes nothing up: ETIMEDOUT
  * after seconds. */
