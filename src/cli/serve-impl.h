@@ -106,7 +106,7 @@ bool serve_control_open(Serve *serve, GError **error);
 const GOptionEntry *serve_attach_entries(void);
 /* After options are parsed, before anything is opened. */
 bool serve_attach_check(Serve *serve, GError **error);
-/* Workers run, clients may connect already; readiness was not told yet. The place to add verbs, where
+/* Workers run, no client is served yet; readiness was not told. The place to add verbs, where
  * serve->control is not NULL; they may run as soon as this has returned. */
 bool serve_attach_start(Serve *serve, GError **error);
 /* All is ready; the same moment at which READY=1 is sent. */

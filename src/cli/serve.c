@@ -67,6 +67,10 @@ static void start_server(Serve *serve)
     };
     serve->server = nbd_server_new(serve->exports, &limits, (Worker *const *)serve->workers->pdata,
                                    serve->workers->len);
+}
+
+static void start_listeners(Serve *serve)
+{
     for (unsigned i = 0; i < serve->listeners->len; i++) {
         Listener *listener = g_ptr_array_index(serve->listeners, i);
         listener_start(listener, g_ptr_array_index(serve->workers, 0), accept_client,
@@ -98,9 +102,12 @@ static bool start(Serve *serve, GError **error)
         return false;
     }
     start_server(serve);
-    return serve_control_open(serve, error) && serve_attach_start(serve, error) &&
-           (serve->control == NULL || control_start(serve->control, error)) &&
-           tell_ready(serve, error);
+    if (!serve_control_open(serve, error) || !serve_attach_start(serve, error) ||
+        (serve->control != NULL && !control_start(serve->control, error))) {
+        return false;
+    }
+    start_listeners(serve); /* no client before what the kernel still holds is looked at */
+    return tell_ready(serve, error);
 }
 
 /* Jobs for main */
