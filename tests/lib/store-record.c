@@ -26,6 +26,7 @@ typedef struct RecordStore {
     uint64_t clock;
     Random random;
     uint8_t *content;
+    bool *written; /* for each HOLE_BLOCK: something was, since it was a hole */
     uint64_t capacity;
     GArray *entries;
     uint64_t syncs;
@@ -68,6 +69,11 @@ static bool answers_eagain(RecordStore *record)
     return random_percent(&record->random, record->options.eagain_percent);
 }
 
+static uint64_t blocks_of(uint64_t bytes)
+{
+    return (bytes + HOLE_BLOCK - 1) / HOLE_BLOCK;
+}
+
 /* Under the lock, as all up to the operations. */
 static void content_resize(RecordStore *record, uint64_t size)
 {
@@ -75,11 +81,47 @@ static void content_resize(RecordStore *record, uint64_t size)
     if (size > record->capacity) {
         record->capacity = max_u64(size, record->capacity * 2);
         record->content = g_realloc(record->content, record->capacity);
+        record->written = g_renew(bool, record->written, blocks_of(record->capacity));
     }
     if (size > old) {
         memset(record->content + old, 0, size - old);
+        memset(record->written + blocks_of(old), 0, blocks_of(size) - blocks_of(old));
     }
     record->store.size = size;
+}
+
+/* Bytes that a write has left, a failed one too, are data, though they may be zeroes: what it has
+ * covered may still be on the disk. */
+static void mark_written(RecordStore *record, uint64_t offset, uint64_t length)
+{
+    uint64_t first = offset / HOLE_BLOCK;
+    memset(record->written + first, true, blocks_of(offset + length) - first);
+}
+
+static bool is_zero(const uint8_t *bytes, uint64_t length)
+{
+    return length == 0 || (bytes[0] == 0 && memcmp(bytes, bytes + 1, length - 1) == 0);
+}
+
+/* What the store begins with: blocks of zeroes are holes. */
+static void content_begin(RecordStore *record, const uint8_t *content, uint64_t size)
+{
+    for (uint64_t at = 0; at < size; at += HOLE_BLOCK) {
+        uint64_t length = min_u64(HOLE_BLOCK, size - at);
+        memcpy(record->content + at, content + at, length);
+        record->written[at / HOLE_BLOCK] = !is_zero(content + at, length);
+    }
+}
+
+/* Whole blocks become holes; the parts at both ends only zeroes. */
+static void punch(RecordStore *record, uint64_t offset, uint64_t length)
+{
+    uint64_t first = blocks_of(offset), end = offset + length;
+    uint64_t last = end == record->store.size ? blocks_of(end) : end / HOLE_BLOCK;
+    memset(record->content + offset, 0, length);
+    if (first < last) {
+        memset(record->written + first, false, last - first);
+    }
 }
 
 static uint64_t entry_add(RecordStore *record, RecordEntry entry)
@@ -162,6 +204,7 @@ static uint64_t write_effect(RecordStore *record, const struct iovec *iov, int c
         content_resize(record, offset + done);
     }
     memcpy(record->content + offset, data, done);
+    mark_written(record, offset, done);
     return entry_add(record, (RecordEntry){.kind = RECORD_WRITE,
                                            .begin = begin,
                                            .end = RECORD_NEVER,
@@ -276,7 +319,7 @@ static int record_punch(Store *store, uint64_t offset, uint64_t length, StorePun
         with_mutex(&record->lock);
         if (offset < store->size) {
             length = min_u64(length, store->size - offset);
-            memset(record->content + offset, 0, length);
+            punch(record, offset, length);
             index = entry_add(record, (RecordEntry){.kind = RECORD_PUNCH,
                                                     .begin = begin,
                                                     .end = RECORD_NEVER,
@@ -288,12 +331,6 @@ static int record_punch(Store *store, uint64_t offset, uint64_t length, StorePun
     return 0;
 }
 
-static bool is_zero(const uint8_t *bytes, uint64_t length)
-{
-    return length == 0 || (bytes[0] == 0 && memcmp(bytes, bytes + 1, length - 1) == 0);
-}
-
-/* Blocks of zeroes count as holes, as they do on a host that punches. */
 static int record_next_data(Store *store, uint64_t offset, uint64_t length, bool *data,
                             uint64_t *run)
 {
@@ -302,7 +339,7 @@ static int record_next_data(Store *store, uint64_t offset, uint64_t length, bool
     uint64_t at = offset, end = min_u64(offset + length, store->size);
     while (at < end) {
         uint64_t next = min_u64(end, align_down(at, HOLE_BLOCK) + HOLE_BLOCK);
-        bool block_has_data = !is_zero(record->content + at, next - at);
+        bool block_has_data = record->written[at / HOLE_BLOCK];
         if (at == offset) {
             *data = block_has_data;
         } else if (*data != block_has_data) {
@@ -373,6 +410,7 @@ static void record_close(Store *store)
     }
     g_array_free(record->entries, TRUE);
     g_free(record->content);
+    g_free(record->written);
     pthread_mutex_destroy(&record->lock);
 }
 
@@ -402,9 +440,8 @@ Store *store_record_new(const char *name, const uint8_t *content, uint64_t size,
     pthread_mutex_init(&record->lock, NULL);
     record->capacity = max_u64(size, 1u << 20);
     record->content = g_malloc0(record->capacity);
-    if (size) {
-        memcpy(record->content, content, size);
-    }
+    record->written = g_new0(bool, blocks_of(record->capacity));
+    content_begin(record, content, size);
     record->entries = g_array_new(FALSE, FALSE, sizeof(RecordEntry));
     return &record->store;
 }
