@@ -36,13 +36,14 @@ static void take_input(const Conn *conn, ConnState *state)
 {
     const NbdRequest *write = conn->payload;
     if (write != NULL) {
-        uint8_t header[NBD_REQUEST_SIZE];
-        nbd_pack_request(header, &(NbdRequestHeader){.flags = write->flags,
-                                                     .command = write->command,
-                                                     .cookie = write->cookie,
-                                                     .offset = write->request.offset,
-                                                     .length = write->length});
-        g_byte_array_append(state->input, header, sizeof header);
+        uint8_t header[NBD_EXTENDED_REQUEST_SIZE];
+        NbdRequestHeader request = {.flags = write->flags,
+                                    .command = write->command,
+                                    .cookie = write->cookie,
+                                    .offset = write->request.offset,
+                                    .length = write->length};
+        g_byte_array_append(state->input, header,
+                            nbd_pack_request(header, &request, conn->extended));
         g_byte_array_append(state->input, write->buffer, conn->payload_got);
     }
     g_byte_array_append(state->input, stash_bytes(&conn->stash), conn->stash.length);
@@ -60,7 +61,8 @@ ConnState *conn_state_take(const Conn *conn)
     state->fixed_newstyle = conn->fixed_newstyle;
     state->no_zeroes = conn->no_zeroes;
     state->structured = conn->structured;
-    state->allocation = conn->allocation;
+    state->extended = conn->extended;
+    state->contexts = conn->contexts;
     state->draining = conn->draining;
     state->meta_export = conn->meta_export;
     state->export = conn->phase == CONN_TRANSMISSION ? conn->export : NULL;
@@ -76,7 +78,8 @@ void conn_state_apply(Conn *conn, const ConnState *state)
     conn->fixed_newstyle = state->fixed_newstyle;
     conn->no_zeroes = state->no_zeroes;
     conn->structured = state->structured;
-    conn->allocation = state->allocation;
+    conn->extended = state->extended;
+    conn->contexts = state->contexts;
     conn->meta_export = state->meta_export;
     conn->phase = state->phase;
     if (state->phase == CONN_TRANSMISSION) {

@@ -20,8 +20,8 @@ typedef enum { CONN_FLAGS, CONN_OPTIONS, CONN_TRANSMISSION } ConnPhase;
 
 typedef struct ConnState {
     ConnPhase phase;
-    bool fixed_newstyle, no_zeroes, structured;
-    bool allocation;           /* base:allocation was negotiated */
+    bool fixed_newstyle, no_zeroes, structured, extended;
+    uint8_t contexts;          /* as in Conn */
     bool draining;             /* the client has ended; output is still to be sent */
     const Export *meta_export; /* or NULL */
     const Export *export;      /* set in TRANSMISSION */

@@ -32,7 +32,7 @@
 #define STOP_GRACE          5            /* seconds to take the last replies in */
 
 G_STATIC_ASSERT(NBD_SCRATCH_SIZE >= RECEIVE_SIZE + HANDSHAKE_OPTION_MAX + NBD_OPTION_SIZE);
-G_STATIC_ASSERT(STASH_ROOM >= NBD_REQUEST_SIZE);
+G_STATIC_ASSERT(STASH_ROOM >= NBD_EXTENDED_REQUEST_SIZE);
 
 static bool may_read(const Conn *conn)
 {
@@ -79,8 +79,8 @@ static void consume(Conn *conn, const uint8_t *bytes, size_t length)
 
 static size_t receive_size(const Conn *conn, size_t held)
 {
-    if (conn->expect_large && held < NBD_REQUEST_SIZE && conn->skip == 0) {
-        return NBD_REQUEST_SIZE - held;
+    if (conn->expect_large && held < conn->header_size && conn->skip == 0) {
+        return conn->header_size - held;
     }
     return RECEIVE_SIZE;
 }
@@ -241,7 +241,7 @@ static void callback_end(Conn *conn)
 /* The client has sent a single request, has its answer, and is the only one here. */
 static bool may_linger(Conn *conn, size_t received)
 {
-    return received == NBD_REQUEST_SIZE && !conn->closed && conn->reading && !conn->writing &&
+    return received == conn->header_size && !conn->closed && conn->reading && !conn->writing &&
            conn->phase == CONN_TRANSMISSION && conn->in_flight == 0 && conn->local->conns == conn &&
            conn->next == NULL && !conn->local->stopping && linger_is_due(&conn->linger);
 }
@@ -409,6 +409,7 @@ void conn_start_transmission(Conn *conn, const Export *export)
     conn->counters = &conn->local->counters[export->index];
     nbd_count(&conn->counters->connects, 1);
     conn->expect_large = false;
+    conn->header_size = conn->extended ? NBD_EXTENDED_REQUEST_SIZE : NBD_REQUEST_SIZE;
     atomic_store(&conn->local->server->served, true);
 }
 

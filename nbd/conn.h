@@ -47,15 +47,19 @@ struct Conn {
     bool message_queued;
 
     /* what was negotiated */
-    bool fixed_newstyle, no_zeroes, structured;
-    bool allocation;           /* base:allocation for export */
-    const Export *meta_export; /* for which base:allocation was chosen, or NULL */
+    bool fixed_newstyle, no_zeroes;
+    bool structured; /* chunks, structured or extended */
+    bool extended;   /* headers of 32 bytes both ways */
+    uint8_t
+        contexts; /* a set of MetaContexts, chosen for meta_export; in TRANSMISSION for export */
+    const Export *meta_export; /* for which contexts were chosen, or NULL */
     const Export *export;      /* set in TRANSMISSION */
 
     /* input */
     Stash stash;
     Linger linger;
-    NbdRequest *payload;  /* WRITE whose payload is still arriving */
+    uint8_t header_size;  /* of a request */
+    NbdRequest *payload;  /* whose payload is still arriving */
     uint32_t payload_got; /* bytes of it */
     bool expect_large;    /* the last request was a large WRITE: receive just a header next */
     uint64_t skip;        /* bytes to throw away */

@@ -61,7 +61,9 @@ static size_t take_client_flags(Conn *conn, const uint8_t *bytes, size_t length)
 
 static void begin_transmission(Conn *conn, const Export *export)
 {
-    conn->allocation = conn->structured && conn->meta_export == export;
+    if (conn->meta_export != export) {
+        conn->contexts = 0;
+    }
     conn_start_transmission(conn, export);
     log_debug("client %d uses '%s'", conn->fd, export->name);
 }
@@ -69,6 +71,11 @@ static void begin_transmission(Conn *conn, const Export *export)
 /* EXPORT_NAME: the reply is not an option reply; the only error is to hang up. */
 static void answer_export_name(Conn *conn, const uint8_t *data, size_t length)
 {
+    if (conn->extended) {
+        log_limited(LOG_LEVEL_INFO, "client dropped: it sent EXPORT_NAME after extended headers");
+        conn_break(conn);
+        return;
+    }
     const Export *export =
         export_table_find(conn->local->server->exports, (const char *)data, length);
     if (export == NULL) {
@@ -77,19 +84,20 @@ static void answer_export_name(Conn *conn, const uint8_t *data, size_t length)
         return;
     }
     uint8_t reply[NBD_EXPORT_REPLY_SIZE + NBD_EXPORT_REPLY_ZEROES] = {0};
-    size_t reply_length = nbd_pack_export_reply(reply, export->node->size,
-                                                transmission_flags(export, conn->structured));
+    size_t reply_length =
+        nbd_pack_export_reply(reply, export->node->size, transmission_flags(conn, export));
     conn_send_bytes(conn, reply,
                     conn->no_zeroes ? reply_length : reply_length + NBD_EXPORT_REPLY_ZEROES);
     begin_transmission(conn, export);
 }
 
-static void put_info_export(GByteArray *out, uint32_t option, const Export *export, bool structured)
+static void put_info_export(GByteArray *out, uint32_t option, const Conn *conn,
+                            const Export *export)
 {
     uint8_t info[12];
     store_be16(info, NBD_INFO_EXPORT);
     store_be64(info + 2, export->node->size);
-    store_be16(info + 10, transmission_flags(export, structured));
+    store_be16(info + 10, transmission_flags(conn, export));
     handshake_put_reply(out, option, NBD_REP_INFO, info, sizeof info);
 }
 
@@ -152,7 +160,7 @@ static const Export *answer_info(Conn *conn, uint32_t option, const uint8_t *dat
                             (int)asked.name_length, asked.name);
         return NULL;
     }
-    put_info_export(out, option, export, conn->structured);
+    put_info_export(out, option, conn, export);
     put_wanted_infos(out, option, export, &asked);
     handshake_put_reply(out, option, NBD_REP_ACK, NULL, 0);
     return option == NBD_OPT_GO ? export : NULL;
@@ -182,16 +190,22 @@ static void answer_list(Conn *conn, size_t length, GByteArray *out)
     handshake_put_reply(out, NBD_OPT_LIST, NBD_REP_ACK, NULL, 0);
 }
 
-static void answer_structured_reply(Conn *conn, size_t length, GByteArray *out)
+/* STRUCTURED_REPLY and EXTENDED_HEADERS. What is negotiated stays; there is no way back. */
+static void answer_reply_form(Conn *conn, uint32_t option, size_t length, GByteArray *out)
 {
-    if (length > 0 || conn->structured) {
-        handshake_put_error(out, NBD_OPT_STRUCTURED_REPLY, NBD_REP_ERR_INVALID,
-                            length > 0 ? "STRUCTURED_REPLY has no data"
-                                       : "structured replies are negotiated already");
-        return;
+    bool extended = option == NBD_OPT_EXTENDED_HEADERS;
+    if (length > 0) {
+        handshake_put_error(out, option, NBD_REP_ERR_INVALID, "this option has no data");
+    } else if (!extended && conn->extended) {
+        handshake_put_error(out, option, NBD_REP_ERR_EXT_HEADER_REQD,
+                            "extended headers are negotiated already");
+    } else if (extended ? conn->extended : conn->structured) {
+        handshake_put_error(out, option, NBD_REP_ERR_INVALID, "this is negotiated already");
+    } else {
+        conn->structured = true;
+        conn->extended = extended;
+        handshake_put_reply(out, option, NBD_REP_ACK, NULL, 0);
     }
-    conn->structured = true;
-    handshake_put_reply(out, NBD_OPT_STRUCTURED_REPLY, NBD_REP_ACK, NULL, 0);
 }
 
 /* All options but EXPORT_NAME, whole. */
@@ -211,7 +225,8 @@ static void answer(Conn *conn, uint32_t option, const uint8_t *data, size_t leng
         chosen = answer_info(conn, option, data, length, out);
         break;
     case NBD_OPT_STRUCTURED_REPLY:
-        answer_structured_reply(conn, length, out);
+    case NBD_OPT_EXTENDED_HEADERS:
+        answer_reply_form(conn, option, length, out);
         break;
     case NBD_OPT_LIST_META_CONTEXT:
     case NBD_OPT_SET_META_CONTEXT:

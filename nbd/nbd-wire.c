@@ -24,17 +24,34 @@ bool nbd_unpack_request(const uint8_t *in, NbdRequestHeader *out)
     out->cookie = load_be64(in + 8);
     out->offset = load_be64(in + 16);
     out->length = load_be32(in + 24);
+    out->payload = out->command == NBD_CMD_WRITE ? out->length : 0;
     return load_be32(in) == NBD_REQUEST_MAGIC;
 }
 
-void nbd_pack_request(uint8_t *out, const NbdRequestHeader *in)
+bool nbd_unpack_extended_request(const uint8_t *in, NbdRequestHeader *out)
 {
-    store_be32(out, NBD_REQUEST_MAGIC);
+    out->flags = load_be16(in + 4);
+    out->command = load_be16(in + 6);
+    out->cookie = load_be64(in + 8);
+    out->offset = load_be64(in + 16);
+    out->length = load_be64(in + 24);
+    out->payload = out->flags & NBD_CMD_FLAG_PAYLOAD_LEN ? out->length : 0;
+    return load_be32(in) == NBD_EXTENDED_REQUEST_MAGIC;
+}
+
+size_t nbd_pack_request(uint8_t *out, const NbdRequestHeader *in, bool extended)
+{
+    store_be32(out, extended ? NBD_EXTENDED_REQUEST_MAGIC : NBD_REQUEST_MAGIC);
     store_be16(out + 4, in->flags);
     store_be16(out + 6, in->command);
     store_be64(out + 8, in->cookie);
     store_be64(out + 16, in->offset);
+    if (extended) {
+        store_be64(out + 24, in->length);
+        return NBD_EXTENDED_REQUEST_SIZE;
+    }
     store_be32(out + 24, in->length);
+    return NBD_REQUEST_SIZE;
 }
 
 /* Takes a string with a 32-bit length before it off the front of the input. */
@@ -113,47 +130,76 @@ size_t nbd_pack_simple_reply(uint8_t *out, uint32_t error, uint64_t cookie)
     return NBD_SIMPLE_REPLY_SIZE;
 }
 
-size_t nbd_pack_chunk(uint8_t *out, uint16_t flags, uint16_t type, uint64_t cookie, uint32_t length)
+size_t nbd_pack_chunk(uint8_t *out, const NbdChunkHead *head, uint16_t flags, uint16_t type,
+                      uint32_t length)
 {
-    store_be32(out, NBD_STRUCTURED_REPLY_MAGIC);
     store_be16(out + 4, flags);
     store_be16(out + 6, type);
-    store_be64(out + 8, cookie);
+    store_be64(out + 8, head->cookie);
+    if (head->extended) {
+        store_be32(out, NBD_EXTENDED_REPLY_MAGIC);
+        store_be64(out + 16, head->offset);
+        store_be64(out + 24, length);
+        return 32;
+    }
+    store_be32(out, NBD_STRUCTURED_REPLY_MAGIC);
     store_be32(out + 16, length);
-    return NBD_CHUNK_SIZE;
+    return 20;
 }
 
-size_t nbd_pack_data_chunk(uint8_t *out, uint16_t flags, uint64_t cookie, uint64_t offset,
+size_t nbd_pack_data_chunk(uint8_t *out, const NbdChunkHead *head, uint16_t flags, uint64_t offset,
                            uint32_t data_length)
 {
-    nbd_pack_chunk(out, flags, NBD_REPLY_TYPE_OFFSET_DATA, cookie, 8 + data_length);
-    store_be64(out + 20, offset);
-    return NBD_DATA_CHUNK_SIZE;
+    size_t n = nbd_pack_chunk(out, head, flags, NBD_REPLY_TYPE_OFFSET_DATA, 8 + data_length);
+    store_be64(out + n, offset);
+    return n + 8;
 }
 
-size_t nbd_pack_hole_chunk(uint8_t *out, uint16_t flags, uint64_t cookie, uint64_t offset,
+size_t nbd_pack_hole_chunk(uint8_t *out, const NbdChunkHead *head, uint16_t flags, uint64_t offset,
                            uint32_t hole_length)
 {
-    nbd_pack_chunk(out, flags, NBD_REPLY_TYPE_OFFSET_HOLE, cookie, 12);
-    store_be64(out + 20, offset);
-    store_be32(out + 28, hole_length);
-    return NBD_HOLE_CHUNK_SIZE;
+    size_t n = nbd_pack_chunk(out, head, flags, NBD_REPLY_TYPE_OFFSET_HOLE, 12);
+    store_be64(out + n, offset);
+    store_be32(out + n + 8, hole_length);
+    return n + 12;
 }
 
-size_t nbd_pack_error_chunk(uint8_t *out, uint64_t cookie, uint32_t error, uint16_t message_length)
+size_t nbd_pack_error_chunk(uint8_t *out, const NbdChunkHead *head, uint32_t error,
+                            uint16_t message_length)
 {
-    nbd_pack_chunk(out, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_ERROR, cookie, 6u + message_length);
-    store_be32(out + 20, error);
-    store_be16(out + 24, message_length);
-    return NBD_ERROR_CHUNK_SIZE;
+    size_t n =
+        nbd_pack_chunk(out, head, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_ERROR, 6u + message_length);
+    store_be32(out + n, error);
+    store_be16(out + n + 4, message_length);
+    return n + 6;
 }
 
-size_t nbd_pack_status_chunk(uint8_t *out, uint64_t cookie, uint32_t context, unsigned descriptors)
+size_t nbd_pack_status_chunk(uint8_t *out, const NbdChunkHead *head, uint16_t flags,
+                             uint32_t context, unsigned descriptors)
 {
-    nbd_pack_chunk(out, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_BLOCK_STATUS, cookie,
-                   4 + descriptors * NBD_STATUS_DESCRIPTOR_SIZE);
-    store_be32(out + 20, context);
-    return NBD_STATUS_CHUNK_SIZE;
+    if (head->extended) {
+        size_t n = nbd_pack_chunk(out, head, flags, NBD_REPLY_TYPE_BLOCK_STATUS_EXT,
+                                  8 + descriptors * NBD_EXTENDED_DESCRIPTOR_SIZE);
+        store_be32(out + n, context);
+        store_be32(out + n + 4, descriptors);
+        return n + 8;
+    }
+    size_t n = nbd_pack_chunk(out, head, flags, NBD_REPLY_TYPE_BLOCK_STATUS,
+                              4 + descriptors * NBD_STATUS_DESCRIPTOR_SIZE);
+    store_be32(out + n, context);
+    return n + 4;
+}
+
+size_t nbd_pack_descriptor(uint8_t *out, const NbdChunkHead *head, uint64_t length, uint32_t status)
+{
+    if (head->extended) {
+        store_be64(out, length);
+        store_be64(out + 8, status);
+        return NBD_EXTENDED_DESCRIPTOR_SIZE;
+    }
+    store_be32(out, length);
+    store_be32(out + 4, status);
+    return NBD_STATUS_DESCRIPTOR_SIZE;
 }
 
 uint32_t nbd_error_from_errno(int error)

@@ -17,6 +17,7 @@
 
 #include "base/bytes.h"
 #include "nbd/conn.h"
+#include "nbd/meta-context.h"
 
 #define REPLY_CHUNKS_MAX 32
 #define REPLY_HOLE_MIN   4096 /* a shorter run of zeroes is sent as bytes */
@@ -27,7 +28,7 @@ typedef struct ReplyChunks {
 } ReplyChunks;
 
 G_STATIC_ASSERT(sizeof(ReplyChunks) <= BUFFERS_SMALLEST);
-G_STATIC_ASSERT(NBD_HOLE_CHUNK_SIZE <= REPLY_HEADER_MAX);
+G_STATIC_ASSERT(NBD_CHUNK_MAX <= REPLY_HEADER_MAX);
 
 /* A piece of the range of a READ: all zeroes, or bytes. */
 typedef struct Run {
@@ -62,14 +63,19 @@ bool nbd_request_take_buffer(NbdRequest *request, uint32_t length)
     return request->buffer != NULL;
 }
 
+void nbd_request_drop_buffer(NbdRequest *request)
+{
+    buffers_give(&request->conn->local->buffers, request->buffer, request->buffer_length);
+    request->buffer = NULL;
+}
+
 void nbd_request_free(NbdRequest *request)
 {
     Conn *conn = request->conn;
     NbdLocal *local = conn->local;
     request_clear(&request->request);
     if (request->buffer != NULL) {
-        buffers_give(&local->buffers, request->buffer, request->buffer_length);
-        request->buffer = NULL;
+        nbd_request_drop_buffer(request);
     }
     if (request->chunks != NULL) {
         buffers_give(&local->buffers, request->chunks, sizeof(ReplyChunks));
@@ -95,6 +101,13 @@ void nbd_request_free_spare(NbdLocal *local)
         g_free(request);
     }
     local->spare_count = 0;
+}
+
+static NbdChunkHead head_of(const NbdRequest *request)
+{
+    return (NbdChunkHead){.extended = request->conn->extended,
+                          .cookie = request->cookie,
+                          .offset = request->request.offset};
 }
 
 /* The reply is the first header_length bytes of the header, then length bytes at data. */
@@ -123,8 +136,9 @@ void reply_make_error(NbdRequest *request, uint32_t nbd_error, const char *text)
         return;
     }
     size_t length = strlen(text);
-    set_reply(request, nbd_pack_error_chunk(request->header, request->cookie, nbd_error, length),
-              text, length);
+    NbdChunkHead head = head_of(request);
+    set_reply(request, nbd_pack_error_chunk(request->header, &head, nbd_error, length), text,
+              length);
 }
 
 static const char *error_text(uint32_t nbd_error)
@@ -153,17 +167,28 @@ static const char *error_text(uint32_t nbd_error)
 
 static void data_reply(NbdRequest *request)
 {
+    NbdChunkHead head = head_of(request);
     set_reply(request,
-              nbd_pack_data_chunk(request->header, NBD_REPLY_FLAG_DONE, request->cookie,
-                                  request->request.offset, request->length),
+              nbd_pack_data_chunk(request->header, &head, NBD_REPLY_FLAG_DONE, head.offset,
+                                  request->length),
               request->buffer, request->length);
 }
 
 static void hole_reply(NbdRequest *request)
 {
+    NbdChunkHead head = head_of(request);
     set_reply(request,
-              nbd_pack_hole_chunk(request->header, NBD_REPLY_FLAG_DONE, request->cookie,
-                                  request->request.offset, request->length),
+              nbd_pack_hole_chunk(request->header, &head, NBD_REPLY_FLAG_DONE, head.offset,
+                                  request->length),
+              NULL, 0);
+}
+
+/* Success and nothing more. */
+static void none_reply(NbdRequest *request)
+{
+    NbdChunkHead head = head_of(request);
+    set_reply(request,
+              nbd_pack_chunk(request->header, &head, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_NONE, 0),
               NULL, 0);
 }
 
@@ -223,15 +248,16 @@ static unsigned cut_into_runs(NbdRequest *request, Run *runs, unsigned max)
 static void runs_reply(NbdRequest *request, const Run *runs, unsigned count)
 {
     ReplyChunks *chunks = request->chunks;
+    NbdChunkHead head = head_of(request);
     unsigned n = 0;
     request->reply_length = 0;
     for (unsigned i = 0; i < count; i++) {
         uint16_t flags = i == count - 1 ? NBD_REPLY_FLAG_DONE : 0;
         uint8_t *header = chunks->headers[i];
-        size_t header_length = runs[i].zero ? nbd_pack_hole_chunk(header, flags, request->cookie,
-                                                                  runs[i].offset, runs[i].length)
-                                            : nbd_pack_data_chunk(header, flags, request->cookie,
-                                                                  runs[i].offset, runs[i].length);
+        size_t header_length =
+            runs[i].zero
+                ? nbd_pack_hole_chunk(header, &head, flags, runs[i].offset, runs[i].length)
+                : nbd_pack_data_chunk(header, &head, flags, runs[i].offset, runs[i].length);
         chunks->iov[n++] = (struct iovec){header, header_length};
         request->reply_length += header_length;
         if (!runs[i].zero) {
@@ -265,10 +291,7 @@ static void read_reply(NbdRequest *request)
         set_reply(request, nbd_pack_simple_reply(request->header, NBD_SUCCESS, request->cookie),
                   request->buffer, request->length);
     } else if (request->length == 0) {
-        set_reply(request,
-                  nbd_pack_chunk(request->header, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_NONE,
-                                 request->cookie, 0),
-                  NULL, 0);
+        none_reply(request);
     } else if (extents->count == 0 ||
                (extents->count == 1 && !extent_is_zero(&extents->items[0]))) {
         data_reply(request);
@@ -279,7 +302,7 @@ static void read_reply(NbdRequest *request)
 
 /* BLOCK_STATUS */
 
-static uint32_t state_flags(const Extent *extent)
+static uint32_t allocation_state(const Extent *extent)
 {
     if (!extent_is_zero(extent)) {
         return 0;
@@ -288,33 +311,72 @@ static uint32_t state_flags(const Extent *extent)
     return kept ? NBD_STATE_ZERO : NBD_STATE_ZERO | NBD_STATE_HOLE;
 }
 
-/* Writes descriptors of [offset, offset + length), equal neighbours joined; returns their number.
- * */
-static unsigned put_descriptors(uint8_t *out, unsigned max, const ExtentList *list, uint64_t offset,
-                                uint64_t length)
+/* 0: no image of the chain has it; 1: the top image; 2: its backing ... */
+static uint32_t depth_state(const Extent *extent)
 {
+    return extent->image == NULL ? 0 : extent->depth + 1u;
+}
+
+static uint32_t state_of(MetaContext context, const Extent *extent)
+{
+    return context == META_DEPTH ? depth_state(extent) : allocation_state(extent);
+}
+
+/* Writes at most max descriptors of the request's range, equal neighbours joined, and returns their
+ * number; *end is one past the last. */
+static unsigned put_descriptors(const NbdRequest *request, MetaContext context, unsigned max,
+                                uint8_t **end)
+{
+    const ExtentList *list = &request->request.extents;
+    NbdChunkHead head = head_of(request);
+    uint64_t last_length = 0;
+    uint32_t last_state = 0;
     unsigned count = 0;
-    uint32_t last_flags = 0, last_length = 0;
+    uint8_t *out = *end;
     for (unsigned i = 0; i < list->count; i++) {
         Extent extent = list->items[i];
-        if (!extent_clip(&extent, offset, length)) {
+        if (!extent_clip(&extent, head.offset, request->length)) {
             continue;
         }
-        uint32_t flags = state_flags(&extent);
-        if (count > 0 && flags == last_flags) {
+        uint32_t state = state_of(context, &extent);
+        if (count > 0 && state == last_state) {
             last_length += extent.length;
         } else if (count == max) {
             break;
         } else {
             count++;
-            last_flags = flags;
+            out = *end;
+            last_state = state;
             last_length = extent.length;
         }
-        uint8_t *descriptor = out + (count - 1) * NBD_STATUS_DESCRIPTOR_SIZE;
-        store_be32(descriptor, last_length);
-        store_be32(descriptor + 4, flags);
+        *end = out + nbd_pack_descriptor(out, &head, last_length, last_state);
     }
     return count;
+}
+
+/* One chunk for each context; descriptors go to the buffer. */
+static void status_chunks(NbdRequest *request, unsigned max)
+{
+    ReplyChunks *chunks = request->chunks;
+    NbdChunkHead head = head_of(request);
+    uint8_t *end = request->buffer;
+    unsigned n = 0;
+    request->reply_length = 0;
+    for (unsigned context = 0; context < META_CONTEXTS; context++) {
+        if (!(request->contexts & 1u << context)) {
+            continue;
+        }
+        uint8_t *start = end, *header = chunks->headers[context];
+        unsigned count = put_descriptors(request, context, max, &end);
+        bool last = request->contexts >> context == 1;
+        size_t header_length = nbd_pack_status_chunk(header, &head, last ? NBD_REPLY_FLAG_DONE : 0,
+                                                     meta_context_number(context), count);
+        chunks->iov[n++] = (struct iovec){header, header_length};
+        chunks->iov[n++] = (struct iovec){start, end - start};
+        request->reply_length += header_length + (end - start);
+    }
+    request->iov = chunks->iov;
+    request->iov_count = n;
 }
 
 static void status_reply(NbdRequest *request)
@@ -325,16 +387,13 @@ static void status_reply(NbdRequest *request)
         reply_make_error(request, NBD_EIO, error_text(NBD_EIO));
         return;
     }
-    if (!nbd_request_take_buffer(request, max * NBD_STATUS_DESCRIPTOR_SIZE)) {
+    request->chunks = buffers_take(&request->conn->local->buffers, sizeof(ReplyChunks));
+    if (request->chunks == NULL ||
+        !nbd_request_take_buffer(request, max * META_CONTEXTS * NBD_EXTENDED_DESCRIPTOR_SIZE)) {
         reply_make_error(request, NBD_ENOMEM, error_text(NBD_ENOMEM));
         return;
     }
-    unsigned count = put_descriptors(request->buffer, max, &request->request.extents,
-                                     request->request.offset, request->length);
-    set_reply(
-        request,
-        nbd_pack_status_chunk(request->header, request->cookie, REPLY_CONTEXT_ALLOCATION, count),
-        request->buffer, count * NBD_STATUS_DESCRIPTOR_SIZE);
+    status_chunks(request, max);
 }
 
 void reply_make(NbdRequest *request)
@@ -346,6 +405,8 @@ void reply_make(NbdRequest *request)
         read_reply(request);
     } else if (request->command == NBD_CMD_BLOCK_STATUS) {
         status_reply(request);
+    } else if (request->conn->extended) {
+        none_reply(request);
     } else {
         set_reply(request, nbd_pack_simple_reply(request->header, NBD_SUCCESS, request->cookie),
                   NULL, 0);

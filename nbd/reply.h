@@ -16,9 +16,8 @@
 #include "nbd/nbd-wire.h"
 #include "nbd/server.h"
 
-#define REPLY_HEADER_MAX         32
-#define REPLY_STATUS_MAX         4096 /* descriptors in one answer to BLOCK_STATUS */
-#define REPLY_CONTEXT_ALLOCATION 1    /* our number for base:allocation */
+#define REPLY_HEADER_MAX 48
+#define REPLY_STATUS_MAX 4096 /* descriptors of a context in one answer to BLOCK_STATUS */
 
 struct NbdRequest {
     Request request; /* the engine's; first, so that its done finds the rest */
@@ -26,7 +25,8 @@ struct NbdRequest {
     uint64_t cookie;
     uint16_t command; /* NbdCommand */
     uint16_t flags;   /* NBD_CMD_FLAG_* */
-    uint32_t length;  /* as asked */
+    uint8_t contexts; /* BLOCK_STATUS: a set of MetaContexts */
+    uint64_t length;  /* as asked; while a payload arrives, of that */
     uint64_t charge;  /* bytes counted against the connection's budget */
 
     void *buffer; /* payload or reply data; from the worker's cache */
@@ -50,6 +50,9 @@ NbdRequest *nbd_request_new(Conn *conn, uint64_t charge);
 
 /* Gives it a buffer of length bytes; false when there is no memory. */
 bool nbd_request_take_buffer(NbdRequest *request, uint32_t length);
+
+/* Gives it back, for another one. */
+void nbd_request_drop_buffer(NbdRequest *request);
 
 /* Back to the free list; the connection's count and budget go down. May free the connection. */
 void nbd_request_free(NbdRequest *request);

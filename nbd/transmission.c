@@ -11,12 +11,17 @@
  */
 #include "nbd/transmission.h"
 
+#include <inttypes.h>
+
 #include "base/bytes.h"
 #include "base/log.h"
 #include "nbd/conn.h"
+#include "nbd/meta-context.h"
 
 #define LARGE_PAYLOAD \
     (64u << 10) /* after such a WRITE, the next one's payload is not caught in scratch */
+
+#define PAST_THE_END "the range goes past the end of the disk"
 
 typedef struct Command {
     bool known, writes, buffered;
@@ -55,12 +60,44 @@ static const Command COMMANDS[] = {
 
 G_STATIC_ASSERT(G_N_ELEMENTS(COMMANDS) <= NBD_COMMANDS);
 
-uint16_t transmission_flags(const Export *export, bool structured)
+uint16_t transmission_flags(const Conn *conn, const Export *export)
 {
+    bool payload = conn->extended && conn->meta_export == export;
     return NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_TRIM |
            NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_CAN_MULTI_CONN | NBD_FLAG_SEND_CACHE |
            NBD_FLAG_SEND_FAST_ZERO | (export->read_only ? NBD_FLAG_READ_ONLY : 0) |
-           (structured ? NBD_FLAG_SEND_DF : 0);
+           (conn->structured ? NBD_FLAG_SEND_DF : 0) |
+           (payload ? NBD_FLAG_BLOCK_STATUS_PAYLOAD : 0);
+}
+
+/* The flags that a command may have on this connection. */
+static uint16_t allowed_flags(const Conn *conn, const NbdRequestHeader *header)
+{
+    uint16_t allowed = COMMANDS[header->command].flags | NBD_CMD_FLAG_FUA;
+    if (!conn->structured) {
+        allowed &= ~NBD_CMD_FLAG_DF;
+    }
+    if (conn->extended &&
+        (header->command == NBD_CMD_WRITE || header->command == NBD_CMD_BLOCK_STATUS)) {
+        allowed |= NBD_CMD_FLAG_PAYLOAD_LEN;
+    }
+    return allowed;
+}
+
+static uint32_t check_status(const Conn *conn, const NbdRequestHeader *header, const char **text)
+{
+    if (conn->contexts == 0) {
+        *text = "block status without a negotiated meta context";
+    } else if (header->length == 0) {
+        *text = "block status of no bytes";
+    } else if (header->payload > NBD_STATUS_PAYLOAD_SIZE + 4 * META_CONTEXTS ||
+               header->payload % 4 != 0 ||
+               (header->payload > 0 && header->payload < NBD_STATUS_PAYLOAD_SIZE)) {
+        *text = "the payload must be a length of 8 bytes and numbers of contexts";
+    } else {
+        return NBD_SUCCESS;
+    }
+    return NBD_EINVAL;
 }
 
 /* The checks that ask only for the command and its flags. */
@@ -70,24 +107,28 @@ static uint32_t check_form(const Conn *conn, const NbdRequestHeader *header, con
         *text = "unknown command";
         return NBD_EINVAL;
     }
-    uint16_t allowed = COMMANDS[header->command].flags | NBD_CMD_FLAG_FUA;
-    if (!conn->structured) {
-        allowed &= ~NBD_CMD_FLAG_DF;
-    }
-    if (header->flags & ~allowed) {
+    if (header->flags & ~allowed_flags(conn, header)) {
         *text = "a flag that this command does not have, or that was not negotiated";
         return NBD_EINVAL;
     }
-    if (header->command == NBD_CMD_BLOCK_STATUS && (!conn->allocation || header->length == 0)) {
-        *text = conn->allocation ? "block status of no bytes"
-                                 : "block status without a negotiated meta context";
+    if (header->command == NBD_CMD_WRITE && header->payload != header->length) {
+        *text = "an extended write must say that it has a payload";
         return NBD_EINVAL;
+    }
+    if (header->command == NBD_CMD_BLOCK_STATUS) {
+        return check_status(conn, header, text);
     }
     if (header->command == NBD_CMD_FLUSH && (header->offset != 0 || header->length != 0)) {
         *text = "flush has no offset and no length";
         return NBD_EINVAL;
     }
     return NBD_SUCCESS;
+}
+
+/* The range of a BLOCK_STATUS with a payload is known, and checked, when that has arrived. */
+static bool range_is_known(const NbdRequestHeader *header)
+{
+    return header->command != NBD_CMD_BLOCK_STATUS || header->payload == 0;
 }
 
 /* Which error a request deserves, with its text; NBD_SUCCESS where it may go to the node. */
@@ -106,8 +147,9 @@ static uint32_t check_request(const Conn *conn, const NbdRequestHeader *header, 
         *text = "longer than the maximum of 64 MiB";
         return header->flags & NBD_CMD_FLAG_DF ? NBD_EOVERFLOW : NBD_EINVAL;
     }
-    if (!range_within(header->offset, header->length, conn->export->node->size)) {
-        *text = "the range goes past the end of the disk";
+    if (range_is_known(header) &&
+        !range_within(header->offset, header->length, conn->export->node->size)) {
+        *text = PAST_THE_END;
         return command->past_the_end;
     }
     return NBD_SUCCESS;
@@ -182,35 +224,67 @@ static NbdRequest *make_request(Conn *conn, const NbdRequestHeader *header, uint
     request->command = header->command;
     request->flags = header->flags;
     request->length = header->length;
+    request->contexts = conn->contexts;
     request->request.offset = header->offset;
     return request;
 }
 
 /* Answers with an error, after the payload if there is one. */
-static void refuse(Conn *conn, NbdRequest *request, uint32_t error, const char *text)
+static void refuse(Conn *conn, NbdRequest *request, uint64_t payload, uint32_t error,
+                   const char *text)
 {
     nbd_count(&conn->counters->errors, 1);
     reply_make_error(request, error, text);
-    if (request->command != NBD_CMD_WRITE || request->length == 0) {
+    if (payload == 0) {
         conn_send(conn, request);
-    } else if (request->length <= TRANSMISSION_SKIP_MAX) {
-        conn_skip(conn, request->length, request);
+    } else if (payload <= TRANSMISSION_SKIP_MAX) {
+        conn_skip(conn, payload, request);
     } else {
-        log_limited(LOG_LEVEL_WARNING, "client dropped: it announced a write of %u bytes",
-                    request->length);
+        log_limited(LOG_LEVEL_WARNING,
+                    "client dropped: it announced a payload of %" PRIu64 " bytes", payload);
         nbd_request_free(request);
         conn_break(conn);
     }
 }
 
-/* Takes what is there of a WRITE's payload; submits when that is all. Returns the bytes taken. */
+/* The payload of a BLOCK_STATUS: 64 bits of length, numbers of contexts. */
+static void submit_status(Conn *conn, NbdRequest *request)
+{
+    const uint8_t *payload = request->buffer;
+    unsigned numbers = (request->length - NBD_STATUS_PAYLOAD_SIZE) / 4;
+    request->length = load_be64(payload);
+    request->contexts =
+        meta_context_unpack(payload + NBD_STATUS_PAYLOAD_SIZE, numbers, conn->contexts);
+    nbd_request_drop_buffer(request);
+    if (request->contexts == 0) {
+        refuse(conn, request, 0, NBD_EINVAL,
+               "the payload must name negotiated contexts, each once");
+    } else if (request->length == 0) {
+        refuse(conn, request, 0, NBD_EINVAL, "block status of no bytes");
+    } else if (!range_within(request->request.offset, request->length, conn->export->node->size)) {
+        refuse(conn, request, 0, NBD_EINVAL, PAST_THE_END);
+    } else {
+        submit(conn, request);
+    }
+}
+
+static void payload_is_here(Conn *conn, NbdRequest *request)
+{
+    if (request->command == NBD_CMD_BLOCK_STATUS) {
+        submit_status(conn, request);
+    } else {
+        submit(conn, request);
+    }
+}
+
+/* Takes what is there of a payload; goes on when that is all. Returns the bytes taken. */
 static size_t begin_payload(Conn *conn, NbdRequest *request, const uint8_t *bytes, size_t length)
 {
     size_t here = min_u64(length, request->length);
     memcpy(request->buffer, bytes, here);
     conn->expect_large = request->length >= LARGE_PAYLOAD;
     if (here == request->length) {
-        submit(conn, request);
+        payload_is_here(conn, request);
     } else {
         conn->payload = request;
         conn->payload_got = here;
@@ -222,28 +296,42 @@ void transmission_payload_done(Conn *conn)
 {
     NbdRequest *request = conn->payload;
     conn->payload = NULL;
-    submit(conn, request);
+    payload_is_here(conn, request);
+}
+
+/* Bytes of the buffer that a request has from its beginning. */
+static uint64_t buffer_of(const NbdRequestHeader *header)
+{
+    return COMMANDS[header->command].buffered ? header->length : header->payload;
 }
 
 /* What a request adds to the budget beside its structure. */
 static uint64_t charge_of(const NbdRequestHeader *header)
 {
     if (header->command == NBD_CMD_BLOCK_STATUS) {
-        return buffers_cost(REPLY_STATUS_MAX * NBD_STATUS_DESCRIPTOR_SIZE);
+        return buffers_cost(REPLY_STATUS_MAX * META_CONTEXTS * NBD_EXTENDED_DESCRIPTOR_SIZE);
     }
-    return COMMANDS[header->command].buffered ? buffers_cost(header->length) : 0;
+    return buffers_cost(buffer_of(header));
+}
+
+/* Takes the header; false: the connection is over. */
+static bool unpack(Conn *conn, const uint8_t *bytes, NbdRequestHeader *header)
+{
+    if (conn->extended ? nbd_unpack_extended_request(bytes, header)
+                       : nbd_unpack_request(bytes, header)) {
+        return true;
+    }
+    log_limited(LOG_LEVEL_WARNING, "client dropped: a request with the magic 0x%08x",
+                load_be32(bytes));
+    conn_break(conn);
+    return false;
 }
 
 size_t transmission_consume(Conn *conn, const uint8_t *bytes, size_t length)
 {
     NbdRequestHeader header;
-    if (length < NBD_REQUEST_SIZE) {
-        return 0;
-    }
-    if (!nbd_unpack_request(bytes, &header)) {
-        log_limited(LOG_LEVEL_WARNING, "client dropped: a request with the magic 0x%08x",
-                    load_be32(bytes));
-        conn_break(conn);
+    size_t size = conn->header_size;
+    if (length < size || !unpack(conn, bytes, &header)) {
         return 0;
     }
     if (header.command == NBD_CMD_DISC) {
@@ -257,20 +345,19 @@ size_t transmission_consume(Conn *conn, const uint8_t *bytes, size_t length)
         return 0;
     }
     NbdRequest *request = make_request(conn, &header, charge);
-    if (error == NBD_SUCCESS && header.length > 0 && COMMANDS[header.command].buffered &&
-        !nbd_request_take_buffer(request, header.length)) {
+    if (error == NBD_SUCCESS && buffer_of(&header) > 0 &&
+        !nbd_request_take_buffer(request, buffer_of(&header))) {
         error = NBD_ENOMEM;
         text = "the server has no memory left for this request";
     }
     if (error != NBD_SUCCESS) {
-        refuse(conn, request, error, text);
-        return NBD_REQUEST_SIZE;
+        refuse(conn, request, header.payload, error, text);
+        return size;
     }
-    if (header.command == NBD_CMD_WRITE && header.length > 0) {
-        return NBD_REQUEST_SIZE +
-               begin_payload(conn, request, bytes + NBD_REQUEST_SIZE, length - NBD_REQUEST_SIZE);
+    if (header.payload > 0) {
+        return size + begin_payload(conn, request, bytes + size, length - size);
     }
     conn->expect_large = false;
     submit(conn, request);
-    return NBD_REQUEST_SIZE;
+    return size;
 }

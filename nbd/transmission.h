@@ -16,8 +16,8 @@ typedef struct Conn Conn;
 #define TRANSMISSION_SKIP_MAX \
     (256u << 20) /* payload of a refused WRITE that is read past; above: goodbye */
 
-/* The transmission flags (NBD_FLAG_*) of an export for a client. */
-uint16_t transmission_flags(const Export *export, bool structured);
+/* The transmission flags (NBD_FLAG_*) of an export for a client, after what it has negotiated. */
+uint16_t transmission_flags(const Conn *conn, const Export *export);
 
 /* Takes one request, and what is there of its payload, off the front of the bytes. Returns how much
  * it used; 0: too little to go on, or the connection is paused, draining or broken. */

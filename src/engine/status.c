@@ -23,7 +23,12 @@ static int add_refined(ExtentList *list, const Extent *extent)
         if (data) {
             extent_list_add(list, &part);
         } else {
-            extent_list_add_zero(list, part.offset, part.length, part.image);
+            Extent hole = {.offset = part.offset,
+                           .length = part.length,
+                           .type = EXTENT_ZERO,
+                           .image = part.image,
+                           .depth = part.depth};
+            extent_list_add(list, &hole);
         }
         rest.offset += run;
         rest.host_offset += run;

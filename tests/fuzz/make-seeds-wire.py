@@ -26,6 +26,14 @@ def request(command, offset=0, length=0, flags=0, payload=b""):
     return struct.pack(">IHHQQI", 0x25609513, flags, command, offset + 1000, offset, length) + payload
 
 
+def wide(command, offset=0, length=0, flags=0, payload=b""):
+    return struct.pack(">IHHQQQ", 0x21e41c71, flags, command, offset + 1000, offset, length) + payload
+
+
+def named(length, *numbers):
+    return struct.pack(">Q", length) + b"".join(struct.pack(">I", number) for number in numbers)
+
+
 flags = struct.pack(">I", 3)
 structured = option(8)
 chosen = option(10, meta(b"", b"base:allocation"))
@@ -34,7 +42,20 @@ work = (request(1, 3, 600, 0, b"w" * 600) + request(0, 0, 20000) + request(0, 1,
         + request(3) + request(4, 4096, 8192) + request(6, 100, 5, 3) + request(6, 1, 4096, 16)
         + request(5, 0, 90000) + request(7, 0, 90000) + request(7, 5, 10000, 8) + request(0, 90000, 9000)
         + request(1, 0, 0) + request(9) + request(0, 0, 0))
+extended = option(11)
+both = option(10, meta(b"", b"base:allocation", b"qemu:allocation-depth"))
+wide_work = (wide(1, 3, 600, 32, b"w" * 600) + wide(0, 0, 20000) + wide(0, 1, 9000, 4) + wide(3) + wide(4, 4096, 8192)
+             + wide(6, 100, 5, 3) + wide(7, 0, 90000) + wide(7, 0, 16, 32, named(90000, 1, 2))
+             + wide(7, 5, 12, 40, named(9000, 2)) + wide(7, 0, 12, 32, named(9000, 3)) + wide(7, 0, 9, 32, b"n" * 9)
+             + wide(1, 0, 512) + wide(0, 0, 300, 32, b"r" * 300) + wide(6, 0, 1 << 33) + wide(0, 0, 1 << 40)
+             + wide(1, 1 << 40, 300, 32, b"p" * 300) + wide(9, 0, 5, 32, b"x" * 5))
 seeds = {
+    "extended": flags + extended + both + go + wide_work + wide(2),
+    "extended-options": flags + structured + extended + structured + extended + option(11, b"x") + both
+    + option(6, info(b"disk", 0, 1, 2, 3)) + go + wide_work,
+    "extended-export-name": flags + extended + option(1, b"disk") + wide_work,
+    "extended-half-a-payload": flags + extended + both + go + wide(7, 0, 16, 32, named(90000, 1)),
+    "both-contexts": flags + structured + both + go + work,
     "go": flags + structured + chosen + go + work + request(2),
     "go-simple": flags + go + work,
     "export-name": flags + option(1, b"disk") + work,

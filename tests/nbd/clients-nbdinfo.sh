@@ -17,7 +17,7 @@ test_json_says_what_the_server_can() {
         and .can_df and .can_cache' info
     jq -e '.exports[0] | .block_size_minimum == 1 and .block_size_preferred == 4096
         and .block_size_maximum == 67108864' info
-    jq -e '.exports[0].contexts == ["base:allocation"]' info
+    jq -e '.exports[0].contexts == ["base:allocation", "qemu:allocation-depth"]' info
 }
 
 test_read_only() {

@@ -143,7 +143,7 @@ def test_structured_reply_has_no_data_and_comes_once():
 
 def test_unknown_options_are_unsupported():
     with Server() as server, server.connect() as client:
-        for option in (0, 4, 11, 12, 0x7fffffff, 0xffffffff):
+        for option in (0, 4, 12, 13, 0x7fffffff, 0xffffffff):
             for data in (b"", b"abc" * 1000):
                 (kind, text), = client.option(option, data)
                 assert kind == ERR_UNSUP and text
@@ -190,13 +190,15 @@ def contexts(replies):
 
 
 def test_meta_contexts():
-    base = b"base:allocation"
+    base, depth = b"base:allocation", b"qemu:allocation-depth"
     with Server() as server, server.connect() as client:
         for option in (OPT_LIST_META_CONTEXT, OPT_SET_META_CONTEXT):
             assert client.option(option, meta_data(b"", [base]))[0][0] == ERR_INVALID
         client.negotiate_structured()
-        for queries, listed, chosen in (([], [base], []), ([b"base:"], [base], []),
-                                        ([base], [base], [base]), ([b"qemu:"], [], []),
+        for queries, listed, chosen in (([], [base, depth], []), ([b"base:"], [base], []),
+                                        ([base], [base], [base]), ([b"qemu:"], [depth], []),
+                                        ([depth, base], [base, depth], [base, depth]),
+                                        ([b"qemu:dirty-bitmap:x", b"qemu"], [], []),
                                         ([b"x", b"", b"base:allocationx", b"base"], [], []),
                                         ([b"y:z", base, base, b"base:"], [base], [base])):
             data = meta_data(b"disk.raw", queries)

@@ -22,17 +22,19 @@ OPTION_REPLY_MAGIC = 0x0003E889045565A9
 REQUEST_MAGIC = 0x25609513
 SIMPLE_MAGIC = 0x67446698
 STRUCTURED_MAGIC = 0x668E33EF
+EXTENDED_REQUEST_MAGIC = 0x21E41C71
+EXTENDED_REPLY_MAGIC = 0x6E8A278C
 
 (OPT_EXPORT_NAME, OPT_ABORT, OPT_LIST, OPT_STARTTLS, OPT_INFO, OPT_GO, OPT_STRUCTURED_REPLY,
- OPT_LIST_META_CONTEXT, OPT_SET_META_CONTEXT) = (1, 2, 3, 5, 6, 7, 8, 9, 10)
+ OPT_LIST_META_CONTEXT, OPT_SET_META_CONTEXT, OPT_EXTENDED_HEADERS) = (1, 2, 3, 5, 6, 7, 8, 9, 10, 11)
 REP_ACK, REP_SERVER, REP_INFO, REP_META_CONTEXT = 1, 2, 3, 4
-ERR_UNSUP, ERR_POLICY, ERR_INVALID, ERR_UNKNOWN, ERR_TOO_BIG = (
-    (1 << 31) + n for n in (1, 2, 3, 6, 9))
+ERR_UNSUP, ERR_POLICY, ERR_INVALID, ERR_UNKNOWN, ERR_TOO_BIG, ERR_EXT_HEADER_REQD = (
+    (1 << 31) + n for n in (1, 2, 3, 6, 9, 10))
 INFO_EXPORT, INFO_NAME, INFO_DESCRIPTION, INFO_BLOCK_SIZE = 0, 1, 2, 3
 
 READ, WRITE, DISC, FLUSH, TRIM, CACHE, WRITE_ZEROES, BLOCK_STATUS = range(8)
-FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO = 1, 2, 4, 8, 16
-NONE, OFFSET_DATA, OFFSET_HOLE, STATUS, ERROR = 0, 1, 2, 5, 0x8001
+FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO, PAYLOAD_LEN = 1, 2, 4, 8, 16, 32
+NONE, OFFSET_DATA, OFFSET_HOLE, STATUS, STATUS_EXT, ERROR = 0, 1, 2, 5, 6, 0x8001
 EPERM, EIO, EINVAL, ENOSPC, EOVERFLOW, ENOTSUP = 1, 5, 22, 28, 75, 95
 
 
@@ -47,9 +49,9 @@ class Closed(Exception):
 
 
 class Client:
-    """One connection. structured and allocation say what go() negotiates."""
+    """One connection. structured and extended say what go() negotiates."""
 
-    def __init__(self, address, flags=3, structured=True):
+    def __init__(self, address, flags=3, structured=True, extended=False):
         if isinstance(address, str):
             self.socket = socket.socket(socket.AF_UNIX)
         else:
@@ -58,8 +60,8 @@ class Client:
         self.socket.settimeout(TIMEOUT)
         self.socket.connect(address)
         self.cookie = 0
-        self.structured = False
-        self.want_structured = structured
+        self.structured = self.extended = False
+        self.want_structured, self.want_extended = structured, extended
         magic, option_magic, self.server_flags = struct.unpack(">QQH", self.receive(18))
         assert magic == INIT_MAGIC and option_magic == OPTION_MAGIC
         if flags is not None:
@@ -119,7 +121,13 @@ class Client:
         assert self.option(OPT_STRUCTURED_REPLY) == [(REP_ACK, b"")]
         self.structured = True
 
+    def negotiate_extended(self):
+        assert self.option(OPT_EXTENDED_HEADERS) == [(REP_ACK, b"")]
+        self.structured = self.extended = True
+
     def go(self, name=b"", contexts=(b"base:allocation",)):
+        if self.want_extended:
+            self.negotiate_extended()
         if self.want_structured:
             if not self.structured:
                 self.negotiate_structured()
@@ -139,13 +147,22 @@ class Client:
     def send_request(self, command, offset=0, length=0, flags=0, payload=b"", cookie=None):
         self.cookie += 1
         cookie = self.cookie if cookie is None else cookie
-        self.send(struct.pack(">IHHQQI", REQUEST_MAGIC, flags, command, cookie, offset, length)
-                  + payload)
+        if self.extended:
+            flags |= PAYLOAD_LEN if payload else 0
+            header = struct.pack(">IHHQQQ", EXTENDED_REQUEST_MAGIC, flags, command, cookie, offset, length)
+            self.offset = offset
+        else:
+            header = struct.pack(">IHHQQI", REQUEST_MAGIC, flags, command, cookie, offset, length)
+        self.send(header + payload)
         return cookie
 
     def chunk(self):
         """One simple reply (type None) or one chunk: (cookie, done, type, error or payload)."""
         magic, = struct.unpack(">I", self.receive(4))
+        if self.extended:
+            assert magic == EXTENDED_REPLY_MAGIC, hex(magic)
+            flags, kind, cookie, self.reply_offset, length = struct.unpack(">HHQQQ", self.receive(28))
+            return cookie, bool(flags & 1), kind, self.receive(length)
         if magic == SIMPLE_MAGIC:
             error, cookie = struct.unpack(">IQ", self.receive(12))
             return cookie, True, None, error
@@ -158,6 +175,7 @@ class Client:
         cookie = self.send_request(command, offset, length, flags, payload)
         got, done, kind, value = self.chunk()
         assert got == cookie and done
+        assert not self.extended or self.reply_offset == offset
         if kind is None:
             return value
         if kind == NONE:
@@ -205,6 +223,21 @@ class Client:
         assert got == cookie and done and kind == STATUS, (kind, payload)
         assert struct.unpack(">I", payload[:4])[0] == self.context
         return list(struct.iter_unpack(">II", payload[4:]))
+
+    def statuses(self, offset, length, flags=0, payload=b""):
+        """{context number: descriptors} of a BLOCK_STATUS."""
+        cookie = self.send_request(BLOCK_STATUS, offset, length, flags, payload)
+        found, done = {}, False
+        while not done:
+            got, done, kind, answer = self.chunk()
+            assert got == cookie and kind == (STATUS_EXT if self.extended else STATUS), (kind, answer)
+            number, = struct.unpack(">I", answer[:4])
+            assert number not in found
+            if self.extended:
+                assert struct.unpack(">I", answer[4:8])[0] * 16 + 8 == len(answer)
+            found[number] = list(struct.iter_unpack(">QQ", answer[8:]) if self.extended
+                                 else struct.iter_unpack(">II", answer[4:]))
+        return found
 
     def is_closed(self):
         """The server hangs up without another byte."""

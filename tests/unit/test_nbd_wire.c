@@ -32,23 +32,82 @@ START_TEST(wire_replies)
     assert_bytes(out, nbd_pack_export_reply(out, 0x123456789aull, 0x0103), "000000123456789a0103");
     assert_bytes(out, nbd_pack_simple_reply(out, 28, 0x0102030405060708ull),
                  "674466980000001c0102030405060708");
-    assert_bytes(out, nbd_pack_chunk(out, 1, 0, 9, 0),
+}
+END_TEST
+
+START_TEST(wire_structured_chunks)
+{
+    uint8_t out[NBD_CHUNK_MAX];
+    NbdChunkHead head = {.cookie = 9, .offset = 0x100};
+    assert_bytes(out, nbd_pack_chunk(out, &head, 1, 0, 0),
                  "668e33ef0001000000000000000000090000"
                  "0000");
-    assert_bytes(out, nbd_pack_data_chunk(out, 1, 9, 0x200, 0x1000),
+    assert_bytes(out, nbd_pack_data_chunk(out, &head, 1, 0x200, 0x1000),
                  "668e33ef00010001000000000000000900001008"
                  "0000000000000200");
-    assert_bytes(out, nbd_pack_hole_chunk(out, 0, 9, 0x200, 0x1000),
+    assert_bytes(out, nbd_pack_hole_chunk(out, &head, 0, 0x200, 0x1000),
                  "668e33ef0000000200000000000000090000000c"
                  "0000000000000200"
                  "00001000");
-    assert_bytes(out, nbd_pack_error_chunk(out, 9, 22, 3),
+    assert_bytes(out, nbd_pack_error_chunk(out, &head, 22, 3),
                  "668e33ef00018001000000000000000900000009"
                  "00000016"
                  "0003");
-    assert_bytes(out, nbd_pack_status_chunk(out, 9, 1, 2),
+    assert_bytes(out, nbd_pack_status_chunk(out, &head, 1, 1, 2),
                  "668e33ef00010005000000000000000900000014"
                  "00000001");
+    assert_bytes(out, nbd_pack_descriptor(out, &head, 0x10000, 3), "0001000000000003");
+}
+END_TEST
+
+START_TEST(wire_extended_chunks)
+{
+    uint8_t out[NBD_CHUNK_MAX];
+    NbdChunkHead head = {.extended = true, .cookie = 9, .offset = 0x100};
+    assert_bytes(out, nbd_pack_chunk(out, &head, 1, 0, 0),
+                 "6e8a278c00010000000000000000000900000000000001000000000000000000");
+    assert_bytes(out, nbd_pack_data_chunk(out, &head, 1, 0x200, 0x1000),
+                 "6e8a278c00010001000000000000000900000000000001000000000000001008"
+                 "0000000000000200");
+    assert_bytes(out, nbd_pack_hole_chunk(out, &head, 0, 0x200, 0x1000),
+                 "6e8a278c0000000200000000000000090000000000000100000000000000000c"
+                 "0000000000000200"
+                 "00001000");
+    assert_bytes(out, nbd_pack_error_chunk(out, &head, 22, 3),
+                 "6e8a278c00018001000000000000000900000000000001000000000000000009"
+                 "00000016"
+                 "0003");
+    assert_bytes(out, nbd_pack_status_chunk(out, &head, 0, 1, 2),
+                 "6e8a278c00000006000000000000000900000000000001000000000000000028"
+                 "00000001"
+                 "00000002");
+    assert_bytes(out, nbd_pack_descriptor(out, &head, 0x123456789aull, 3),
+                 "000000123456789a0000000000000003");
+}
+END_TEST
+
+START_TEST(wire_extended_request)
+{
+    uint8_t in[NBD_EXTENDED_REQUEST_SIZE];
+    NbdRequestHeader header, sent = {.flags = NBD_CMD_FLAG_PAYLOAD_LEN,
+                                     .command = NBD_CMD_WRITE,
+                                     .cookie = 77,
+                                     .offset = 1ull << 40,
+                                     .length = 1ull << 33};
+    ck_assert_uint_eq(nbd_pack_request(in, &sent, true), NBD_EXTENDED_REQUEST_SIZE);
+    ck_assert(nbd_unpack_extended_request(in, &header));
+    ck_assert_uint_eq(header.flags, NBD_CMD_FLAG_PAYLOAD_LEN);
+    ck_assert_uint_eq(header.command, NBD_CMD_WRITE);
+    ck_assert_uint_eq(header.cookie, 77);
+    ck_assert_uint_eq(header.offset, 1ull << 40);
+    ck_assert_uint_eq(header.length, 1ull << 33);
+    ck_assert_uint_eq(header.payload, 1ull << 33);
+    store_be16(in + 4, 0);
+    ck_assert(nbd_unpack_extended_request(in, &header));
+    ck_assert_uint_eq(header.payload, 0);
+    ck_assert(!nbd_unpack_request(in, &header));
+    in[0] ^= 1;
+    ck_assert(!nbd_unpack_extended_request(in, &header));
 }
 END_TEST
 
@@ -172,7 +231,10 @@ int main(void)
     TCase *tcase = tcase_create("nbd_wire");
     tcase_add_test(tcase, wire_greeting);
     tcase_add_test(tcase, wire_replies);
+    tcase_add_test(tcase, wire_structured_chunks);
+    tcase_add_test(tcase, wire_extended_chunks);
     tcase_add_test(tcase, wire_request);
+    tcase_add_test(tcase, wire_extended_request);
     tcase_add_test(tcase, wire_option);
     tcase_add_test(tcase, wire_info_request_lengths);
     tcase_add_test(tcase, wire_meta_request_lengths);
