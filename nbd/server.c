@@ -141,6 +141,11 @@ bool nbd_server_has_served(const NbdServer *server)
     return atomic_load(&server->served);
 }
 
+void nbd_server_set_served(NbdServer *server)
+{
+    atomic_store(&server->served, true);
+}
+
 void nbd_server_free(NbdServer *server)
 {
     for (unsigned i = 0; i < server->local_count; i++) {

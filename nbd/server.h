@@ -96,6 +96,7 @@ void nbd_server_stop(NbdServer *server);
 int nbd_server_idle_fd(const NbdServer *server);
 unsigned nbd_server_connections(const NbdServer *server); /* [any] */
 bool nbd_server_has_served(const NbdServer *server);      /* [any] */
+void nbd_server_set_served(NbdServer *server);            /* by another process, before [any] */
 
 /* A connection that is held still: its socket, which stays the server's, and its state. */
 typedef struct NbdHeld {

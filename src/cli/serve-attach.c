@@ -119,6 +119,7 @@ static bool check_snapshot(Serve *serve, GError **error)
 bool serve_attach_check(Serve *serve, GError **error)
 {
     bool one = serve->options.images[1] == NULL;
+    options.adopt = options.adopt || serve->takeover != NULL;
     if (!one && (options.name != NULL || options.device != NULL)) {
         return error_set(error, EINVAL,
                          "serve: --attach-name and --attach-device are for a single image");
@@ -344,6 +345,15 @@ static bool attach_at_start(Serve *serve, ServedImage *image, GError **error)
     return !wanted || attach(serve, image, &how, error) != NULL;
 }
 
+/* Whatever an image has in the kernel, be it attached at the start or later. */
+static bool adopt_left(Serve *serve, ServedImage *image, GError **error)
+{
+    AttachmentOptions how = default_options(image);
+    g_autofree char *left = attachment_find(image->real_path);
+    how.adopt = true;
+    return left == NULL || attach(serve, image, &how, error) != NULL;
+}
+
 bool serve_attach_start(Serve *serve, GError **error)
 {
     serve->attach = g_new0(ServeAttach, 1);
@@ -353,7 +363,10 @@ bool serve_attach_start(Serve *serve, GError **error)
     {
         with_mutex(&serve->attach->lock);
         for (unsigned i = 0; i < serve->images->len; i++) {
-            if (!attach_at_start(serve, g_ptr_array_index(serve->images, i), error)) {
+            ServedImage *image = g_ptr_array_index(serve->images, i);
+            bool ok = serve->takeover != NULL ? adopt_left(serve, image, error)
+                                              : attach_at_start(serve, image, error);
+            if (!ok) {
                 return false;
             }
         }
@@ -365,6 +378,27 @@ bool serve_attach_start(Serve *serve, GError **error)
         control_add_verb(serve->control, "detach", detach_keys, detach_verb, serve);
     }
     return true;
+}
+
+void serve_attach_suspend(Serve *serve)
+{
+    with_mutex(&serve->attach->lock);
+    GPtrArray *all = serve->attach->attachments;
+    for (unsigned i = 0; i < all->len; i++) {
+        attachment_leave(g_ptr_array_index(all, i));
+    }
+    g_ptr_array_set_size(all, 0);
+}
+
+void serve_attach_resume(Serve *serve)
+{
+    with_mutex(&serve->attach->lock);
+    for (unsigned i = 0; i < serve->images->len; i++) {
+        g_autoptr(GError) error = NULL;
+        if (!adopt_left(serve, g_ptr_array_index(serve->images, i), &error)) {
+            log_error("%s: say serve --adopt", error->message);
+        }
+    }
 }
 
 /* Who started us in the background reads until here. */

@@ -119,6 +119,9 @@ static bool verb_stats(JsonObject *arguments, JsonObject *answer, void *context,
 static bool open_socket(Serve *serve, GError **error)
 {
     const char *named = serve->options.control;
+    if (serve->control != NULL) {
+        return true; /* taken over */
+    }
     if (named != NULL) {
         serve->control = strcmp(named, "none") != 0 ? control_new(named, error) : NULL;
         return serve->control != NULL || strcmp(named, "none") == 0;
@@ -139,7 +142,9 @@ bool serve_control_open(Serve *serve, GError **error)
     if (!open_socket(serve, error)) {
         return false;
     }
+    static const char *const handover_keys[] = {"binary", NULL};
     if (serve->control != NULL) {
+        control_add_verb(serve->control, "handover", handover_keys, serve_handover_verb, serve);
         control_add_verb(serve->control, "list", NULL, verb_list, serve);
         control_add_verb(serve->control, "stats", NULL, verb_stats, serve);
     }

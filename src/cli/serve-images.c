@@ -50,30 +50,34 @@ static bool take_over_journal(const ServedImage *served, GError **error)
                          : journal_check_empty(path, error);
 }
 
-/* Opens one image and makes it an export. */
-static bool add_image(Serve *serve, const char *path, const char *name, GError **error)
+/* Opens the image of path, with its disk. */
+static bool open_served(Serve *serve, ServedImage *served, GError **error)
 {
     const ServeOptions *o = &serve->options;
     ImageOpen how = {.write = !o->read_only, .metadata_cache = o->metadata_cache};
     if (!cli_image_open(&o->common, &how, error)) {
         return false;
     }
-    g_autoptr(Image) image = open_image(path, &how, error);
+    g_autoptr(Image) image = open_image(served->path, &how, error);
     if (image == NULL) {
         return false;
     }
     bool guard = image->format_guessed && strcmp(image->format->name, "raw") == 0;
-    ServedImage *served = g_new0(ServedImage, 1);
-    served->path = path;
-    served->real_path = real_path_of(path);
     served->write = image->write;
     served->image = image;
     served->disk = disk_new(image, serve->pool, guard);
+    return take_over_journal(served, error);
+}
+
+/* Opens one image and makes it an export. */
+static bool add_image(Serve *serve, const char *path, const char *name, GError **error)
+{
+    ServedImage *served = g_new0(ServedImage, 1);
+    served->path = path;
+    served->real_path = real_path_of(path);
     g_ptr_array_add(serve->images, served);
-    if (!take_over_journal(served, error)) {
-        return false;
-    }
-    if (!export_table_add(serve->exports, name, NULL, disk_node(served->disk), !image->write,
+    if (!open_served(serve, served, error) ||
+        !export_table_add(serve->exports, name, NULL, disk_node(served->disk), !served->write,
                           error)) {
         return false;
     }
@@ -94,16 +98,44 @@ bool serve_images_open(Serve *serve, GError **error)
     return true;
 }
 
+static bool close_disk(ServedImage *served)
+{
+    int r = served->disk != NULL ? disk_close(served->disk) : 0;
+    served->disk = NULL;
+    served->image = NULL;
+    if (r != 0) {
+        log_error("%s: the last flush failed: %s", served->path, g_strerror(-r));
+    }
+    return r == 0;
+}
+
+bool serve_images_suspend(Serve *serve)
+{
+    bool ok = true;
+    for (unsigned i = 0; i < serve->images->len; i++) {
+        ok &= close_disk(g_ptr_array_index(serve->images, i));
+    }
+    return ok;
+}
+
+bool serve_images_reopen(Serve *serve, GError **error)
+{
+    for (unsigned i = 0; i < serve->images->len; i++) {
+        ServedImage *served = g_ptr_array_index(serve->images, i);
+        if (!open_served(serve, served, error)) {
+            return false;
+        }
+        export_table_set_node(serve->exports, served->export, disk_node(served->disk));
+    }
+    return true;
+}
+
 bool serve_images_close(Serve *serve)
 {
     bool ok = true;
     for (unsigned i = 0; i < serve->images->len; i++) {
         ServedImage *served = g_ptr_array_index(serve->images, i);
-        int r = disk_close(served->disk);
-        if (r != 0) {
-            log_error("%s: the last flush failed: %s", served->path, g_strerror(-r));
-            ok = false;
-        }
+        ok &= close_disk(served);
         g_free(served->real_path);
         g_free(served);
     }

@@ -4,6 +4,7 @@
  *      serve-options.c   the command line
  *      serve-images.c    images -> disks -> exports, and back
  *      serve-control.c   the control socket and its verbs
+ *      serve-handover.c  all of it given to another process, serve-takeover.c that process
  *      serve-attach.c    kernel devices: options, verbs, start and stop
  *      serve.c           the order of it all; what main does while the others work
  *
@@ -28,6 +29,9 @@
 typedef struct Serve Serve;
 typedef struct ServeAttach ServeAttach;
 typedef struct ServeJob ServeJob;
+typedef struct ServeTakeover ServeTakeover;
+
+#define SERVE_TAKE_OVER "--take-over="
 
 typedef struct ServeOptions {
     CliCommon common;
@@ -37,6 +41,7 @@ typedef struct ServeOptions {
     gboolean read_only, once;
     int threads, max_clients, handshake_timeout;
     uint64_t client_memory, metadata_cache;
+    int take_over;    /* channel to the process whose work this one takes over; -1: none */
     bool listen_none; /* --listen=none: no listener at all */
     char **images;    /* as given; at least one */
 } ServeOptions;
@@ -58,6 +63,7 @@ typedef void (*ServeDescribe)(const ServedImage *image, bool stats, JsonObject *
                               void *context);
 
 struct Serve {
+    char **argv; /* "serve" and its arguments, before they are parsed */
     ServeOptions options;
     int signal_fd;
     Pool *pool;
@@ -69,8 +75,11 @@ struct Serve {
     Control *control;       /* NULL: there is no control socket */
     ServeDescribe describe; /* may be NULL; set before the control socket answers */
     void *describe_context;
-    int64_t started;     /* g_get_monotonic_time */
-    ServeAttach *attach; /* serve-attach.c's own; NULL: nothing is or was attached */
+    int64_t started;         /* g_get_monotonic_time */
+    ServeTakeover *takeover; /* while taking over */
+    bool handed_over;        /* another process has taken over: this one only leaves */
+    bool failed;             /* the exit status is 1 */
+    ServeAttach *attach;     /* serve-attach.c's own; NULL: nothing is or was attached */
 
     int job_fd; /* eventfd: main has something to do */
     pthread_mutex_t job_lock;
@@ -93,6 +102,10 @@ void serve_options_clear(ServeOptions *options);
 
 /* serve-images.c [main] */
 bool serve_images_open(Serve *serve, GError **error);
+/* For a handover that may fail: flushes and closes the disks, but keeps the exports, which nobody uses
+ * meanwhile; and opens them again. */
+bool serve_images_suspend(Serve *serve); /* false: a flush failed (said in the log) */
+bool serve_images_reopen(Serve *serve, GError **error);
 bool serve_images_close(Serve *serve); /* false: a last flush failed (said in the log) */
 /* The image whose realpath this is; NULL: not served here. [any] */
 ServedImage *serve_images_find(const Serve *serve, const char *real_path);
@@ -100,6 +113,21 @@ ServedImage *serve_images_find(const Serve *serve, const char *real_path);
 /* serve-control.c [main]. Opens the control socket, if there is to be one, and gives it its verbs;
  * control_start follows when the others have added theirs. */
 bool serve_control_open(Serve *serve, GError **error);
+
+/* serve.c [main] */
+void serve_start_listeners(Serve *serve);
+
+/* serve-handover.c: the verb handover. [verbs' thread] */
+bool serve_handover_verb(JsonObject *arguments, JsonObject *answer, void *context, GError **error);
+
+/* serve-takeover.c [main]. In this order: sockets are received, the old process has let go of its
+ * images; (the images are opened;) nothing can fail any more, the old process lets go of the rest;
+ * connections go on. Where something fails, it is refused, and the old process goes on. */
+bool serve_takeover_receive(Serve *serve, GError **error);
+bool serve_takeover_commit(Serve *serve, GError **error);
+void serve_takeover_go(Serve *serve);
+void serve_takeover_refuse(Serve *serve, const GError *why);
+void serve_takeover_free(Serve *serve);
 
 /* serve-attach.c [main]. Its options, ended by a NULL name. The values lie in static memory of that
  * file (GOption gives no context). */
@@ -111,6 +139,10 @@ bool serve_attach_check(Serve *serve, GError **error);
 bool serve_attach_start(Serve *serve, GError **error);
 /* All is ready; the same moment at which READY=1 is sent. */
 void serve_attach_ready(Serve *serve);
+/* Before disks are closed for a handover: leaves all devices in the kernel, where their requests wait;
+ * and when the handover has failed: goes on with them. */
+void serve_attach_suspend(Serve *serve);
+void serve_attach_resume(Serve *serve);
 /* Before connections end and disks are closed; also when start failed, or never ran. After it no
  * request comes from the fast path. */
 void serve_attach_stop(Serve *serve);

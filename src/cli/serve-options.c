@@ -3,6 +3,7 @@
  *
  * What must stay true: a value that cannot work is refused here, before anything is opened.
  */
+#include <fcntl.h>
 #include <inttypes.h>
 #include <string.h>
 
@@ -70,6 +71,7 @@ static bool parse(ServeOptions *o, int *argc, char ***argv, GError **error)
         {"once", 0, 0, G_OPTION_ARG_NONE, &o->once, "Leave when the last client has gone", NULL},
         {"pid-file", 0, 0, G_OPTION_ARG_FILENAME, &o->pid_file,
          "Write the process id to PATH when ready", "PATH"},
+        {"take-over", 0, G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_INT, &o->take_over, NULL, NULL},
         {"verbose", 'v', G_OPTION_FLAG_NO_ARG, G_OPTION_ARG_CALLBACK, more_verbose,
          "Log what happens; twice: log more", NULL},
         {NULL},
@@ -136,13 +138,17 @@ void serve_options_init(ServeOptions *o)
     *o = (ServeOptions){.threads = g_get_num_processors(),
                         .max_clients = 10000,
                         .handshake_timeout = 10,
-                        .client_memory = 64 << 20};
+                        .client_memory = 64 << 20,
+                        .take_over = -1};
 }
 
 bool serve_options_parse(ServeOptions *o, int *argc, char ***argv, GError **error)
 {
     if (!parse(o, argc, argv, error) || !check(o, *argc, *argv, error)) {
         return false;
+    }
+    if (o->take_over >= 0 && fcntl(o->take_over, F_SETFD, FD_CLOEXEC) != 0) {
+        return error_set(error, EINVAL, "serve: --take-over is for cownbd itself: see cownbd ctl");
     }
     log_set_level(MIN(LOG_LEVEL_WARNING + verbosity, LOG_LEVEL_DEBUG));
     return true;

@@ -15,6 +15,7 @@
 
 #include "base/cleanup.h"
 #include "base/errors.h"
+#include "base/log.h"
 #include "cli/cli.h"
 #include "cli/serve-impl.h"
 #include "cli/serve-process.h"
@@ -69,7 +70,7 @@ static void start_server(Serve *serve)
                                    serve->workers->len);
 }
 
-static void start_listeners(Serve *serve)
+void serve_start_listeners(Serve *serve)
 {
     for (unsigned i = 0; i < serve->listeners->len; i++) {
         Listener *listener = g_ptr_array_index(serve->listeners, i);
@@ -84,7 +85,7 @@ static bool tell_ready(Serve *serve, GError **error)
     if (pid_file != NULL && !process_write_pid_file(pid_file, error)) {
         return false;
     }
-    for (unsigned i = 0; i < serve->listeners->len; i++) {
+    for (unsigned i = 0; i < serve->listeners->len && serve->options.take_over < 0; i++) {
         printf("listening on %s\n", listener_uri(g_ptr_array_index(serve->listeners, i)));
     }
     fflush(stdout);
@@ -93,20 +94,45 @@ static bool tell_ready(Serve *serve, GError **error)
     return true;
 }
 
+/* What is attached; when this process takes over, clients are worth more than devices, which wait for
+ * the next server. */
+static bool start_attached(Serve *serve, GError **error)
+{
+    g_autoptr(GError) refusal = NULL;
+    if (serve_attach_start(serve, &refusal)) {
+        return true;
+    }
+    if (serve->takeover == NULL) {
+        g_propagate_error(error, g_steal_pointer(&refusal));
+        return false;
+    }
+    log_error("block devices are not served: %s: say serve --adopt", refusal->message);
+    return true;
+}
+
 static bool start(Serve *serve, GError **error)
 {
+    bool takes_over = serve->options.take_over >= 0;
     serve->pool = pool_new(MAX(POOL_THREADS_MIN, 2 * serve->options.threads));
     aio_init(serve->pool);
-    if (!serve_attach_check(serve, error) || !serve_images_open(serve, error) ||
-        !open_listeners(serve, error) || !start_workers(serve, error)) {
+    if (!start_workers(serve, error) || (takes_over && !serve_takeover_receive(serve, error)) ||
+        !serve_attach_check(serve, error) || !serve_images_open(serve, error) ||
+        (!takes_over && !open_listeners(serve, error))) {
         return false;
     }
     start_server(serve);
-    if (!serve_control_open(serve, error) || !serve_attach_start(serve, error) ||
+    if (!serve_control_open(serve, error) || (takes_over && !serve_takeover_commit(serve, error))) {
+        return false;
+    }
+    /* No client before what the kernel still holds is looked at. */
+    if (!start_attached(serve, error) ||
         (serve->control != NULL && !control_start(serve->control, error))) {
         return false;
     }
-    start_listeners(serve); /* no client before what the kernel still holds is looked at */
+    if (takes_over) {
+        serve_takeover_go(serve);
+    }
+    serve_start_listeners(serve);
     return tell_ready(serve, error);
 }
 
@@ -224,7 +250,9 @@ static void stop_server(Serve *serve)
 static int stop(Serve *serve)
 {
     process_signals_kill();
-    process_notify("STOPPING=1");
+    if (!serve->handed_over) {
+        process_notify("STOPPING=1");
+    }
     serve_leave(serve);
     control_free(serve->control);
     stop_server(serve);
@@ -235,7 +263,8 @@ static int stop(Serve *serve)
     g_ptr_array_foreach(serve->workers, stop_worker, NULL);
     g_ptr_array_foreach(serve->workers, free_worker, NULL);
     g_clear_pointer(&serve->server, nbd_server_free);
-    return status;
+    serve_takeover_free(serve);
+    return serve->failed ? 1 : status;
 }
 
 static void serve_init(Serve *serve)
@@ -269,6 +298,7 @@ static void serve_clear(Serve *serve)
     close(serve->signal_fd);
     close(serve->job_fd);
     serve_options_clear(&serve->options);
+    g_strfreev(serve->argv);
 }
 
 /* Starts, waits, stops. */
@@ -278,9 +308,11 @@ static int serve_run(Serve *serve)
     bool started = start(serve, &error);
     if (started) {
         wait_for_the_end(serve);
+    } else if (serve->takeover != NULL) {
+        serve_takeover_refuse(serve, error);
     }
     int status = stop(serve);
-    if (started && serve->options.pid_file != NULL) {
+    if (started && serve->options.pid_file != NULL && !serve->handed_over) {
         unlink(serve->options.pid_file);
     }
     return started ? status : cli_fail(error);
@@ -291,6 +323,7 @@ int cli_serve(int argc, char **argv)
     g_autoptr(GError) error = NULL;
     Serve serve;
     serve_init(&serve);
+    serve.argv = g_strdupv(argv);
     int status = serve_options_parse(&serve.options, &argc, &argv, &error) ? serve_run(&serve)
                                                                            : cli_fail(error);
     serve_clear(&serve);

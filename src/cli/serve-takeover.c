@@ -1,0 +1,176 @@
+/*
+ * Taking over: this process was started by another one, to go on with its sockets.
+ * serve-handover.c has the picture.
+ *
+ * What must stay true: images are opened only after "begin", when the other process has closed them;
+ * nothing moves before "go", or before the other process is seen to be dead.
+ */
+#include <string.h>
+#include <unistd.h>
+
+#include "base/errors.h"
+#include "base/log.h"
+#include "cli/handover-channel.h"
+#include "cli/handover-conn.h"
+#include "cli/serve-impl.h"
+#include "nbd/listen.h"
+
+#define BEGIN_SECONDS 120
+#define GO_SECONDS    120
+
+struct ServeTakeover {
+    GPtrArray *connections; /* ChannelMessage *, until their exports are there */
+    GPtrArray *states;      /* ConnState *, in the same order */
+    bool served;
+};
+
+static void message_free(void *data)
+{
+    channel_message_clear(data);
+    g_free(data);
+}
+
+static void state_free(void *data)
+{
+    if (data != NULL) {
+        conn_state_free(data);
+    }
+}
+
+static int take_fd(ChannelMessage *message)
+{
+    int fd = message->fds[0];
+    message->fds[0] = -1;
+    return fd;
+}
+
+static bool take_listener(Serve *serve, ChannelMessage *message)
+{
+    const char *uri = json_object_get_string_member_with_default(message->object, "uri", NULL);
+    const char *path = json_object_get_string_member_with_default(message->object, "path", NULL);
+    if (uri == NULL || message->fds[0] < 0) {
+        return false;
+    }
+    g_ptr_array_add(serve->listeners, listener_adopt(take_fd(message), uri, path));
+    return true;
+}
+
+static bool take_control(Serve *serve, ChannelMessage *message)
+{
+    const char *path = json_object_get_string_member_with_default(message->object, "path", NULL);
+    if (path == NULL || message->fds[0] < 0 || serve->control != NULL) {
+        return false;
+    }
+    serve->control = control_adopt(path, take_fd(message));
+    return true;
+}
+
+static bool take_connection(Serve *serve, ChannelMessage *message)
+{
+    ChannelMessage *kept = g_new(ChannelMessage, 1);
+    *kept = *message;
+    *message = (ChannelMessage){.fds = {-1, -1}};
+    g_ptr_array_add(serve->takeover->connections, kept);
+    return true;
+}
+
+/* One message; *begin when it was the last. */
+static bool take(Serve *serve, ChannelMessage *message, bool *begin)
+{
+    const char *what = channel_what(message);
+    if (strcmp(what, "listener") == 0) {
+        return take_listener(serve, message);
+    }
+    if (strcmp(what, "control") == 0) {
+        return take_control(serve, message);
+    }
+    if (strcmp(what, "connection") == 0) {
+        return take_connection(serve, message);
+    }
+    *begin = strcmp(what, "begin") == 0;
+    serve->takeover->served =
+        json_object_get_boolean_member_with_default(message->object, "served", FALSE);
+    return *begin;
+}
+
+bool serve_takeover_receive(Serve *serve, GError **error)
+{
+    int channel = serve->options.take_over;
+    serve->takeover = g_new0(ServeTakeover, 1);
+    serve->takeover->connections = g_ptr_array_new_with_free_func(message_free);
+    serve->takeover->states = g_ptr_array_new_with_free_func(state_free);
+    if (!channel_send(channel, channel_object("ready"), -1, -1, error)) {
+        return false;
+    }
+    for (bool begin = false; !begin;) {
+        g_auto(ChannelMessage) message = {.fds = {-1, -1}};
+        if (!channel_receive(channel, BEGIN_SECONDS, &message, error)) {
+            return false;
+        }
+        if (!take(serve, &message, &begin)) {
+            return error_set(error, EPROTO, "handover: '%s' does not make sense",
+                             channel_what(&message));
+        }
+    }
+    return true;
+}
+
+bool serve_takeover_commit(Serve *serve, GError **error)
+{
+    ServeTakeover *takeover = serve->takeover;
+    for (unsigned i = 0; i < takeover->connections->len; i++) {
+        ConnState *state =
+            handover_take_conn(g_ptr_array_index(takeover->connections, i), serve->exports, error);
+        if (state == NULL) {
+            return false;
+        }
+        g_ptr_array_add(takeover->states, state);
+    }
+    int channel = serve->options.take_over;
+    if (!channel_send(channel, channel_object("done"), -1, -1, error)) {
+        return false;
+    }
+    g_autoptr(GError) gone = NULL;
+    g_auto(ChannelMessage) message = {.fds = {-1, -1}};
+    if (channel_receive(channel, GO_SECONDS, &message, &gone)) {
+        return strcmp(channel_what(&message), "go") == 0 ||
+               error_set(error, EPROTO, "handover: '%s' does not make sense",
+                         channel_what(&message));
+    }
+    if (gone->code == EPIPE) { /* its sockets and images are ours alone now */
+        return true;
+    }
+    g_propagate_error(error, g_steal_pointer(&gone));
+    return false;
+}
+
+void serve_takeover_go(Serve *serve)
+{
+    ServeTakeover *takeover = serve->takeover;
+    for (unsigned i = 0; i < takeover->states->len; i++) {
+        ChannelMessage *message = g_ptr_array_index(takeover->connections, i);
+        nbd_server_adopt(serve->server, take_fd(message),
+                         g_steal_pointer(&g_ptr_array_index(takeover->states, i)));
+    }
+    if (takeover->served) {
+        nbd_server_set_served(serve->server);
+    }
+    serve_takeover_free(serve);
+}
+
+void serve_takeover_refuse(Serve *serve, const GError *why)
+{
+    JsonObject *object = channel_object("failed");
+    json_object_set_string_member(object, "error", why->message);
+    channel_send(serve->options.take_over, object, -1, -1, NULL);
+}
+
+void serve_takeover_free(Serve *serve)
+{
+    ServeTakeover *takeover = g_steal_pointer(&serve->takeover);
+    if (takeover != NULL) {
+        g_ptr_array_unref(takeover->connections);
+        g_ptr_array_unref(takeover->states);
+        g_free(takeover);
+    }
+}
