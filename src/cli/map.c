@@ -5,6 +5,8 @@
  * whether that image has it (false: no image has it, and it reads as zeroes), "data" and "zero"
  * what it holds, "offset" where in the host file. Holes of raw files are asked of the host.
  * Neighbours that say the same are one line.
+ *
+ * --dm: the same map as the table of a device-mapper device, as `cownbd attach` makes it.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -14,8 +16,11 @@
 #include "cli/options.h"
 #include "cli/output.h"
 #include "base/errors.h"
+#include "fastpath/dmtable.h"
 
 #define EXTENTS_AT_ONCE 256
+#define LINES_DEFAULT   1000
+#define LINES_MAX       (1 << 20) /* of a table: the kernel's limit */
 
 typedef struct MapLine {
     uint64_t start, length;
@@ -113,8 +118,9 @@ static int add_sparse(MapPrinter *printer, const Extent *extent, MapLine line)
     return 0;
 }
 
-static int add_extent(MapPrinter *printer, const Extent *extent)
+static int add_extent(void *argument, const Extent *extent)
 {
+    MapPrinter *printer = argument;
     bool placed = extent->type == EXTENT_DATA ||
                   (extent->type == EXTENT_ZERO && extent->flags & EXTENT_HAS_HOST);
     MapLine line = {
@@ -135,36 +141,47 @@ static int add_extent(MapPrinter *printer, const Extent *extent)
     return 0;
 }
 
-static int map_range(Image *image, uint64_t offset, MapPrinter *printer, uint64_t *next)
+typedef int MapEach(void *argument, const Extent *extent);
+
+/* Calls each for the extents of all of the disk; 0 or what each, or the map, answered. *at: where
+ * it came to an end. */
+static int map_all(Image *image, MapEach *each, void *argument, uint64_t *at)
 {
     ExtentList list;
+    int result = 0;
     extent_list_init(&list);
-    int result = chain_map(image, offset, image->size - offset, EXTENTS_AT_ONCE, &list);
-    for (unsigned i = 0; i < list.count && result == 0; i++) {
-        result = add_extent(printer, &list.items[i]);
-        *next = extent_end(&list.items[i]);
+    for (*at = 0; *at < image->size && result == 0;) {
+        extent_list_reset(&list);
+        result = chain_map(image, *at, image->size - *at, EXTENTS_AT_ONCE, &list);
+        for (unsigned i = 0; i < list.count && result == 0; i++) {
+            result = each(argument, &list.items[i]);
+            *at = result == 0 ? extent_end(&list.items[i]) : list.items[i].offset;
+        }
     }
     extent_list_clear(&list);
     return result;
 }
 
+static int fail_at(const Image *image, uint64_t offset, int result)
+{
+    fflush(stdout);
+    fprintf(stderr, "cownbd: %s: cannot map offset %" PRIu64 ": %s\n", image->path, offset,
+            g_strerror(-result));
+    return 1;
+}
+
 static int print_map(Image *image, bool json)
 {
     MapPrinter printer = {.json = json, .first = true};
+    uint64_t at;
     if (json) {
         printf("[");
     } else {
         printf("%-16s%-16s%-16s%s\n", "Offset", "Length", "Mapped to", "File");
     }
-    for (uint64_t offset = 0; offset < image->size;) {
-        uint64_t at = offset;
-        int result = map_range(image, at, &printer, &offset);
-        if (result < 0) {
-            fflush(stdout);
-            fprintf(stderr, "cownbd: %s: cannot map offset %" PRIu64 ": %s\n", image->path, at,
-                    g_strerror(-result));
-            return 1;
-        }
+    int result = map_all(image, add_extent, &printer, &at);
+    if (result < 0) {
+        return fail_at(image, at, result);
     }
     printer_flush(&printer);
     if (json) {
@@ -173,19 +190,91 @@ static int print_map(Image *image, bool json)
     return output_finish(0);
 }
 
+typedef struct MapOptions {
+    gboolean dm, read_only;
+    int lines;
+} MapOptions;
+
+static int plan_extent(void *plan, const Extent *extent)
+{
+    dmplan_add(plan, extent);
+    return 0;
+}
+
+static int print_dm(Image *image, const MapOptions *options)
+{
+    /* As who attaches it for writing sees it: what may be written in place. Nothing is written. */
+    image->write = !options->read_only;
+    DmTableOptions how = {
+        .size = image->size,
+        .unit = options->read_only ? 1 : image->allocation_unit,
+        .alignment = 512,
+        .lines_max = options->lines,
+        .fixed = options->read_only,
+    };
+    DmPlan *plan = dmplan_new(&how);
+    DmTable table;
+    RangeSet none = {0};
+    uint64_t at;
+    int result = map_all(image, plan_extent, plan, &at);
+    dmplan_finish(plan, &none, &table, NULL);
+    g_autoptr(GString) text = g_string_new(NULL);
+    dmtable_print(&table, text);
+    dmtable_clear(&table);
+    if (result < 0) {
+        return fail_at(image, at, result);
+    }
+    fputs(text->str, stdout);
+    return output_finish(0);
+}
+
+static const CliUsage usage = {
+    .command = "map",
+    .arguments = "IMAGE",
+    .summary = "Shows which parts of the disk are data, zero or not there, and where they lie.\n"
+               "With --dm as a device-mapper table, as attach --fast-path=linear makes it: NBD "
+               "stands for the\nserver's device, LOOP0, LOOP1 ... for loop devices on the files "
+               "that the first lines name.",
+    .example = "  cownbd map overlay.qcow2\n"
+               "  cownbd map --json overlay.qcow2 | jq 'map(select(.data)) | length'\n"
+               "  cownbd map --dm disk.qcow2 | sed 's|NBD|/dev/nbd0|; s|LOOP0|/dev/loop0|'",
+    .flags = CLI_FLAG_FORMAT | CLI_FLAG_JSON | CLI_FLAG_SHARE | CLI_FLAG_ALLOW,
+};
+
+static bool parse_options(MapOptions *options, CliCommon *common, int *argc, char ***argv,
+                          GError **error)
+{
+    const GOptionEntry entries[] = {
+        {"dm", 0, 0, G_OPTION_ARG_NONE, &options->dm, "Print a device-mapper table", NULL},
+        {"read-only", 'r', 0, G_OPTION_ARG_NONE, &options->read_only,
+         "--dm: the table of a read-only device, in which data of backing files and zeroes need no "
+         "server",
+         NULL},
+        {"fast-path-lines", 0, 0, G_OPTION_ARG_INT, &options->lines,
+         "--dm: lines of the table at most (default: 1000)", "N"},
+        {NULL},
+    };
+    options->lines = LINES_DEFAULT;
+    if (!cli_parse(&usage, entries, common, argc, argv, error)) {
+        return false;
+    }
+    if (options->dm && common->json) {
+        return error_set(error, EINVAL, "--dm and --json: choose one of them");
+    }
+    if (!options->dm && (options->read_only || options->lines != LINES_DEFAULT)) {
+        return error_set(error, EINVAL, "--read-only and --fast-path-lines: only with --dm");
+    }
+    return (options->lines >= 1 && options->lines <= LINES_MAX) ||
+           error_set(error, EINVAL, "--fast-path-lines is %d: must be 1 to %d", options->lines,
+                     LINES_MAX);
+}
+
 int cli_map(int argc, char **argv)
 {
-    static const CliUsage usage = {
-        .command = "map",
-        .arguments = "IMAGE",
-        .summary = "Shows which parts of the disk are data, zero or not there, and where they lie.",
-        .example = "  cownbd map overlay.qcow2\n"
-                   "  cownbd map --json overlay.qcow2 | jq 'map(select(.data)) | length'",
-        .flags = CLI_FLAG_FORMAT | CLI_FLAG_JSON | CLI_FLAG_SHARE | CLI_FLAG_ALLOW,
-    };
     g_auto(CliCommon) common = {0};
     g_autoptr(GError) error = NULL;
-    if (!cli_parse(&usage, NULL, &common, &argc, &argv, &error)) {
+    MapOptions options = {0};
+    if (!parse_options(&options, &common, &argc, &argv, &error)) {
         return cli_fail_usage(&usage, "%s", error->message);
     }
     if (argc != 2) {
@@ -196,5 +285,8 @@ int cli_map(int argc, char **argv)
         return cli_fail(error);
     }
     g_autoptr(Image) image = image_open(argv[1], &how, &error);
-    return image ? print_map(image, common.json) : cli_fail(error);
+    if (!image) {
+        return cli_fail(error);
+    }
+    return options.dm ? print_dm(image, &options) : print_map(image, common.json);
 }

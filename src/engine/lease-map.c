@@ -34,11 +34,19 @@ static Errand *errand_of(PoolJob *job)
 /* [pool] The last use of the errand. */
 static void errand_end(Errand *errand, int result)
 {
-    gate_leave(&errand->disk->gate, errand->job.mode);
     with_mutex(&errand->lock);
     errand->result = result;
     errand->done = true;
     pthread_cond_signal(&errand->done_condition);
+}
+
+static int errand_wait(Errand *errand)
+{
+    with_mutex(&errand->lock);
+    while (!errand->done) {
+        pthread_cond_wait(&errand->done_condition, &errand->lock);
+    }
+    return errand->result;
 }
 
 static int errand_run(Errand *errand, GateMode mode, void (*run)(PoolJob *job))
@@ -46,11 +54,7 @@ static int errand_run(Errand *errand, GateMode mode, void (*run)(PoolJob *job))
     errand->done = false;
     errand->job.job.run = run;
     gate_enter(&errand->disk->gate, &errand->job, mode);
-    with_mutex(&errand->lock);
-    while (!errand->done) {
-        pthread_cond_wait(&errand->done_condition, &errand->lock);
-    }
-    return errand->result;
+    return errand_wait(errand);
 }
 
 static void errand_init(Errand *errand, Disk *disk)
@@ -72,8 +76,10 @@ static void map_piece(PoolJob *job)
 {
     Errand *errand = errand_of(job);
     Disk *disk = errand->disk;
-    errand_end(errand, chain_map(disk->image, errand->offset, disk->node.size - errand->offset,
-                                 PIECE_EXTENTS, &errand->list));
+    int r = chain_map(disk->image, errand->offset, disk->node.size - errand->offset, PIECE_EXTENTS,
+                      &errand->list);
+    gate_leave(&disk->gate, GATE_SHARED);
+    errand_end(errand, r);
 }
 
 /* The bytes in which a write is looked at before it is done are written by nobody but us. */
@@ -112,7 +118,9 @@ int lease_map(Disk *disk, LeaseEach *each, void *argument)
 static void flush_errand(PoolJob *job)
 {
     Errand *errand = errand_of(job);
-    errand_end(errand, flush_metadata(errand->disk));
+    int r = flush_metadata(errand->disk);
+    gate_leave(&errand->disk->gate, GATE_WRITEBACK);
+    errand_end(errand, r);
 }
 
 int lease_flush(Disk *disk)
@@ -123,6 +131,23 @@ int lease_flush(Disk *disk)
     Errand errand;
     errand_init(&errand, disk);
     int r = errand_run(&errand, GATE_WRITEBACK, flush_errand);
+    errand_clear(&errand);
+    return r;
+}
+
+static void sync_errand(PoolJob *job)
+{
+    Errand *errand = errand_of(job);
+    errand_end(errand, store_sync(errand->disk->image->store));
+}
+
+int lease_sync(Disk *disk)
+{
+    Errand errand;
+    errand_init(&errand, disk);
+    errand.job.job.run = sync_errand;
+    pool_submit(disk->pool, &errand.job.job);
+    int r = errand_wait(&errand);
     errand_clear(&errand);
     return r;
 }

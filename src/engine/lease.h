@@ -58,8 +58,10 @@ void lease_begin(Disk *disk);
 typedef void LeaseEach(void *argument, const Extent *extent);
 int lease_map(Disk *disk, LeaseEach *each, void *argument);
 
-/* Everything written so far is durable. 0 or -errno. Blocks. */
+/* Everything written so far is durable. Allocation stands still meanwhile: lease_sync before it
+ * brings most of the bytes to the disk without that. 0 or -errno. Both block. */
 int lease_flush(Disk *disk);
+int lease_sync(Disk *disk);
 
 /* Adds to the set, which should have no limit. */
 void lease_unfit(Disk *disk, RangeSet *unfit);

@@ -467,37 +467,32 @@ static void swap_back(const Swap *swap, const char *name)
 }
 
 static bool swap_run(const Swap *swap, const char *name, DmConfirm *confirm, void *argument,
-                     GError **error)
+                     DmTiming *timing, GError **error)
 {
-    if (!task_run_alone(swap->suspend, name, "suspend it", error)) {
-        swap_back(swap, name);
-        return false;
+    uint64_t start = now_us();
+    bool done = task_run_alone(swap->suspend, name, "suspend it", error);
+    uint64_t still = now_us();
+    if (done && confirm != NULL && !confirm(argument)) {
+        done = error_set(error, ECANCELED, "%s: the new table is not wanted any more", name);
     }
-    if (confirm != NULL && !confirm(argument)) {
+    done = done && task_run_alone(swap->resume, name, "resume it with the new table", error);
+    if (!done) {
         swap_back(swap, name);
-        return error_set(error, ECANCELED, "%s: the new table is not wanted any more", name);
     }
-    if (!task_run_alone(swap->resume, name, "resume it with the new table", error)) {
-        swap_back(swap, name);
-        return false;
-    }
-    return true;
+    timing->drain_us = still - start;
+    timing->still_us = now_us() - still;
+    return done;
 }
 
 bool dm_swap_table(const char *name, const DmLines *lines, bool read_only, DmConfirm *confirm,
                    void *argument, DmTiming *timing, GError **error)
 {
     Swap swap = {0};
-    uint64_t start = now_us(), loaded = start, end = start;
+    uint64_t start = now_us();
+    *timing = (DmTiming){0};
     bool done = swap_prepare(&swap, name, error) && load(name, lines, read_only, error);
-    if (done) {
-        loaded = now_us();
-        done = swap_run(&swap, name, confirm, argument, error);
-        end = now_us();
-    }
+    timing->load_us = now_us() - start;
+    done = done && swap_run(&swap, name, confirm, argument, timing, error);
     swap_clear(&swap);
-    if (timing != NULL) {
-        *timing = (DmTiming){.load_us = loaded - start, .suspended_us = end - loaded};
-    }
     return done;
 }

@@ -68,7 +68,9 @@ char *dm_status(const char *name, GError **error);
 
 /* What one change of the table took, in microseconds. */
 typedef struct DmTiming {
-    uint64_t load_us, suspended_us;
+    uint64_t load_us;
+    uint64_t drain_us; /* no new I/O, what was under way ended */
+    uint64_t still_us; /* no I/O at all */
 } DmTiming;
 
 /* Called while the device is suspended and none of its I/O is under way. False: the old table is
@@ -76,8 +78,7 @@ typedef struct DmTiming {
 typedef bool DmConfirm(void *argument);
 
 /* Loads the table, suspends, asks confirm (may be NULL), resumes with the new table. False with
- * *error when the device runs on with the old one; ECANCELED: confirm said so. *timing: what it
- * took, may be NULL. */
+ * *error when the device runs on with the old one; ECANCELED: confirm said so. */
 bool dm_swap_table(const char *name, const DmLines *lines, bool read_only, DmConfirm *confirm,
                    void *argument, DmTiming *timing, GError **error);
 

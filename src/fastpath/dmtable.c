@@ -374,7 +374,8 @@ void dmtable_print(const DmTable *table, GString *text)
     for (unsigned i = 0; i < table->count; i++) {
         Store *store = table->runs[i].store;
         if (store != NULL && !g_ptr_array_find(stores, store, NULL)) {
-            g_string_append_printf(text, "# LOOP%u is %s\n", stores->len, store->name);
+            g_autofree char *name = g_strescape(store->name, NULL);
+            g_string_append_printf(text, "# LOOP%u is \"%s\"\n", stores->len, name);
             g_ptr_array_add(stores, store);
         }
     }

@@ -25,6 +25,9 @@
 
 #define CREATE_TRIES 8
 
+/* While a device drains it works on; what is lost is that its queue is empty at the end. */
+#define DRAIN_COST 8
+
 uint64_t linear_now_us(void)
 {
     struct timespec now;
@@ -149,10 +152,14 @@ static bool prepare(Linear *linear, DmTable *table, LinearCost *cost, GError **e
     return true;
 }
 
-/* The kernel flushes the files and nothing else, so what maps to them must be on the disk first. */
-static bool make_durable(Linear *linear, DmTable *table, GError **error)
+/* The kernel flushes the files and nothing else, so what maps to them must be on the disk first.
+ * What holds nobody up is not counted. */
+static bool make_durable(Linear *linear, DmTable *table, LinearCost *cost, GError **error)
 {
-    int r = lease_flush(linear->disk);
+    int r = lease_sync(linear->disk);
+    uint64_t start = linear_now_us();
+    r = r < 0 ? r : lease_flush(linear->disk);
+    cost->plan_us += linear_now_us() - start;
     exclude_unfit(linear, table);
     return r == 0 || error_set_errno(error, -r, "%s: the map cannot be made durable", linear->name);
 }
@@ -196,8 +203,8 @@ static void count_swap(Linear *linear, const DmTiming *timing, bool done)
     LinearStats *stats = &linear->stats;
     stats->reloads += done;
     stats->failed_reloads += !done;
-    stats->suspended_us += timing->suspended_us;
-    stats->suspended_max_us = max_u64(stats->suspended_max_us, timing->suspended_us);
+    stats->suspended_us += timing->drain_us + timing->still_us;
+    stats->suspended_max_us = max_u64(stats->suspended_max_us, timing->drain_us + timing->still_us);
 }
 
 /* Loads the table; takes over what is in it when that went well. Ends the round in any case. */
@@ -210,7 +217,7 @@ static bool swap(Linear *linear, DmTable *table, LinearCost *cost, GError **erro
     bool done = dm_swap_table(linear->name, &lines, linear->read_only,
                               linear->has_leases ? commit : NULL, &context, &timing, error);
     g_free(lines.items);
-    cost->swap_us = timing.load_us + timing.suspended_us;
+    cost->swap_us = timing.load_us + timing.drain_us / DRAIN_COST + timing.still_us;
     count_swap(linear, &timing, done);
     if (!done) {
         if (linear->has_leases) {
@@ -231,9 +238,9 @@ bool linear_refresh(Linear *linear, LinearCost *cost, GError **error)
     uint64_t start = linear_now_us();
     bool done = prepare(linear, &table, cost, error);
     bool same = done && dmtable_equal(&table, &linear->table);
-    done = done && (same || make_durable(linear, &table, error));
     cost->plan_us = linear_now_us() - start;
     cost->swap_us = 0;
+    done = done && (same || make_durable(linear, &table, cost, error));
     if (done && !same) {
         done = swap(linear, &table, cost, error);
     } else if (linear->has_leases) {
@@ -273,10 +280,10 @@ bool linear_repair(Linear *linear, GError **error)
 /* Nothing uses the device yet, so the ranges are taken first. */
 static bool take_first(Linear *linear, DmTable *table, GError **error)
 {
-    LinearCost cost;
+    LinearCost cost = {0};
     for (unsigned tries = 0; tries < CREATE_TRIES; tries++) {
         dmtable_clear(table);
-        if (!prepare(linear, table, &cost, error) || !make_durable(linear, table, error)) {
+        if (!prepare(linear, table, &cost, error) || !make_durable(linear, table, &cost, error)) {
             return false;
         }
         g_autofree Range *ranges = ranges_of(table);
