@@ -39,7 +39,7 @@ static void take_input(const Conn *conn, ConnState *state)
         uint8_t header[NBD_EXTENDED_REQUEST_SIZE];
         NbdRequestHeader request = {.flags = write->flags,
                                     .command = write->command,
-                                    .cookie = write->cookie,
+                                    .cookie = write->head.cookie,
                                     .offset = write->request.offset,
                                     .length = write->length};
         g_byte_array_append(state->input, header,

@@ -63,10 +63,17 @@ bool nbd_request_take_buffer(NbdRequest *request, uint32_t length)
     return request->buffer != NULL;
 }
 
+static void drop_buffer(NbdRequest *request)
+{
+    if (request->buffer != NULL) {
+        buffers_give(&request->conn->local->buffers, request->buffer, request->buffer_length);
+        request->buffer = NULL;
+    }
+}
+
 void nbd_request_drop_buffer(NbdRequest *request)
 {
-    buffers_give(&request->conn->local->buffers, request->buffer, request->buffer_length);
-    request->buffer = NULL;
+    drop_buffer(request);
 }
 
 void nbd_request_free(NbdRequest *request)
@@ -74,9 +81,7 @@ void nbd_request_free(NbdRequest *request)
     Conn *conn = request->conn;
     NbdLocal *local = conn->local;
     request_clear(&request->request);
-    if (request->buffer != NULL) {
-        nbd_request_drop_buffer(request);
-    }
+    drop_buffer(request);
     if (request->chunks != NULL) {
         buffers_give(&local->buffers, request->chunks, sizeof(ReplyChunks));
         request->chunks = NULL;
@@ -103,13 +108,6 @@ void nbd_request_free_spare(NbdLocal *local)
     local->spare_count = 0;
 }
 
-static NbdChunkHead head_of(const NbdRequest *request)
-{
-    return (NbdChunkHead){.extended = request->conn->extended,
-                          .cookie = request->cookie,
-                          .offset = request->request.offset};
-}
-
 /* The reply is the first header_length bytes of the header, then length bytes at data. */
 static void set_reply(NbdRequest *request, size_t header_length, const void *data, size_t length)
 {
@@ -131,13 +129,13 @@ void reply_make_bytes(NbdRequest *request, uint32_t length)
 void reply_make_error(NbdRequest *request, uint32_t nbd_error, const char *text)
 {
     if (!request->conn->structured) {
-        set_reply(request, nbd_pack_simple_reply(request->header, nbd_error, request->cookie), NULL,
-                  0);
+        set_reply(request, nbd_pack_simple_reply(request->header, nbd_error, request->head.cookie),
+                  NULL, 0);
         return;
     }
     size_t length = strlen(text);
-    NbdChunkHead head = head_of(request);
-    set_reply(request, nbd_pack_error_chunk(request->header, &head, nbd_error, length), text,
+    const NbdChunkHead *head = &request->head;
+    set_reply(request, nbd_pack_error_chunk(request->header, head, nbd_error, length), text,
               length);
 }
 
@@ -167,18 +165,18 @@ static const char *error_text(uint32_t nbd_error)
 
 static void data_reply(NbdRequest *request)
 {
-    NbdChunkHead head = head_of(request);
+    const NbdChunkHead *head = &request->head;
     set_reply(request,
-              nbd_pack_data_chunk(request->header, &head, NBD_REPLY_FLAG_DONE, head.offset,
+              nbd_pack_data_chunk(request->header, head, NBD_REPLY_FLAG_DONE, head->offset,
                                   request->length),
               request->buffer, request->length);
 }
 
 static void hole_reply(NbdRequest *request)
 {
-    NbdChunkHead head = head_of(request);
+    const NbdChunkHead *head = &request->head;
     set_reply(request,
-              nbd_pack_hole_chunk(request->header, &head, NBD_REPLY_FLAG_DONE, head.offset,
+              nbd_pack_hole_chunk(request->header, head, NBD_REPLY_FLAG_DONE, head->offset,
                                   request->length),
               NULL, 0);
 }
@@ -186,9 +184,9 @@ static void hole_reply(NbdRequest *request)
 /* Success and nothing more. */
 static void none_reply(NbdRequest *request)
 {
-    NbdChunkHead head = head_of(request);
+    const NbdChunkHead *head = &request->head;
     set_reply(request,
-              nbd_pack_chunk(request->header, &head, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_NONE, 0),
+              nbd_pack_chunk(request->header, head, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_NONE, 0),
               NULL, 0);
 }
 
@@ -248,16 +246,15 @@ static unsigned cut_into_runs(NbdRequest *request, Run *runs, unsigned max)
 static void runs_reply(NbdRequest *request, const Run *runs, unsigned count)
 {
     ReplyChunks *chunks = request->chunks;
-    NbdChunkHead head = head_of(request);
+    const NbdChunkHead *head = &request->head;
     unsigned n = 0;
     request->reply_length = 0;
     for (unsigned i = 0; i < count; i++) {
         uint16_t flags = i == count - 1 ? NBD_REPLY_FLAG_DONE : 0;
         uint8_t *header = chunks->headers[i];
         size_t header_length =
-            runs[i].zero
-                ? nbd_pack_hole_chunk(header, &head, flags, runs[i].offset, runs[i].length)
-                : nbd_pack_data_chunk(header, &head, flags, runs[i].offset, runs[i].length);
+            runs[i].zero ? nbd_pack_hole_chunk(header, head, flags, runs[i].offset, runs[i].length)
+                         : nbd_pack_data_chunk(header, head, flags, runs[i].offset, runs[i].length);
         chunks->iov[n++] = (struct iovec){header, header_length};
         request->reply_length += header_length;
         if (!runs[i].zero) {
@@ -288,7 +285,8 @@ static void read_reply(NbdRequest *request)
 {
     const ExtentList *extents = &request->request.extents;
     if (!request->conn->structured) {
-        set_reply(request, nbd_pack_simple_reply(request->header, NBD_SUCCESS, request->cookie),
+        set_reply(request,
+                  nbd_pack_simple_reply(request->header, NBD_SUCCESS, request->head.cookie),
                   request->buffer, request->length);
     } else if (request->length == 0) {
         none_reply(request);
@@ -328,14 +326,14 @@ static unsigned put_descriptors(const NbdRequest *request, MetaContext context, 
                                 uint8_t **end)
 {
     const ExtentList *list = &request->request.extents;
-    NbdChunkHead head = head_of(request);
+    const NbdChunkHead *head = &request->head;
     uint64_t last_length = 0;
     uint32_t last_state = 0;
     unsigned count = 0;
     uint8_t *out = *end;
     for (unsigned i = 0; i < list->count; i++) {
         Extent extent = list->items[i];
-        if (!extent_clip(&extent, head.offset, request->length)) {
+        if (!extent_clip(&extent, head->offset, request->length)) {
             continue;
         }
         uint32_t state = state_of(context, &extent);
@@ -349,7 +347,7 @@ static unsigned put_descriptors(const NbdRequest *request, MetaContext context, 
             last_state = state;
             last_length = extent.length;
         }
-        *end = out + nbd_pack_descriptor(out, &head, last_length, last_state);
+        *end = out + nbd_pack_descriptor(out, head, last_length, last_state);
     }
     return count;
 }
@@ -358,7 +356,7 @@ static unsigned put_descriptors(const NbdRequest *request, MetaContext context, 
 static void status_chunks(NbdRequest *request, unsigned max)
 {
     ReplyChunks *chunks = request->chunks;
-    NbdChunkHead head = head_of(request);
+    const NbdChunkHead *head = &request->head;
     uint8_t *end = request->buffer;
     unsigned n = 0;
     request->reply_length = 0;
@@ -369,7 +367,7 @@ static void status_chunks(NbdRequest *request, unsigned max)
         uint8_t *start = end, *header = chunks->headers[context];
         unsigned count = put_descriptors(request, context, max, &end);
         bool last = request->contexts >> context == 1;
-        size_t header_length = nbd_pack_status_chunk(header, &head, last ? NBD_REPLY_FLAG_DONE : 0,
+        size_t header_length = nbd_pack_status_chunk(header, head, last ? NBD_REPLY_FLAG_DONE : 0,
                                                      meta_context_number(context), count);
         chunks->iov[n++] = (struct iovec){header, header_length};
         chunks->iov[n++] = (struct iovec){start, end - start};
@@ -405,10 +403,11 @@ void reply_make(NbdRequest *request)
         read_reply(request);
     } else if (request->command == NBD_CMD_BLOCK_STATUS) {
         status_reply(request);
-    } else if (request->conn->extended) {
+    } else if (request->head.extended) {
         none_reply(request);
     } else {
-        set_reply(request, nbd_pack_simple_reply(request->header, NBD_SUCCESS, request->cookie),
-                  NULL, 0);
+        set_reply(request,
+                  nbd_pack_simple_reply(request->header, NBD_SUCCESS, request->head.cookie), NULL,
+                  0);
     }
 }

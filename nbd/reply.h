@@ -20,14 +20,14 @@
 #define REPLY_STATUS_MAX 4096 /* descriptors of a context in one answer to BLOCK_STATUS */
 
 struct NbdRequest {
-    Request request; /* the engine's; first, so that its done finds the rest */
-    Conn *conn;      /* a reference */
-    uint64_t cookie;
-    uint16_t command; /* NbdCommand */
-    uint16_t flags;   /* NBD_CMD_FLAG_* */
-    uint8_t contexts; /* BLOCK_STATUS: a set of MetaContexts */
-    uint64_t length;  /* as asked; while a payload arrives, of that */
-    uint64_t charge;  /* bytes counted against the connection's budget */
+    Request request;   /* the engine's; first, so that its done finds the rest */
+    Conn *conn;        /* a reference */
+    NbdChunkHead head; /* its cookie and offset, as the chunks of the reply have them */
+    uint16_t command;  /* NbdCommand */
+    uint16_t flags;    /* NBD_CMD_FLAG_* */
+    uint8_t contexts;  /* BLOCK_STATUS: a set of MetaContexts */
+    uint64_t length;   /* as asked; while a payload arrives, of that */
+    uint64_t charge;   /* bytes counted against the connection's budget */
 
     void *buffer; /* payload or reply data; from the worker's cache */
     uint32_t buffer_length;

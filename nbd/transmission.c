@@ -220,7 +220,8 @@ static void submit(Conn *conn, NbdRequest *request)
 static NbdRequest *make_request(Conn *conn, const NbdRequestHeader *header, uint64_t charge)
 {
     NbdRequest *request = nbd_request_new(conn, charge);
-    request->cookie = header->cookie;
+    request->head = (NbdChunkHead){
+        .extended = conn->extended, .cookie = header->cookie, .offset = header->offset};
     request->command = header->command;
     request->flags = header->flags;
     request->length = header->length;
@@ -305,13 +306,13 @@ static uint64_t buffer_of(const NbdRequestHeader *header)
     return COMMANDS[header->command].buffered ? header->length : header->payload;
 }
 
-/* What a request adds to the budget beside its structure. */
-static uint64_t charge_of(const NbdRequestHeader *header)
+/* What a request with a buffer of length bytes adds to the budget beside its structure. */
+static uint64_t charge_of(const NbdRequestHeader *header, uint64_t length)
 {
     if (header->command == NBD_CMD_BLOCK_STATUS) {
         return buffers_cost(REPLY_STATUS_MAX * META_CONTEXTS * NBD_EXTENDED_DESCRIPTOR_SIZE);
     }
-    return buffers_cost(buffer_of(header));
+    return buffers_cost(length);
 }
 
 /* Takes the header; false: the connection is over. */
@@ -340,13 +341,13 @@ size_t transmission_consume(Conn *conn, const uint8_t *bytes, size_t length)
     }
     const char *text = NULL;
     uint32_t error = check_request(conn, &header, &text);
-    uint64_t charge = error == NBD_SUCCESS ? charge_of(&header) : 0;
+    uint64_t buffer = error == NBD_SUCCESS ? buffer_of(&header) : 0;
+    uint64_t charge = error == NBD_SUCCESS ? charge_of(&header, buffer) : 0;
     if (!conn_admit(conn, charge + NBD_REQUEST_CHARGE)) {
         return 0;
     }
     NbdRequest *request = make_request(conn, &header, charge);
-    if (error == NBD_SUCCESS && buffer_of(&header) > 0 &&
-        !nbd_request_take_buffer(request, buffer_of(&header))) {
+    if (buffer > 0 && !nbd_request_take_buffer(request, buffer)) {
         error = NBD_ENOMEM;
         text = "the server has no memory left for this request";
     }
