@@ -55,6 +55,7 @@ typedef struct FormatCreate {
     uint64_t size;              /* virtual size, bytes */
     const char *backing_name;   /* written into the image as given; NULL for none */
     const char *backing_format; /* NULL only together with backing_name */
+    const Image *backing;       /* the same, opened; NULL when it was not looked at */
     GHashTable *options; /* char * -> char *: only names of format->create_options; may be NULL */
 } FormatCreate;
 
@@ -160,6 +161,6 @@ char *format_names(void);                    /* "raw, qcow2, vmdk"; g_free */
 const Format *format_probe(const uint8_t *head, size_t n,
                            const char *path); /* never NULL: raw at worst */
 
-extern const Format format_raw, format_qcow2, format_vmdk;
+extern const Format format_raw, format_qcow2, format_vmdk, format_vhd;
 
 #endif

@@ -10,14 +10,18 @@
 #include <string.h>
 
 const Format *const formats[] = {
-    &format_qcow2,
-    &format_vmdk,
-    &format_raw,
-    NULL,
+    &format_qcow2, &format_vmdk, &format_vhd, &format_raw, NULL,
 };
+
+/* qemu's name of a format, where we call it otherwise, so that what an image says is understood. */
+static const char *own_name(const char *name)
+{
+    return strcmp(name, "vpc") == 0 ? "vhd" : name;
+}
 
 const Format *format_find(const char *name)
 {
+    name = own_name(name);
     for (const Format *const *format = formats; *format; format++) {
         if (strcmp((*format)->name, name) == 0) {
             return *format;

@@ -25,6 +25,7 @@ typedef struct CreateCommand {
     const char *size_text; /* NULL: not given */
     uint64_t size;
     bool size_known;
+    Image *backing; /* opened, or NULL */
     gboolean quiet, no_backing_check;
 } CreateCommand;
 
@@ -32,6 +33,7 @@ static void create_command_clear(CreateCommand *command)
 {
     g_free(command->backing_name);
     g_free(command->backing_format);
+    image_unref(command->backing);
     g_strfreev(command->option_lists);
     g_clear_pointer(&command->options, g_hash_table_unref);
 }
@@ -147,11 +149,11 @@ static bool look_at_backing(CreateCommand *command, const CliCommon *common, GEr
     if (target_is_file(command->path, path)) {
         return error_set(error, EINVAL, "%s: cannot be its own backing file", command->path);
     }
-    g_autoptr(Image) backing = image_open(path, &how, error);
-    if (!backing) {
+    command->backing = image_open(path, &how, error);
+    if (!command->backing) {
         return false;
     }
-    command->size = backing->size;
+    command->size = command->backing->size;
     command->size_known = true;
     return true;
 }
@@ -183,6 +185,7 @@ static bool write_image(const CreateCommand *command, GError **error)
         .size = command->size,
         .backing_name = command->backing_name,
         .backing_format = command->backing_format,
+        .backing = command->backing,
         .options = command->options,
     };
     return target_open(&target, command->path, error) &&

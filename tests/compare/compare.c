@@ -126,18 +126,18 @@ static void check_snapshot(const Trial *trial)
 
 static void trial_check(const Trial *trial, const Config *config)
 {
-    const char *const check[] = {"qemu-img",     "check",      "-q", "-f",
-                                 config->format, trial->image, NULL};
-    const char *const compare[] = {"qemu-img",     "compare", "-q",  "-f",
-                                   config->format, "-F",      "raw", trial->image,
-                                   trial->model,   NULL};
-    const char *const own_check[] = {option_server, "check", trial->image, NULL};
+    const char *format = strcmp(config->format, "vhd") == 0 ? "vpc" : config->format;
+    const char *const check[] = {"qemu-img", "check", "-q", "-f", format, trial->image, NULL};
+    const char *const compare[] = {"qemu-img", "compare", "-q",         "-f",         format,
+                                   "-F",       "raw",     trial->image, trial->model, NULL};
+    const char *const own_check[] = {option_server,  "check",      "-f",
+                                     config->format, trial->image, NULL};
     bool has_check = strcmp(config->format, "raw") != 0;
     int status;
-    if (has_check && (status = run_status(check)) != 0) {
+    if (config_qemu_checks(config) && (status = run_status(check)) != 0) {
         die("qemu-img check ends with %d", status);
     }
-    if ((status = run_status(compare)) != 0) {
+    if (config_qemu_reads(config) && (status = run_status(compare)) != 0) {
         die("qemu-img compare ends with %d", status);
     }
     if (has_check && trial->number % 10 == 0 && !g_str_has_suffix(option_server, "qemu-nbd") &&

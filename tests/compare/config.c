@@ -1,8 +1,8 @@
 /*
  * The kinds of image, and their templates.
  *
- * A template is made once by qemu-img and copied for each sequence: making an image costs more than
- * a whole sequence of requests. Beside each image lies its model, a plain file with what a guest
+ * A template is made once by qemu-img, or by ourselves where qemu-img cannot, and copied for each
+ * sequence: making an image costs more than a whole sequence of requests. Beside each image lies its model, a plain file with what a guest
  * must see.
  */
 #include "config.h"
@@ -52,6 +52,10 @@ const Config configs[] = {
     {"qcow2-zstd", "qcow2", 64 * KIB, 4 * MIB + 512, "compression_type=zstd", FILL_COMPRESSED,
      NULL},
     {"qcow2-snapshot", "qcow2", 4 * KIB, 2 * MIB + 512, "cluster_size=4k", FILL_SNAPSHOT, NULL},
+    {"vhd-qemu", "vpc", 2 * MIB, 9 * MIB + 512, "force_size=on", FILL_NONE, NULL},
+    {"vhd-64k", "vhd", 64 * KIB, 4 * MIB + 512, "block_size=64k", FILL_NONE, NULL},
+    {"vhd-64k-backing", "vhd", 4 * KIB, 2 * MIB + 512, "block_size=64k", FILL_BACKING, "vhd"},
+    {"vhd-2m-backing", "vhd", 4 * KIB, 5 * MIB + 512, NULL, FILL_BACKING, "raw"},
     {NULL, NULL, 0, 0, NULL, FILL_NONE, NULL},
 };
 
@@ -138,25 +142,46 @@ static void make_model(const Config *config, const char *directory)
     write_pattern(model, filled, config->size);
     if (config->fill == FILL_BACKING) {
         shell(directory, "qemu-img convert -f raw -O %s template.model base",
-              config->backing_format);
+              config_qemu_name(config->backing_format));
     }
     if (truncate(model, (off_t)config->size) != 0) {
         die("%s: %s", model, strerror(errno));
     }
 }
 
+const char *config_qemu_name(const char *format)
+{
+    return strcmp(format, "vhd") == 0 ? "vpc -o force_size=on" : format;
+}
+
+static bool is_ours(const Config *config)
+{
+    return strcmp(config->format, "vhd") == 0;
+}
+
+bool config_qemu_reads(const Config *config)
+{
+    return !is_ours(config) || config->fill != FILL_BACKING;
+}
+
+bool config_qemu_checks(const Config *config)
+{
+    return g_str_has_prefix(config->format, "qcow2");
+}
+
 void config_make_template(const Config *config, const char *directory)
 {
     g_autofree char *options =
         config->options ? g_strdup_printf("-o %s", config->options) : g_strdup("");
+    const char *maker = is_ours(config) ? "\"$COWNBD\"" : "qemu-img";
     make_model(config, directory);
     switch (config->fill) {
     case FILL_NONE:
-        shell(directory, "qemu-img create -q -f %s %s template %" G_GUINT64_FORMAT, config->format,
+        shell(directory, "%s create -q -f %s %s template %" G_GUINT64_FORMAT, maker, config->format,
               options, config->size);
         break;
     case FILL_BACKING:
-        shell(directory, "qemu-img create -q -f %s %s -b base -F %s template %" G_GUINT64_FORMAT,
+        shell(directory, "%s create -q -f %s %s -b base -F %s template %" G_GUINT64_FORMAT, maker,
               config->format, options, config->backing_format, config->size);
         break;
     case FILL_COMPRESSED:

@@ -31,6 +31,12 @@ const Config *config_find(const char *name);
  * signal. */
 int run_status(const char *const *argv);
 
+/* What qemu-img calls the format, with the options that make a disk of the size that was asked for.
+ */
+const char *config_qemu_name(const char *format);
+bool config_qemu_reads(const Config *config);  /* the contents, backing and all */
+bool config_qemu_checks(const Config *config); /* has a check for the format */
+
 /* Makes the template of the configuration in directory: the files `template` (the image),
  * `template.model` (what a guest sees in it) and, for FILL_BACKING, `base`. */
 void config_make_template(const Config *config, const char *directory);

@@ -28,13 +28,25 @@ static void must(bool good, GError *error, const char *what)
 
 const char *fixture_backing_name(const Setup *setup)
 {
-    return strcmp(setup->backing, "raw") == 0 ? "backing.raw" : "backing.qcow2";
+    static const char *const names[] = {"backing.raw", "backing.qcow2", "backing.vhd"};
+    unsigned i = 0;
+    while (i + 1 < G_N_ELEMENTS(names) && !g_str_has_suffix(names[i], setup->backing)) {
+        i++;
+    }
+    return names[i];
 }
 
-static Store *create_image(const Setup *setup, const Format *format)
+bool fixture_qemu_reads(const Setup *setup)
+{
+    return strcmp(setup->format, "vhd") != 0 || !setup->backing;
+}
+
+static Store *create_image(const Setup *setup, const Format *format, const Image *backing)
 {
     g_autoptr(GHashTable) options = g_hash_table_new(g_str_hash, g_str_equal);
-    if (setup->cluster_size) {
+    if (strcmp(format->name, "vhd") == 0) {
+        set_option(options, "block_size", setup->cluster_size);
+    } else if (setup->cluster_size) {
         set_option(options, "cluster_size", setup->cluster_size);
         set_option(options, "refcount_bits", setup->refcount_bits);
         set_option(options, "compat", setup->compat);
@@ -44,6 +56,7 @@ static Store *create_image(const Setup *setup, const Format *format)
     if (setup->backing) {
         how.backing_name = fixture_backing_name(setup);
         how.backing_format = setup->backing;
+        how.backing = backing;
     }
     g_autoptr(GError) error = NULL;
     Store *store = store_scratch_new("new image", NULL, 0);
@@ -115,8 +128,8 @@ static void make_backing(Fixture *fixture)
     const Format *format = format_find(setup->backing);
     Setup below = {.name = "backing",
                    .disk_size = align_down(setup->disk_size * 3 / 4, PIECE),
-                   .cluster_size = strcmp(setup->backing, "qcow2") ? NULL : "4096"};
-    fixture->backing_store = create_image(&below, format);
+                   .cluster_size = strcmp(setup->backing, "raw") == 0 ? NULL : "4096"};
+    fixture->backing_store = create_image(&below, format, NULL);
     g_autoptr(GError) error = NULL;
     ImageOpen how = {.format = format, .write = true};
     g_autoptr(Image) image = image_open_store(fixture->backing_store, &how, NULL, &error);
@@ -141,7 +154,7 @@ Fixture *fixture_new(const Setup *setup)
         fixture_make_by_qemu(fixture);
         return fixture;
     }
-    g_autoptr(Store) store = create_image(setup, fixture->format);
+    g_autoptr(Store) store = create_image(setup, fixture->format, fixture->backing);
     if (setup->dirty) {
         make_dirty(fixture, store);
     }

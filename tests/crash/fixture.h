@@ -14,9 +14,9 @@
 
 typedef struct Setup {
     const char *name;
-    const char *format; /* "qcow2" or "raw" */
+    const char *format;
     uint64_t disk_size;
-    const char *cluster_size; /* as create takes it; NULL: not a qcow2 */
+    const char *cluster_size; /* or the size of a block, as create takes it; NULL: has none */
     const char *refcount_bits;
     const char *compat;
     const char *lazy_refcounts; /* "on" or NULL */
@@ -40,7 +40,10 @@ typedef struct Fixture {
 
 Fixture *fixture_new(const Setup *setup);
 void fixture_free(Fixture *fixture);
-const char *fixture_backing_name(const Setup *setup); /* as in the image */
+const char *fixture_backing_name(const Setup *setup); /* as in the image; static */
+
+/* Whether qemu-img can read the contents: it does not know the parents of all formats. */
+bool fixture_qemu_reads(const Setup *setup);
 
 /* Opens an image of this fixture that lies in store. */
 Image *fixture_open(const Fixture *fixture, Store *store, bool write, GError **error);

@@ -19,7 +19,7 @@
 
 static gint64 option_states = 0, option_from = 1, option_seed = 0, option_position = 0;
 static int option_requests = 400, option_qemu_every = 100;
-static char *option_setup, *option_dump;
+static char *option_setup, *option_dump, *option_formats = "qcow2,raw";
 
 static GOptionEntry entries[] = {
     {"states", 0, 0, G_OPTION_ARG_INT64, &option_states, "States to try, over all configurations",
@@ -27,6 +27,8 @@ static GOptionEntry entries[] = {
     {"seed", 0, 0, G_OPTION_ARG_INT64, &option_seed, "Only runs of this seed", "S"},
     {"from", 0, 0, G_OPTION_ARG_INT64, &option_from, "The first of many seeds", "S"},
     {"setup", 0, 0, G_OPTION_ARG_STRING, &option_setup, "Only this configuration", "NAME"},
+    {"formats", 0, 0, G_OPTION_ARG_STRING, &option_formats,
+     "The formats whose configurations are run (qcow2,raw)", "NAMES"},
     {"position", 0, 0, G_OPTION_ARG_INT64, &option_position, "Only this cut of the record", "P"},
     {"requests", 0, 0, G_OPTION_ARG_INT, &option_requests, "Requests a run", "N"},
     {"qemu-every", 0, 0, G_OPTION_ARG_INT, &option_qemu_every,
@@ -149,18 +151,27 @@ static void round_of(const Setup *setup, uint64_t seed, uint64_t states, Machine
     fixture_free(fixture);
 }
 
+static bool is_wanted(const Setup *setup)
+{
+    g_auto(GStrv) wanted = g_strsplit(option_formats, ",", 0);
+    return g_strv_contains((const char *const *)wanted, setup->format);
+}
+
 /* Each configuration in turn, with new seeds, until there are enough states. */
 static void all_rounds(uint64_t states, Machine *machine, Totals *totals)
 {
     const Setup *only = option_setup ? setup_find(option_setup) : NULL;
     unsigned setup_count = 1;
     for (const Setup *setup = setups; !only && setup->name; setup++) {
-        setup_count++;
+        setup_count += is_wanted(setup);
     }
     const uint64_t states_a_round = option_position ? 64 : CLAMP(states / setup_count, 8, 300);
     uint64_t seed = option_seed ? option_seed : option_from;
     while (totals->states < states && totals->bad < 3) {
         for (const Setup *setup = only ? only : setups; setup->name; setup++) {
+            if (!only && !is_wanted(setup)) {
+                continue;
+            }
             uint64_t before = findings_count(&totals->findings);
             round_of(setup, seed, MIN(states_a_round, states), machine, totals);
             totals->bad += findings_count(&totals->findings) > before;

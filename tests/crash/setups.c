@@ -20,6 +20,12 @@
         .refcount_bits = bits, .compat = version, __VA_ARGS__                         \
     }
 
+/* Formats whose only choice is the size of a block. */
+#define BLOCKS(family, label, size, block, ...)                                                  \
+    {                                                                                            \
+        .name = label, .format = family, .disk_size = size, .cluster_size = block, ##__VA_ARGS__ \
+    }
+
 const Setup setups[] = {
     QCOW2("v3-4k", 1024 * KIB, "4096", "16", "1.1"),
     QCOW2("v3-4k-overlay-raw", 1024 * KIB, "4096", "16", "1.1", .backing = "raw"),
@@ -43,6 +49,10 @@ const Setup setups[] = {
     QCOW2("v3-4k-dirty", 1024 * KIB, "4096", "16", "1.1", .lazy_refcounts = "on", .dirty = true),
     QCOW2("v3-2m", 8 * 1024 * KIB, "2097152", "16", "1.1"),
     {.name = "raw", .format = "raw", .disk_size = 512 * KIB},
+    BLOCKS("vhd", "vhd-16k", 1024 * KIB, "16384"),
+    BLOCKS("vhd", "vhd-16k-overlay-vhd", 1024 * KIB, "16384", .backing = "vhd"),
+    BLOCKS("vhd", "vhd-4k-tiny-cache", 512 * KIB, "4096", .metadata_cache = TINY_CACHE),
+    BLOCKS("vhd", "vhd-512k-overlay-raw-odd", 1500 * KIB + 512, "524288", .backing = "raw"),
     {.name = NULL},
 };
 

@@ -1,0 +1,189 @@
+/*
+ * vhd: the names by which a differencing image knows its parent.
+ *
+ * A locator says for one platform where the parent is:
+ *
+ *     W2ru  relative, UTF-16 in little endian, ".\base.vhd"           looked at first
+ *     MacX  a URL in UTF-8, "file://./base.vhd" as Xen writes it      then
+ *     W2ku  absolute, UTF-16 in little endian, "C:\images\base.vhd"   then
+ *
+ * and the header has the parent's bare name. A path of Windows says nothing here but for its last
+ * part, which is tried beside the image; that the right file was found, only the parent's UUID
+ * tells (vhd.c).
+ *
+ * Which space a locator takes is said in sectors by the specification and in bytes by some writers.
+ */
+#include "formats/vhd.h"
+
+#include <string.h>
+
+#include "base/errors.h"
+
+#define LOCATOR_SIZE  24u
+#define LOCATOR_MAX   4096u /* bytes of a name */
+#define PLATFORM_W2RU 0x57327275u
+#define PLATFORM_W2KU 0x57326b75u
+#define PLATFORM_MACX 0x4d616358u
+#define NEW_SPACE     4096u /* bytes for each locator of a new image */
+
+uint64_t vhd_locator_space(uint32_t space, uint32_t length)
+{
+    uint64_t bytes =
+        space % VHD_SECTOR == 0 && space >= length ? space : (uint64_t)space * VHD_SECTOR;
+    return max_u64(bytes, align_up(length, VHD_SECTOR));
+}
+
+static char *read_locator(const Image *image, const VhdState *s, uint32_t platform, gsize *length)
+{
+    for (unsigned i = 0; i < VHD_LOCATORS; i++) {
+        const uint8_t *locator = s->header.bytes + VHD_H_LOCATORS + i * LOCATOR_SIZE;
+        uint64_t offset = load_be64(locator + 16);
+        *length = load_be32(locator + 8);
+        if (load_be32(locator) != platform || *length == 0 || *length > LOCATOR_MAX ||
+            !range_within(offset, *length, store_size(image->store))) {
+            continue;
+        }
+        char *bytes = g_malloc0(*length + 1);
+        if (store_read(image->store, bytes, *length, offset) == 0) {
+            return bytes;
+        }
+        g_free(bytes);
+    }
+    return NULL;
+}
+
+/* UTF-8, without what follows a NUL; NULL when it is no text, or empty. */
+static char *decode_utf16(const void *bytes, gsize length, const char *encoding)
+{
+    g_autofree char *text =
+        g_convert(bytes, length & ~(gsize)1, "UTF-8", encoding, NULL, NULL, NULL);
+    return text && *text ? g_steal_pointer(&text) : NULL;
+}
+
+static char *read_windows(const Image *image, const VhdState *s, uint32_t platform)
+{
+    gsize length;
+    g_autofree char *bytes = read_locator(image, s, platform, &length);
+    return bytes ? decode_utf16(bytes, length, "UTF-16LE") : NULL;
+}
+
+static char *read_url(const Image *image, const VhdState *s)
+{
+    gsize length;
+    g_autofree char *bytes = read_locator(image, s, PLATFORM_MACX, &length);
+    if (!bytes || !g_str_has_prefix(bytes, "file://")) {
+        return NULL;
+    }
+    const char *path = bytes + strlen("file://");
+    if (g_str_has_prefix(path, "localhost/")) {
+        path += strlen("localhost");
+    }
+    char *plain = g_uri_unescape_string(path, NULL);
+    if (!plain || !*plain || !g_utf8_validate(plain, -1, NULL)) {
+        g_clear_pointer(&plain, g_free);
+    }
+    return plain;
+}
+
+static char *read_bare_name(const VhdState *s)
+{
+    const uint8_t *name = s->header.bytes + VHD_H_PARENT_NAME;
+    gsize length = 0;
+    while (length < VHD_NAME_MAX && load_be16(name + length) != 0) {
+        length += 2;
+    }
+    return length ? decode_utf16(name, length, "UTF-16BE") : NULL;
+}
+
+/* Slashes as they are here; "./" at the start says nothing. */
+static char *to_local(char *name)
+{
+    if (!name) {
+        return NULL;
+    }
+    g_strdelimit(name, "\\", '/');
+    size_t skip = 0;
+    while (name[skip] == '.' && name[skip + 1] == '/') {
+        skip += 2 + strspn(name + skip + 2, "/");
+    }
+    memmove(name, name + skip, strlen(name + skip) + 1);
+    if (!*name) {
+        g_clear_pointer(&name, g_free);
+    }
+    return name;
+}
+
+static bool is_all_zero(const uint8_t *bytes, size_t n)
+{
+    return bytes[0] == 0 && memcmp(bytes, bytes + 1, n - 1) == 0;
+}
+
+bool vhd_parent_read(Image *image, const VhdState *s, GError **error)
+{
+    char *name = to_local(read_windows(image, s, PLATFORM_W2RU));
+    name = name ? name : to_local(read_url(image, s));
+    name = name ? name : to_local(read_windows(image, s, PLATFORM_W2KU));
+    name = name ? name : to_local(read_bare_name(s));
+    if (!name) {
+        return error_set(error, EUCLEAN,
+                         "%s: type is 4 (differencing), but neither a parent locator nor the "
+                         "header has the parent's name",
+                         image->path);
+    }
+    const char *slash = strrchr(name, '/');
+    const char *base = slash ? slash + 1 : name;
+    bool elsewhere = name[0] == '/' || strchr(name, ':');
+    image->backing_name = name;
+    image->backing_substitute = elsewhere && *base ? g_strdup(base) : NULL;
+    /* Xen's way to say that the parent is no vhd: it has no UUID. */
+    image->backing_format =
+        g_strdup(is_all_zero(s->header.parent_uuid, VHD_UUID_SIZE) ? "raw" : "vhd");
+    return true;
+}
+
+static void add_locator(uint8_t *header, unsigned number, uint32_t platform, const void *text,
+                        gsize length, uint64_t offset, GByteArray *data)
+{
+    uint8_t *locator = header + VHD_H_LOCATORS + number * LOCATOR_SIZE;
+    store_be32(locator, platform);
+    store_be32(locator + 4, NEW_SPACE / VHD_SECTOR);
+    store_be32(locator + 8, length);
+    store_be64(locator + 16, offset + data->len);
+    guint start = data->len;
+    g_byte_array_set_size(data, start + NEW_SPACE);
+    memset(data->data + start, 0, NEW_SPACE);
+    memcpy(data->data + start, text, length);
+}
+
+/* "a/b.vhd" is ".\a\b.vhd" to Windows. */
+static char *windows_name(const char *name)
+{
+    char *windows = name[0] == '/' ? g_strdup(name) : g_strconcat("./", name, NULL);
+    return g_strdelimit(windows, "/", '\\');
+}
+
+bool vhd_parent_make(const char *name, uint64_t offset, uint8_t *header, GByteArray *data,
+                     GError **error)
+{
+    g_autofree char *windows = windows_name(name);
+    g_autofree char *escaped = g_uri_escape_string(name, "/", TRUE);
+    g_autofree char *url = g_strconcat("file://", name[0] == '/' ? "" : "./", escaped, NULL);
+    g_autofree char *base = g_path_get_basename(name);
+    gsize length, base_length;
+    g_autofree char *relative = g_convert(windows, -1, "UTF-16LE", "UTF-8", NULL, &length, NULL);
+    g_autofree char *bare = g_convert(base, -1, "UTF-16BE", "UTF-8", NULL, &base_length, NULL);
+    if (!relative || !bare) {
+        return error_set(error, EINVAL, "the name of the backing file is no text in UTF-8");
+    }
+    if (length > NEW_SPACE || strlen(url) > NEW_SPACE || base_length > VHD_NAME_MAX) {
+        return error_set(error, EINVAL,
+                         "the name of the backing file is too long: must be at most %u characters, "
+                         "its last part at most %u",
+                         NEW_SPACE / 2, VHD_NAME_MAX / 2);
+    }
+    memcpy(header + VHD_H_PARENT_NAME, bare, base_length);
+    add_locator(header, 0, PLATFORM_MACX, url, strlen(url), offset, data);
+    add_locator(header, 1, name[0] == '/' ? PLATFORM_W2KU : PLATFORM_W2RU, relative, length, offset,
+                data);
+    return true;
+}
