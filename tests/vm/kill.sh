@@ -5,10 +5,10 @@
 #
 #   kill.sh [--seconds N] [--kills N] [--seed N] [linear|off...]
 #
-# In each mode: that many kills (no limit), for at most so long (25 s). Prints how many there were, and how long the
+# In each mode: that many kills (no limit), for at most so long (35 s). Prints how many there were, and how long the
 # device stood still: from the kill to the answer of a request that only a server can answer.
 . "$(dirname "$0")/lib.sh"
-seconds=25
+seconds=35
 kills=1000000
 seed=$((16#$(head -c 3 /dev/urandom | od -An -tx1 | tr -d ' \n')))
 while [[ ${1:-} == --* ]]; do

@@ -4,9 +4,8 @@
 # server, and the server must not need memory for that: nothing hangs, all is written, the image is clean.
 . "$(dirname "$0")/lib.sh"
 # MiB: written through the filesystem in one go, and what the server may have.
-amount=320
+amount=224
 allowed=64
-# The device in use, for messages of the kernel that would only tell of it later.
 disk=/dev/ubda
 if [[ ! -b $disk ]]; then
     modprobe virtio_blk
@@ -39,9 +38,9 @@ mount_disk() {
     cd disk
 }
 
-# pseudo_random KEY: without an end, the same for the same key.
-pseudo_random() {
-    openssl enc -aes-128-ctr -nosalt -K "$(printf %032x "$1")" -iv 0 -in /dev/zero 2>/dev/null
+# data_of KEY: half of the amount, the same for the same key, and nothing that could be left out.
+data_of() {
+    head -c "$((amount / 2))M" /dev/zero | openssl enc -aes-128-ctr -nosalt -K "$(printf %032x "$1")" -iv 0
 }
 
 # fill DEVICE: more than fits, through the page cache, by two writers and one who syncs all the time.
@@ -50,10 +49,10 @@ fill() {
     mkfs.ext4 -q -F -E lazy_itable_init=0,lazy_journal_init=0 "$1"
     mkdir mnt
     mount "$1" mnt
-    (while :; do sync -f mnt; sleep 0.2; done) &
+    (while :; do sync -f mnt; sleep 0.5; done) &
     syncer=$!
     for i in 1 2; do
-        (pseudo_random $i | head -c "$((amount / 2))M" >mnt/$i) &
+        data_of $i >mnt/$i &
         pids+=($!)
     done
     for i in "${pids[@]}"; do
@@ -71,7 +70,7 @@ compare() {
     e2fsck -fn "$1" >fsck
     mount -o ro "$1" mnt
     for i in 1 2; do
-        cmp mnt/$i <(pseudo_random $i | head -c "$((amount / 2))M")
+        cmp mnt/$i <(data_of $i)
     done
     umount mnt
 }
@@ -88,7 +87,7 @@ pressure() {
     local device
     mount_cgroups
     mount_disk
-    qemu-img create -q -f qcow2 image.qcow2 400M
+    qemu-img create -q -f qcow2 image.qcow2 300M
     device=$(in_cgroup server "$allowed" "$COWNBD" attach "--fast-path=$1" image.qcow2)
     fill "$device"
     say_how_tight_it_was "$1" >>"$top/summary"
