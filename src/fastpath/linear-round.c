@@ -197,12 +197,13 @@ void linear_set_table(Linear *linear, DmTable *table)
     linear->stats.size = linear->size;
 }
 
-static void count_swap(Linear *linear, const DmTiming *timing, bool done)
+/* error: NULL when it went well. One that was given up because the disk had changed is no failure. */
+static void count_swap(Linear *linear, const DmTiming *timing, const GError *error)
 {
     with_mutex(&linear->lock);
     LinearStats *stats = &linear->stats;
-    stats->reloads += done;
-    stats->failed_reloads += !done;
+    stats->reloads += error == NULL;
+    stats->failed_reloads += error != NULL && error->code != ECANCELED;
     stats->suspended_us += timing->drain_us + timing->still_us;
     stats->suspended_max_us = max_u64(stats->suspended_max_us, timing->drain_us + timing->still_us);
 }
@@ -214,12 +215,14 @@ static bool swap(Linear *linear, DmTable *table, LinearCost *cost, GError **erro
     Commit context = {linear->disk, ranges, table->count};
     DmLines lines = linear_lines(linear, table);
     DmTiming timing = {0};
+    GError *failure = NULL;
     bool done = dm_swap_table(linear->name, &lines, linear->read_only,
-                              linear->has_leases ? commit : NULL, &context, &timing, error);
+                              linear->has_leases ? commit : NULL, &context, &timing, &failure);
     g_free(lines.items);
     cost->swap_us = timing.load_us + timing.drain_us / DRAIN_COST + timing.still_us;
-    count_swap(linear, &timing, done);
+    count_swap(linear, &timing, failure);
     if (!done) {
+        g_propagate_error(error, failure);
         if (linear->has_leases) {
             lease_cancel(linear->disk);
         }
