@@ -42,7 +42,6 @@ struct ServeAttach {
     pthread_mutex_t lock;   /* attaching and detaching, one at a time */
     GPtrArray *attachments; /* Attachment *, lock */
     GPtrArray *targets;     /* Target *, of all that ever was attached, lock */
-    bool keep;              /* lock; at the end all devices stay, in use or not */
 };
 
 const GOptionEntry *serve_attach_entries(void)
@@ -197,6 +196,7 @@ static Attachment *attach(Serve *serve, ServedImage *image, AttachmentOptions *h
     attachment = attachment_new(image->disk, how, error);
     if (attachment != NULL) {
         g_ptr_array_add(serve->attach->attachments, attachment);
+        image->mend = how->adopt && image->write;
         log_info("%s: attached as %s", image->real_path, attachment_device(attachment));
     }
     return attachment;
@@ -380,12 +380,19 @@ bool serve_attach_start(Serve *serve, GError **error)
     return true;
 }
 
+/* The device stays, and with it the image is still in use. */
+static void leave(Serve *serve, Attachment *attachment)
+{
+    serve_images_find(serve, attachment_path(attachment))->mend = false;
+    attachment_leave(attachment);
+}
+
 void serve_attach_suspend(Serve *serve)
 {
     with_mutex(&serve->attach->lock);
     GPtrArray *all = serve->attach->attachments;
     for (unsigned i = 0; i < all->len; i++) {
-        attachment_leave(g_ptr_array_index(all, i));
+        leave(serve, g_ptr_array_index(all, i));
     }
     g_ptr_array_set_size(all, 0);
 }
@@ -426,14 +433,12 @@ void serve_attach_ready(Serve *serve)
     }
 }
 
-static void detach_or_leave(Attachment *attachment, bool keep)
+static void detach_or_leave(Serve *serve, Attachment *attachment)
 {
     g_autoptr(GError) error = NULL;
-    if (keep) {
-        attachment_leave(attachment);
-    } else if (!attachment_detach(attachment, &error)) {
+    if (!attachment_detach(attachment, &error)) {
         log_warning("%s: the device stays, for the next server (serve --adopt)", error->message);
-        attachment_leave(attachment);
+        leave(serve, attachment);
     }
 }
 
@@ -445,7 +450,7 @@ void serve_attach_stop(Serve *serve)
     }
     serve->attach = NULL;
     for (unsigned i = 0; i < attach->attachments->len; i++) {
-        detach_or_leave(g_ptr_array_index(attach->attachments, i), attach->keep);
+        detach_or_leave(serve, g_ptr_array_index(attach->attachments, i));
     }
     g_ptr_array_unref(attach->attachments);
     g_ptr_array_unref(attach->targets);

@@ -136,6 +136,9 @@ bool serve_images_close(Serve *serve)
     for (unsigned i = 0; i < serve->images->len; i++) {
         ServedImage *served = g_ptr_array_index(serve->images, i);
         ok &= close_disk(served);
+        if (served->mend) {
+            serve_leaks_mend(serve, served->real_path);
+        }
         g_free(served->real_path);
         g_free(served);
     }

@@ -55,6 +55,7 @@ typedef struct ServedImage {
     Image *image; /* the disk's; no reference of its own */
     Disk *disk;
     const Export *export;
+    bool mend; /* its last server was killed: leaked space is looked for when it is closed */
 } ServedImage;
 
 /* Adds what it knows of an image to its object in the answer of `list`, or of `stats`. [verbs'
@@ -128,6 +129,9 @@ bool serve_takeover_commit(Serve *serve, GError **error);
 void serve_takeover_go(Serve *serve);
 void serve_takeover_refuse(Serve *serve, const GError *why);
 void serve_takeover_free(Serve *serve);
+
+/* serve-leaks.c [main]. Frees what nothing in the image uses; the image is not open. */
+void serve_leaks_mend(const Serve *serve, const char *path);
 
 /* serve-attach.c [main]. Its options, ended by a NULL name. The values lie in static memory of that
  * file (GOption gives no context). */

@@ -18,6 +18,7 @@ serve() {
 # The same without a listener of its own.
 serve_only() {
     local number=${#servers[@]} tries=0
+    rm -f "server$number.out" # of one that was stopped
     "$COWNBD" serve --control none "$@" >"server$number.out" 2>"server$number.err" </dev/null &
     servers+=($!)
     until grep -q '^listening on ' "server$number.out"; do
