@@ -51,13 +51,22 @@ static bool look_at(Loop *loop, GError **error)
     return true;
 }
 
-/* Where the file's filesystem refuses O_DIRECT the kernel goes through the page cache, unasked. */
+/* The loop driver looks only at the filesystem in which the file seems to lie; it takes overlayfs
+ * above a tmpfs for one that has direct I/O, and then every request fails. Opening asks them all. */
+static bool takes_direct_io(int file)
+{
+    char path[32];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", file);
+    autofd int fd = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC);
+    return fd >= 0;
+}
+
 static bool configure(int device, int file, uint64_t offset, bool read_only)
 {
     struct loop_config config = {.fd = file};
     config.info.lo_offset = offset;
-    config.info.lo_flags =
-        LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO | (read_only ? LO_FLAGS_READ_ONLY : 0);
+    config.info.lo_flags = LO_FLAGS_AUTOCLEAR | (takes_direct_io(file) ? LO_FLAGS_DIRECT_IO : 0) |
+                           (read_only ? LO_FLAGS_READ_ONLY : 0);
     if (ioctl(device, LOOP_CONFIGURE, &config) == 0) {
         return true;
     }
