@@ -13,12 +13,15 @@
 
 #include <errno.h>
 #include <event2/event.h>
+#include <fcntl.h>
+#include <linux/vm_sockets.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -39,6 +42,7 @@
 
 struct Listener {
     int fd;
+    int family;
     char *uri;
     char *path; /* of the unix socket that we made, else NULL */
     dev_t device;
@@ -63,6 +67,8 @@ static Listener *listener_new(int fd, char *uri)
     Listener *listener = g_new0(Listener, 1);
     listener->fd = fd;
     listener->uri = uri;
+    socklen_t length = sizeof listener->family;
+    getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &listener->family, &length);
     pthread_mutex_init(&listener->lock, NULL);
     pthread_cond_init(&listener->changed, NULL);
     return listener;
@@ -86,6 +92,12 @@ Listener *listener_adopt(int fd, const char *uri, const char *path)
         remember_file(listener, path);
     }
     return listener;
+}
+
+static char *unix_uri(const char *path)
+{
+    g_autofree char *escaped = g_uri_escape_string(path, "/", TRUE);
+    return g_strdup_printf("nbd+unix:///?socket=%s", escaped);
 }
 
 /* True when somebody accepts on the unix socket at address. */
@@ -117,7 +129,20 @@ static int bind_unix(int fd, const struct sockaddr_un *address)
     return bind(fd, (const struct sockaddr *)address, sizeof *address) == 0 ? 0 : errno;
 }
 
-static bool open_unix(const char *path, GPtrArray *listeners, GError **error)
+/* Before anybody can connect. 0 or an errno. */
+static int set_access(const char *path, const ListenerAccess *access)
+{
+    if ((access->user != (uid_t)-1 || access->group != (gid_t)-1) &&
+        lchown(path, access->user, access->group) != 0) {
+        return errno;
+    }
+    return access->has_mode && fchmodat(AT_FDCWD, path, access->mode, AT_SYMLINK_NOFOLLOW) != 0
+               ? errno
+               : 0;
+}
+
+static bool open_unix(const char *path, const ListenerAccess *access, GPtrArray *listeners,
+                      GError **error)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     if (path[0] == '\0' || strlen(path) >= sizeof address.sun_path) {
@@ -127,6 +152,10 @@ static bool open_unix(const char *path, GPtrArray *listeners, GError **error)
     strcpy(address.sun_path, path);
     autofd int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     int err = fd < 0 ? errno : bind_unix(fd, &address);
+    bool bound = err == 0;
+    if (bound) {
+        err = set_access(path, access);
+    }
     if (err == 0 && listen(fd, SOMAXCONN) != 0) {
         err = errno;
     }
@@ -137,12 +166,13 @@ static bool open_unix(const char *path, GPtrArray *listeners, GError **error)
                          path);
     }
     if (err != 0) {
+        if (bound) {
+            unlink(path);
+        }
         return error_set_errno(error, err, "unix:%s: cannot listen", path);
     }
     g_autofree char *absolute = g_canonicalize_filename(path, NULL);
-    g_autofree char *escaped = g_uri_escape_string(absolute, "/", TRUE);
-    Listener *listener =
-        listener_new(fd_steal(&fd), g_strdup_printf("nbd+unix:///?socket=%s", escaped));
+    Listener *listener = listener_new(fd_steal(&fd), unix_uri(absolute));
     remember_file(listener, absolute);
     g_ptr_array_add(listeners, listener);
     return true;
@@ -171,18 +201,66 @@ static bool split_address(const char *address, char **host, char **port)
            g_ascii_string_to_unsigned(*port, 10, 0, UINT16_MAX, &number, NULL);
 }
 
-static char *tcp_uri(int fd)
+static char *tcp_uri(const struct sockaddr *address, socklen_t length)
 {
-    struct sockaddr_storage address;
-    socklen_t length = sizeof address;
     char host[NI_MAXHOST], port[NI_MAXSERV];
-    if (getsockname(fd, (struct sockaddr *)&address, &length) != 0 ||
-        getnameinfo((struct sockaddr *)&address, length, host, sizeof host, port, sizeof port,
+    if (getnameinfo(address, length, host, sizeof host, port, sizeof port,
                     NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
         return g_strdup("nbd://?/");
     }
-    bool v6 = address.ss_family == AF_INET6;
+    bool v6 = address->sa_family == AF_INET6;
     return g_strdup_printf(v6 ? "nbd://[%s]:%s/" : "nbd://%s:%s/", host, port);
+}
+
+/* By which number virtual machines and their host know this system. */
+static unsigned local_cid(void)
+{
+    autofd int fd = open("/dev/vsock", O_RDONLY | O_CLOEXEC);
+    unsigned cid;
+    return fd >= 0 && ioctl(fd, IOCTL_VM_SOCKETS_GET_LOCAL_CID, &cid) == 0 && cid != VMADDR_CID_ANY
+               ? cid
+               : VMADDR_CID_HOST;
+}
+
+char *listener_uri_of(int fd)
+{
+    union {
+        struct sockaddr any;
+        struct sockaddr_un un;
+        struct sockaddr_vm vm;
+        struct sockaddr_storage storage;
+    } address = {.storage = {0}};
+    socklen_t length = sizeof address;
+    if (getsockname(fd, &address.any, &length) != 0) {
+        return g_strdup("nbd://?/");
+    }
+    switch (address.any.sa_family) {
+    case AF_UNIX:
+        return unix_uri(address.un.sun_path);
+    case AF_VSOCK:
+        return g_strdup_printf("nbd+vsock://%u:%u/", local_cid(), address.vm.svm_port);
+    default:
+        return tcp_uri(&address.any, length);
+    }
+}
+
+static bool open_vsock(const char *port_text, GPtrArray *listeners, GError **error)
+{
+    guint64 port;
+    if (!g_ascii_string_to_unsigned(port_text, 10, 0, VMADDR_PORT_ANY - 1, &port, NULL)) {
+        return error_set(error, EINVAL, "vsock:%s: the port must be a number", port_text);
+    }
+    struct sockaddr_vm address = {.svm_family = AF_VSOCK,
+                                  .svm_cid = VMADDR_CID_ANY,
+                                  .svm_port = port != 0 ? port : VMADDR_PORT_ANY};
+    autofd int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0 || bind(fd, (const struct sockaddr *)(const void *)&address, sizeof address) != 0 ||
+        listen(fd, SOMAXCONN) != 0) {
+        return error_set_errno(error, errno, "vsock:%s: cannot listen", port_text);
+    }
+    char *uri = listener_uri_of(fd);
+    g_ptr_array_add(listeners, listener_new(fd_steal(&fd), uri));
+    return true;
 }
 
 /* A listening socket at one address, or -1 with *err set. */
@@ -233,7 +311,7 @@ static bool open_infos(const char *address, struct addrinfo *infos, GPtrArray *l
         int fd = open_tcp_socket(info, &err);
         if (fd >= 0) {
             port = given_port(fd);
-            g_ptr_array_add(listeners, listener_new(fd, tcp_uri(fd)));
+            g_ptr_array_add(listeners, listener_new(fd, listener_uri_of(fd)));
             opened++;
         } else if (err == EADDRINUSE) {
             return error_set(error, err, "%s: the port is in use: choose another with --listen",
@@ -247,10 +325,11 @@ static bool open_tcp(const char *address, GPtrArray *listeners, GError **error)
 {
     g_autofree char *host = NULL, *port = NULL;
     if (!split_address(address, &host, &port)) {
-        return error_set(
-            error, EINVAL,
-            "%s: must be HOST:PORT, [ADDRESS]:PORT, :PORT or unix:PATH, the port at most 65535",
-            address);
+        return error_set(error, EINVAL,
+                         "%s: must be HOST:PORT, [ADDRESS]:PORT, :PORT, unix:PATH or vsock:PORT, "
+                         "the TCP port at "
+                         "most 65535",
+                         address);
     }
     struct addrinfo hints = {.ai_flags = AI_PASSIVE, .ai_socktype = SOCK_STREAM};
     struct addrinfo *infos;
@@ -263,10 +342,14 @@ static bool open_tcp(const char *address, GPtrArray *listeners, GError **error)
     return ok;
 }
 
-bool listener_open(const char *address, GPtrArray *listeners, GError **error)
+bool listener_open(const char *address, const ListenerAccess *access, GPtrArray *listeners,
+                   GError **error)
 {
     if (g_str_has_prefix(address, "unix:")) {
-        return open_unix(address + strlen("unix:"), listeners, error);
+        return open_unix(address + strlen("unix:"), access, listeners, error);
+    }
+    if (g_str_has_prefix(address, "vsock:")) {
+        return open_vsock(address + strlen("vsock:"), listeners, error);
     }
     return open_tcp(address, listeners, error);
 }
@@ -296,12 +379,12 @@ static void pause_for_shortage(Listener *listener, int err)
     event_add(listener->pause, &time);
 }
 
-static void set_options(const Listener *listener, int fd)
+void listener_set_options(int family, int fd)
 {
     int on = 1, send_buffer = UNIX_SEND_BUFFER;
-    if (listener->path != NULL) {
+    if (family == AF_UNIX) {
         setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &send_buffer, sizeof send_buffer);
-    } else {
+    } else if (family != AF_VSOCK) {
         /* Before the first byte is sent. A peer that has vanished is noticed by keep-alive. */
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
         setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
@@ -314,7 +397,7 @@ static void accept_cb(evutil_socket_t listening, short what, void *argument)
     for (unsigned i = 0; i < ACCEPTS_A_TURN; i++) {
         int fd = accept4(listening, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
         if (fd >= 0) {
-            set_options(listener, fd);
+            listener_set_options(listener->family, fd);
             listener->accept(fd, listener->argument);
         } else if (is_shortage(errno)) {
             pause_for_shortage(listener, errno);

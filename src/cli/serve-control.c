@@ -126,7 +126,8 @@ static bool open_socket(Serve *serve, GError **error)
         serve->control = strcmp(named, "none") != 0 ? control_new(named, error) : NULL;
         return serve->control != NULL || strcmp(named, "none") == 0;
     }
-    g_autofree char *path = control_default_path();
+    /* A server of one client, one of many perhaps, does not take the place of the server. */
+    g_autofree char *path = serve->options.stdio ? NULL : control_default_path();
     if (path != NULL) {
         g_autoptr(GError) refusal = NULL;
         serve->control = control_new(path, &refusal);

@@ -70,15 +70,16 @@ static bool open_served(Serve *serve, ServedImage *served, GError **error)
 }
 
 /* Opens one image and makes it an export. */
-static bool add_image(Serve *serve, const char *path, const char *name, GError **error)
+static bool add_image(Serve *serve, const char *path, const char *name, const char *description,
+                      GError **error)
 {
     ServedImage *served = g_new0(ServedImage, 1);
     served->path = path;
     served->real_path = real_path_of(path);
     g_ptr_array_add(serve->images, served);
     if (!open_served(serve, served, error) ||
-        !export_table_add(serve->exports, name, NULL, disk_node(served->disk), !served->write,
-                          error)) {
+        !export_table_add(serve->exports, name, description, disk_node(served->disk),
+                          !served->write, error)) {
         return false;
     }
     served->export = export_table_get(serve->exports, export_table_count(serve->exports) - 1);
@@ -89,9 +90,11 @@ bool serve_images_open(Serve *serve, GError **error)
 {
     const ServeOptions *o = &serve->options;
     unsigned names = o->names != NULL ? g_strv_length(o->names) : 0;
+    unsigned descriptions = o->descriptions != NULL ? g_strv_length(o->descriptions) : 0;
     for (unsigned i = 0; o->images[i] != NULL; i++) {
         g_autofree char *base = g_path_get_basename(o->images[i]);
-        if (!add_image(serve, o->images[i], i < names ? o->names[i] : base, error)) {
+        if (!add_image(serve, o->images[i], i < names ? o->names[i] : base,
+                       i < descriptions ? o->descriptions[i] : NULL, error)) {
             return false;
         }
     }

@@ -2,6 +2,7 @@
  * The inside of `cownbd serve`, for its files.
  *
  *      serve-options.c   the command line
+ *      serve-listen.c    where clients come from
  *      serve-images.c    images -> disks -> exports, and back
  *      serve-control.c   the control socket and its verbs
  *      serve-handover.c  all of it given to another process, serve-takeover.c that process
@@ -24,6 +25,7 @@
 #include "control/control.h"
 #include "control/export.h"
 #include "engine/disk.h"
+#include "nbd/listen.h"
 #include "nbd/server.h"
 
 typedef struct Serve Serve;
@@ -36,14 +38,16 @@ typedef struct ServeTakeover ServeTakeover;
 typedef struct ServeOptions {
     CliCommon common;
     char **listen;
-    char **names;
+    char **names, **descriptions;
+    char *socket_mode, *socket_owner;
     char *client_memory_text, *metadata_cache_text, *pid_file, *control;
-    gboolean read_only, once;
+    gboolean read_only, once, stdio;
     int threads, max_clients, handshake_timeout;
     uint64_t client_memory, metadata_cache;
     int take_over;    /* channel to the process whose work this one takes over; -1: none */
     bool listen_none; /* --listen=none: no listener at all */
-    char **images;    /* as given; at least one */
+    ListenerAccess access;
+    char **images; /* as given; at least one */
 } ServeOptions;
 
 /* An image that is served. Set up before the workers run; disk and export stay until the server
@@ -72,6 +76,8 @@ struct Serve {
     ExportTable *exports;
     GPtrArray *workers;   /* Worker * */
     GPtrArray *listeners; /* Listener * */
+    unsigned inherited;   /* so many of the listeners came with the process */
+    int stdio_fd;         /* the client of --stdio until it is served; -1 */
     NbdServer *server;
     Control *control;       /* NULL: there is no control socket */
     ServeDescribe describe; /* may be NULL; set before the control socket answers */
@@ -100,6 +106,12 @@ void serve_leave(Serve *serve);
 void serve_options_init(ServeOptions *options);
 bool serve_options_parse(ServeOptions *options, int *argc, char ***argv, GError **error);
 void serve_options_clear(ServeOptions *options);
+
+/* serve-listen.c [main] */
+bool serve_listen_check(ServeOptions *options, GError **error);
+/* Takes what was inherited, before any thread starts. */
+bool serve_listen_inherit(Serve *serve, GError **error);
+bool serve_listen_open(Serve *serve, GError **error);
 
 /* serve-images.c [main] */
 bool serve_images_open(Serve *serve, GError **error);

@@ -46,12 +46,14 @@ static bool parse(ServeOptions *o, int *argc, char ***argv, GError **error)
 {
     const GOptionEntry entries[] = {
         {"listen", 'l', 0, G_OPTION_ARG_FILENAME_ARRAY, &o->listen,
-         "HOST:PORT, [ADDRESS]:PORT, :PORT, unix:PATH or none (repeatable; default: "
-         "127.0.0.1:" NBD_DEFAULT_PORT ")",
+         "HOST:PORT, [ADDRESS]:PORT, :PORT, unix:PATH, vsock:PORT or none (repeatable; default: "
+         "127.0.0.1:" NBD_DEFAULT_PORT ", or the sockets of LISTEN_FDS)",
          "ADDR"},
         {"name", 'n', 0, G_OPTION_ARG_FILENAME_ARRAY, &o->names,
          "Export name (repeatable: one for each image, in order; default: base name of the file)",
          "NAME"},
+        {"description", 0, 0, G_OPTION_ARG_STRING_ARRAY, &o->descriptions,
+         "What LIST and INFO say of an export (repeatable: one for each image, in order)", "TEXT"},
         {"read-only", 'r', 0, G_OPTION_ARG_NONE, &o->read_only, "Refuse writes", NULL},
         {"threads", 't', 0, G_OPTION_ARG_INT, &o->threads,
          "Threads that serve clients (default: number of processors)", "N"},
@@ -65,6 +67,14 @@ static bool parse(ServeOptions *o, int *argc, char ***argv, GError **error)
          "Seconds that a client may be silent before it chooses an export (default: 10; 0: for "
          "ever)",
          "SECONDS"},
+        {"socket-mode", 0, 0, G_OPTION_ARG_FILENAME, &o->socket_mode,
+         "Permissions of the files of unix sockets, octal (default: what the umask leaves)",
+         "MODE"},
+        {"socket-owner", 0, 0, G_OPTION_ARG_FILENAME, &o->socket_owner,
+         "Their owner (default: who runs the server)", "USER[:GROUP]"},
+        {"stdio", 0, 0, G_OPTION_ARG_NONE, &o->stdio,
+         "Serve one client, whose socket is standard input (as inetd does), and leave with it",
+         NULL},
         {"control", 0, 0, G_OPTION_ARG_FILENAME, &o->control,
          "Control socket, or none (default: /run/cownbd/control.sock, or below $XDG_RUNTIME_DIR)",
          "PATH"},
@@ -104,17 +114,6 @@ static bool check_number(const char *option, int value, int minimum, int maximum
                      maximum);
 }
 
-static bool check_listen(ServeOptions *o, GError **error)
-{
-    if (o->listen == NULL || !g_strv_contains((const char *const *)o->listen, "none")) {
-        return true;
-    }
-    o->listen_none = true;
-    return g_strv_length(o->listen) == 1 ||
-           error_set(error, EINVAL,
-                     "serve: --listen=none beside other addresses: leave one of them out");
-}
-
 static bool check(ServeOptions *o, int argc, char **argv, GError **error)
 {
     if (argc < 2) {
@@ -125,12 +124,17 @@ static bool check(ServeOptions *o, int argc, char **argv, GError **error)
         return error_set(error, EINVAL, "serve: %u names for %d image%s: give one --name an image",
                          g_strv_length(o->names), argc - 1, argc == 2 ? "" : "s");
     }
+    if (o->descriptions != NULL && g_strv_length(o->descriptions) > (unsigned)argc - 1) {
+        return error_set(error, EINVAL,
+                         "serve: %u descriptions for %d image%s: give one --description an image",
+                         g_strv_length(o->descriptions), argc - 1, argc == 2 ? "" : "s");
+    }
     return check_number("--threads", o->threads, 1, THREADS_MAX, error) &&
            check_number("--max-clients", o->max_clients, 1, G_MAXINT, error) &&
            check_number("--handshake-timeout", o->handshake_timeout, 0, G_MAXINT, error) &&
            parse_size("--client-memory", o->client_memory_text, 1, &o->client_memory, error) &&
            parse_size("--metadata-cache", o->metadata_cache_text, 1, &o->metadata_cache, error) &&
-           check_listen(o, error);
+           serve_listen_check(o, error);
 }
 
 void serve_options_init(ServeOptions *o)
@@ -139,6 +143,7 @@ void serve_options_init(ServeOptions *o)
                         .max_clients = 10000,
                         .handshake_timeout = 10,
                         .client_memory = 64 << 20,
+                        .access = LISTENER_ACCESS_INIT,
                         .take_over = -1};
 }
 
@@ -159,6 +164,9 @@ void serve_options_clear(ServeOptions *o)
     cli_common_clear(&o->common);
     g_strfreev(o->listen);
     g_strfreev(o->names);
+    g_strfreev(o->descriptions);
+    g_free(o->socket_mode);
+    g_free(o->socket_owner);
     g_free(o->client_memory_text);
     g_free(o->metadata_cache_text);
     g_free(o->pid_file);

@@ -20,26 +20,9 @@
 #include "cli/serve-impl.h"
 #include "cli/serve-process.h"
 #include "nbd/listen.h"
-#include "nbd/nbd-wire.h"
 #include "store/aio.h"
 
-#define DEFAULT_LISTEN   "127.0.0.1:" NBD_DEFAULT_PORT
 #define POOL_THREADS_MIN 4
-
-static bool open_listeners(Serve *serve, GError **error)
-{
-    char *fallback[] = {(char *)DEFAULT_LISTEN, NULL};
-    char **addresses = serve->options.listen != NULL ? serve->options.listen : fallback;
-    if (serve->options.listen_none) {
-        return true;
-    }
-    for (; *addresses != NULL; addresses++) {
-        if (!listener_open(*addresses, serve->listeners, error)) {
-            return false;
-        }
-    }
-    return true;
-}
 
 static bool start_workers(Serve *serve, GError **error)
 {
@@ -51,11 +34,6 @@ static bool start_workers(Serve *serve, GError **error)
         g_ptr_array_add(serve->workers, worker);
     }
     return true;
-}
-
-static void accept_client(int fd, void *argument)
-{
-    nbd_server_accept(argument, fd);
 }
 
 static void start_server(Serve *serve)
@@ -70,22 +48,15 @@ static void start_server(Serve *serve)
                                    serve->workers->len);
 }
 
-void serve_start_listeners(Serve *serve)
-{
-    for (unsigned i = 0; i < serve->listeners->len; i++) {
-        Listener *listener = g_ptr_array_index(serve->listeners, i);
-        listener_start(listener, g_ptr_array_index(serve->workers, 0), accept_client,
-                       serve->server);
-    }
-}
-
 static bool tell_ready(Serve *serve, GError **error)
 {
     const char *pid_file = serve->options.pid_file;
     if (pid_file != NULL && !process_write_pid_file(pid_file, error)) {
         return false;
     }
-    for (unsigned i = 0; i < serve->listeners->len && serve->options.take_over < 0; i++) {
+    /* Who made a socket knows where it is, and may use our standard output for other things. */
+    for (unsigned i = serve->inherited; i < serve->listeners->len && serve->options.take_over < 0;
+         i++) {
         printf("listening on %s\n", listener_uri(g_ptr_array_index(serve->listeners, i)));
     }
     fflush(stdout);
@@ -113,11 +84,14 @@ static bool start_attached(Serve *serve, GError **error)
 static bool start(Serve *serve, GError **error)
 {
     bool takes_over = serve->options.take_over >= 0;
+    if (!takes_over && !serve_listen_inherit(serve, error)) {
+        return false;
+    }
     serve->pool = pool_new(MAX(POOL_THREADS_MIN, 2 * serve->options.threads));
     aio_init(serve->pool);
     if (!start_workers(serve, error) || (takes_over && !serve_takeover_receive(serve, error)) ||
         !serve_attach_check(serve, error) || !serve_images_open(serve, error) ||
-        (!takes_over && !open_listeners(serve, error))) {
+        (!takes_over && !serve_listen_open(serve, error))) {
         return false;
     }
     start_server(serve);
@@ -199,7 +173,8 @@ static void run_job(Serve *serve)
 
 static bool has_served_all(const Serve *serve)
 {
-    return serve->options.once && nbd_server_has_served(serve->server) &&
+    const ServeOptions *o = &serve->options;
+    return (o->stdio || (o->once && nbd_server_has_served(serve->server))) &&
            nbd_server_connections(serve->server) == 0;
 }
 
@@ -275,6 +250,7 @@ static void serve_init(Serve *serve)
         .exports = export_table_new(),
         .workers = g_ptr_array_new(),
         .listeners = g_ptr_array_new(),
+        .stdio_fd = -1,
         .started = g_get_monotonic_time(),
         .job_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK),
     };
@@ -290,6 +266,9 @@ static void serve_clear(Serve *serve)
         listener_free(g_ptr_array_index(serve->listeners, i));
     }
     g_ptr_array_unref(serve->listeners);
+    if (serve->stdio_fd >= 0) {
+        close(serve->stdio_fd);
+    }
     g_ptr_array_unref(serve->workers);
     g_ptr_array_unref(serve->images);
     export_table_free(serve->exports);

@@ -62,6 +62,12 @@ bool export_table_add(ExportTable *table, const char *name, const char *descript
         return error_set(error, EINVAL, "export name '%s': must be UTF-8: name it with --name",
                          shown);
     }
+    if (description != NULL &&
+        (strlen(description) > EXPORT_NAME_MAX || !g_utf8_validate(description, -1, NULL))) {
+        return error_set(error, EINVAL,
+                         "description of export '%s': must be UTF-8 of at most %d bytes", name,
+                         EXPORT_NAME_MAX);
+    }
     if (find_exact(table, name, length) != NULL) {
         return error_set(error, EEXIST,
                          "export name '%s' is given twice: give each image its own with --name",

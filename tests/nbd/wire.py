@@ -52,13 +52,7 @@ class Client:
     """One connection. structured and extended say what go() negotiates."""
 
     def __init__(self, address, flags=3, structured=True, extended=False):
-        if isinstance(address, str):
-            self.socket = socket.socket(socket.AF_UNIX)
-        else:
-            self.socket = socket.socket(
-                socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
-        self.socket.settimeout(TIMEOUT)
-        self.socket.connect(address)
+        self.socket = self.dial(address)
         self.cookie = 0
         self.structured = self.extended = False
         self.want_structured, self.want_extended = structured, extended
@@ -66,6 +60,15 @@ class Client:
         assert magic == INIT_MAGIC and option_magic == OPTION_MAGIC
         if flags is not None:
             self.send(struct.pack(">I", flags))
+
+    def dial(self, address):
+        if isinstance(address, str):
+            made = socket.socket(socket.AF_UNIX)
+        else:
+            made = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
+        made.settimeout(TIMEOUT)
+        made.connect(address)
+        return made
 
     def __enter__(self):
         return self
