@@ -27,7 +27,7 @@
 
 /* Of the command line; defaults of the verb. */
 static struct {
-    gboolean attach, adopt, leave_after_detach;
+    gboolean attach, adopt, leave_after_detach, image_control;
     char *mode_name, *device, *name, *log_path;
     int lines, dead_timeout, request_timeout, connections;
     AttachMode mode;
@@ -66,8 +66,10 @@ const GOptionEntry *serve_attach_entries(void)
         {"connections", 0, 0, G_OPTION_ARG_INT, &options.connections,
          "Sockets of a block device (default: 1; see docs/fastpath.md before asking for more)",
          "N"},
-        {"leave-after-detach", 0, G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_NONE,
-         &options.leave_after_detach, "End when the last block device is detached", NULL},
+        {"image-control", 0, 0, G_OPTION_ARG_NONE, &options.image_control,
+         "Put the control socket where attach and detach of the image find it", NULL},
+        {"leave-after-detach", 0, 0, G_OPTION_ARG_NONE, &options.leave_after_detach,
+         "End when the last block device is detached", NULL},
         {"background-log", 0, G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_FILENAME, &options.log_path,
          "When ready, log to PATH and say no more on stdout", "PATH"},
         {NULL},
@@ -87,6 +89,20 @@ static bool parse_mode(const char *name, AttachMode *mode, GError **error)
     return name == NULL || attachment_parse_mode(name, mode) ||
            error_set(error, EINVAL, "fast path is '%s': must be auto, off, linear or snapshot",
                      name);
+}
+
+/* A socket that the first image's path alone tells. */
+static bool choose_control(ServeOptions *o, GError **error)
+{
+    if (!options.image_control) {
+        return true;
+    }
+    if (o->control != NULL) {
+        return error_set(error, EINVAL, "serve: --image-control and --control: choose one");
+    }
+    g_autofree char *image = attach_server_image(o->images[0]);
+    o->control = attach_server_file(image, ".sock", error);
+    return o->control != NULL;
 }
 
 static bool check_name(const char *name, GError **error)
@@ -123,7 +139,8 @@ bool serve_attach_check(Serve *serve, GError **error)
         return error_set(error, EINVAL,
                          "serve: --attach-name and --attach-device are for a single image");
     }
-    if (!parse_mode(options.mode_name, &options.mode, error) || !check_name(options.name, error) ||
+    if (!choose_control(&serve->options, error) ||
+        !parse_mode(options.mode_name, &options.mode, error) || !check_name(options.name, error) ||
         !check_number("--fast-path-lines", options.lines, 1, 1 << 20, error) ||
         !check_number("--dead-timeout", options.dead_timeout, 1, 1 << 30, error) ||
         !check_number("--request-timeout", options.request_timeout, 1, 3600, error) ||
