@@ -3,7 +3,8 @@
  * serve-handover.c has the picture.
  *
  * What must stay true: images are opened only after "begin", when the other process has closed them;
- * nothing moves before "go", or before the other process is seen to be dead.
+ * nothing moves before "go", or before the other process is seen to be dead; the files of sockets
+ * stay when it is the other process that goes on.
  */
 #include <string.h>
 #include <unistd.h>
@@ -160,6 +161,12 @@ void serve_takeover_go(Serve *serve)
 
 void serve_takeover_refuse(Serve *serve, const GError *why)
 {
+    for (unsigned i = 0; i < serve->listeners->len; i++) {
+        listener_leave_file(g_ptr_array_index(serve->listeners, i));
+    }
+    if (serve->control != NULL) {
+        control_leave_file(serve->control);
+    }
     JsonObject *object = channel_object("failed");
     json_object_set_string_member(object, "error", why->message);
     channel_send(serve->options.take_over, object, -1, -1, NULL);
