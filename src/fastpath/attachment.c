@@ -178,9 +178,13 @@ static bool attach_again(Attachment *attachment, int index, AttachMode mode, con
     set_mode(attachment, mode);
     attachment->name = g_strdup(name);
     attachment->nbd_node = nbdlink_node(index);
-    return attachment_mapped_start(attachment, true, error) &&
+    uint64_t size = device_size(attachment->disk);
+    bool resized = nbdlink_size(index) != size; /* while nobody served it */
+    return (!resized || nbdlink_resize(index, &attachment->sockets->device, error)) &&
+           attachment_mapped_start(attachment, true, error) &&
            attachment_sockets_adopt(attachment->sockets, index, error) &&
-           nbdlink_wait_ready(index, device_size(attachment->disk), READY_SECONDS, error);
+           nbdlink_wait_ready(index, size, READY_SECONDS, error) &&
+           (!resized || attachment_mapped_resized(attachment, error));
 }
 
 Attachment *attachment_new(Disk *disk, const AttachmentOptions *options, GError **error)

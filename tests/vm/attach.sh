@@ -206,6 +206,34 @@ test_a_device_that_was_left_is_not_forgotten() {
     [[ ! -e /sys/block/nbd0/pid ]]
 }
 
+# The image is resized while nobody serves it: the device follows when somebody does.
+test_another_size() {
+    disk_folder ext4 96
+    cd ext4
+    local device mode
+    for mode in off linear; do
+        "$COWNBD" create -f qcow2 $mode.qcow2 16M
+        device=$("$COWNBD" attach --fast-path=$mode $mode.qcow2)
+        make_data data 4
+        dd if=data of="$device" bs=1M oflag=direct conv=fsync status=none
+        kill_servers
+        qemu-img resize -q $mode.qcow2 40M
+        [[ $("$COWNBD" attach $mode.qcow2) == "$device" ]]
+        eventually "the new size" has_size "$device" $((40 << 20))
+        dd if=data of="$device" bs=1M seek=36 oflag=direct conv=fsync status=none
+        cmp -n $((4 << 20)) data "$device"
+        "$COWNBD" detach $mode.qcow2
+        qemu-img convert -O raw $mode.qcow2 after.raw
+        cmp data <(tail -c 4M after.raw)
+    done
+    cd ..
+    umount ext4
+}
+
+has_size() {
+    [[ $(blockdev --getsize64 "$1") == "$2" ]]
+}
+
 test_dead_timeout() {
     "$COWNBD" create -f qcow2 disk.qcow2 16M
     "$COWNBD" attach --fast-path=off --dead-timeout=2 --request-timeout=1 disk.qcow2
