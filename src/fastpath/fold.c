@@ -24,6 +24,7 @@
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "base/errors.h"
+#include "base/log.h"
 #include "base/pool.h"
 #include "base/worker.h"
 #include "engine/disk.h"
@@ -36,6 +37,7 @@
 #define SLOT_SIZE    (1u << 20) /* bytes of the longest run */
 #define POOL_THREADS 4
 #define PROGRESS     (16u << 20) /* bytes between two reports */
+#define FLUSH_AFTER  (64u << 20) /* bytes: what a cut may leave behind as leaked space */
 
 typedef struct Writer Writer;
 
@@ -315,9 +317,14 @@ static int fold_some(Fold *fold, uint64_t first, uint64_t most, uint64_t *count)
 static int fold_all(Fold *fold)
 {
     int r = 0;
+    uint64_t flushed = 0;
     for (uint64_t i = 0, count = 0; i < fold->list->count && r == 0; i += count) {
         r = fold_some(fold, i, count_run(fold, i), &count);
         tell_progress(fold);
+        if (r == 0 && fold->result->bytes - flushed >= FLUSH_AFTER) {
+            flushed = fold->result->bytes;
+            r = writer_flush(fold->writer);
+        }
     }
     return r < 0 ? r : writer_flush(fold->writer);
 }
@@ -401,6 +408,21 @@ static bool fold_into(const char *path, const FoldOptions *options, Store *store
     return fold_run(store, list, image, options, result, error);
 }
 
+/* A fold that was cut off has left space that nothing uses. Failure is no reason to fail: all is in
+ * the image, and cownbd check finds it too. */
+static void mend_leaks(const char *path, const FoldOptions *options)
+{
+    g_autoptr(GError) error = NULL;
+    ImageOpen how = options->how;
+    how.write = how.repair = how.fold = how.no_backing = true;
+    g_autoptr(Image) image = image_open(path, &how, &error);
+    CheckResult result = {0};
+    if (!image || (image->format->check &&
+                   !image->format->check(image, CHECK_REPAIR_LEAKS, &result, &error))) {
+        log_warning("leaked space is left: %s", error->message);
+    }
+}
+
 static bool sync_folder(const char *path)
 {
     g_autofree char *folder = g_path_get_dirname(path);
@@ -431,6 +453,7 @@ static bool fold_store(const char *path, const char *store_path, const FoldOptio
     }
     if (header.state == COWSTORE_FOLDED) {
         result->resumed = true;
+        mend_leaks(path, options);
         return put_away(store_path, options->keep, error);
     }
     Exceptions list = {0};
@@ -438,6 +461,9 @@ static bool fold_store(const char *path, const char *store_path, const FoldOptio
               (list.count == 0 || /* the image stays as it is */
                fold_into(path, options, store, &header, &list, result, error));
     exceptions_clear(&list);
+    if (ok && result->resumed) {
+        mend_leaks(path, options);
+    }
     return ok && put_away(store_path, options->keep, error);
 }
 

@@ -35,9 +35,9 @@
 #include "fastpath/snapshot-store.h"
 #include "formats/format.h"
 
-#define LOOK_MS       100 /* between two looks while the store may have to grow */
+#define LOOK_MS       50 /* between two looks while the store may have to grow */
 #define LOOK_IDLE_MS  2000
-#define AHEAD_MIN     (256ull << 20) /* bytes kept free */
+#define AHEAD_MIN     (128ull << 20) /* bytes kept free: 2.5 GB/s between two looks */
 #define AHEAD_MAX     (4ull << 30)
 #define AHEAD_FOR     8 /* times what was written between two looks */
 #define CHUNK_MIN     4096u
@@ -108,7 +108,7 @@ static void grow_ahead(Snapshot *snapshot, SnapshotStats *stats, uint64_t writte
     uint64_t ahead = CLAMP(written * AHEAD_FOR, AHEAD_MIN, AHEAD_MAX);
     uint64_t before = store->size;
     if (store->size < store->size_limit && store->size - stats->store_used < ahead) {
-        int r = snapshot_store_grow(store, stats->store_used + 2 * ahead);
+        int r = snapshot_store_grow(store, stats->store_used + ahead + ahead / 2);
         if (r < 0 && r != -ENOSPC) {
             log_limited(LOG_LEVEL_ERROR, "%s: cannot be made larger: %s", store->path,
                         g_strerror(-r));

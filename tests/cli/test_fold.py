@@ -211,6 +211,7 @@ def test_kills():
     expect(kills > 3, kills, "kills")
     expect(not os.path.exists(store), "the store is there")
     expect(same("kill.qcow2"), "after", kills, "kills")
+    must("qemu-img", "check", "-q", "kill.qcow2")  # the last fold gives back what the others have left
 
 
 with Workdir():
