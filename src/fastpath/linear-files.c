@@ -2,8 +2,15 @@
  * The loop devices over the image's files: opened when the first run lies on a file, kept until the
  * fast path ends, grown when the file has.
  *
- * What must stay true: no line reaches beyond the end of its device. Device-mapper would notice
- * only after the device is suspended.
+ * What must stay true:
+ * 1. No line reaches beyond the end of its device. Device-mapper would notice only after the device
+ *    is suspended.
+ * 2. No page of a file is written past the page cache by the kernel and through it by this server:
+ *    a page that the server has read to change a part of it would bring the rest back as it was.
+ *    So lines begin and end with pages of the disk (linear_table_options), and where pages of the
+ *    disk are no pages of the file (clusters of 512 bytes, blocks of a vhd), the loop device goes
+ *    through the cache as well. What is left: two clients, the kernel one of them, that write
+ *    different parts of one page of the disk at one time.
  */
 #include "fastpath/linear-impl.h"
 
@@ -12,11 +19,26 @@
 #include "base/errors.h"
 #include "base/log.h"
 #include "store/store-file.h"
+#include "store/store-lock.h"
+
+/* The loop device keeps the open file, and with it the lock of a reader: when the server has died,
+ * nobody may write to a file that the kernel reads all the same. (A writer's lock goes with nobody,
+ * so the next server could not take over.) */
+static void keep_writers_out(const LinearFile *file, int fd)
+{
+    g_autoptr(GError) error = NULL;
+    if (file->store->read_only && !store_lock(fd, file->store->name, false, &error)) {
+        log_warning("%s", error->message);
+    }
+}
 
 static void file_open(LinearFile *file)
 {
     g_autoptr(GError) error = NULL;
     autofd int fd = store_file_reopen(file->store);
+    if (fd >= 0) {
+        keep_writers_out(file, fd);
+    }
     if (fd < 0) {
         error_set_errno(&error, errno, "%s: cannot be opened for the kernel", file->store->name);
     } else if (loop_open(&file->loop, fd, 0, file->store->name, &error)) {
@@ -65,6 +87,21 @@ static bool reaches(LinearFile *file, const DmRun *run)
     return end <= file->loop.size;
 }
 
+static bool shares_pages(const Linear *linear, const DmRun *run)
+{
+    return !linear->fixed && (run->start - run->host_offset) % LINEAR_PAGE != 0;
+}
+
+/* False: the kernel must not have the file at all. */
+static bool use_page_cache(LinearFile *file)
+{
+    g_autoptr(GError) error = NULL;
+    if (file->loop.direct_io && !loop_set_direct_io(&file->loop, false, &error)) {
+        log_warning("%s", error->message);
+    }
+    return !file->loop.direct_io;
+}
+
 bool linear_files_prepare(Linear *linear, DmTable *table)
 {
     uint64_t alignment = linear->alignment;
@@ -78,7 +115,11 @@ bool linear_files_prepare(Linear *linear, DmTable *table)
         if (!file->refused) {
             alignment = max_u64(alignment, file->loop.block_size);
         }
-        if (!reaches(file, run)) {
+        bool useful = reaches(file, run);
+        if (useful && shares_pages(linear, run)) {
+            useful = use_page_cache(file);
+        }
+        if (!useful) {
             rangeset_add(&lost, run->start, run->length);
         }
     }

@@ -19,6 +19,9 @@
 #include "fastpath/linear.h"
 #include "fastpath/loop.h"
 
+/* Of the host's page cache, bytes. */
+#define LINEAR_PAGE 4096u
+
 /* A file of the image as a block device. */
 typedef struct LinearFile {
     Store *store; /* not owned: the image is open for as long */

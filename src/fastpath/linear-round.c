@@ -68,7 +68,7 @@ DmTableOptions linear_table_options(const Linear *linear)
 {
     return (DmTableOptions){
         .size = linear->size,
-        .unit = linear->fixed ? DM_SECTOR : lease_unit(linear->disk),
+        .unit = linear->fixed ? DM_SECTOR : max_u64(lease_unit(linear->disk), LINEAR_PAGE),
         .alignment = linear->alignment,
         .lines_max = linear->lines_max,
         .fixed = linear->fixed,

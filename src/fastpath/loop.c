@@ -88,6 +88,11 @@ static int open_device(const char *path, unsigned number, int flags)
     return fd;
 }
 
+static bool is_read_only(int file)
+{
+    return (fcntl(file, F_GETFL) & O_ACCMODE) == O_RDONLY;
+}
+
 static bool take_free(Loop *loop, int file, uint64_t offset, const char *name, GError **error)
 {
     autofd int control = open(CONTROL, O_RDWR | O_CLOEXEC);
@@ -95,7 +100,7 @@ static bool take_free(Loop *loop, int file, uint64_t offset, const char *name, G
         return error_set_errno(error, errno,
                                CONTROL ": cannot open (is there a loop driver? modprobe loop)");
     }
-    bool read_only = (fcntl(file, F_GETFL) & O_ACCMODE) == O_RDONLY;
+    bool read_only = is_read_only(file);
     for (unsigned tries = 0; tries < TRIES; tries++) {
         int number = ioctl(control, LOOP_CTL_GET_FREE);
         if (number < 0) {
@@ -128,6 +133,13 @@ static bool open_block_device(Loop *loop, int file, dev_t device, GError **error
     return true;
 }
 
+/* What goes to a block device by device-mapper passes its page cache by, in which the server reads
+ * and writes. A loop device does not. */
+static bool is_usable_itself(const struct stat *st, int file, uint64_t offset)
+{
+    return S_ISBLK(st->st_mode) && offset == 0 && is_read_only(file);
+}
+
 bool loop_open(Loop *loop, int file, uint64_t offset, const char *name, GError **error)
 {
     *loop = (Loop){.fd = -1, .offset = offset};
@@ -135,7 +147,7 @@ bool loop_open(Loop *loop, int file, uint64_t offset, const char *name, GError *
     if (fstat(file, &st) != 0) {
         return error_set_errno(error, errno, "%s: cannot be examined", name);
     }
-    bool done = S_ISBLK(st.st_mode) && offset == 0
+    bool done = is_usable_itself(&st, file, offset)
                     ? open_block_device(loop, file, st.st_rdev, error)
                     : take_free(loop, file, offset, name, error);
     if (done && !look_at(loop, error)) {
@@ -143,6 +155,12 @@ bool loop_open(Loop *loop, int file, uint64_t offset, const char *name, GError *
         return false;
     }
     return done;
+}
+
+/* The kernel packs device numbers in its own way. */
+static dev_t unpack_device(uint64_t packed)
+{
+    return makedev((packed & 0xfff00) >> 8, (packed & 0xff) | ((packed >> 12) & 0xfff00));
 }
 
 /* True when the open loop device lies on the file. */
@@ -153,10 +171,10 @@ static bool lies_on(const Loop *loop, const struct stat *file)
         info.lo_sizelimit != 0) {
         return false;
     }
-    /* The kernel packs the device number in its own way. */
-    dev_t kernel_device = makedev((info.lo_device & 0xfff00) >> 8,
-                                  (info.lo_device & 0xff) | ((info.lo_device >> 12) & 0xfff00));
-    return info.lo_inode == file->st_ino && kernel_device == file->st_dev;
+    if (S_ISBLK(file->st_mode)) {
+        return unpack_device(info.lo_rdevice) == file->st_rdev;
+    }
+    return info.lo_inode == file->st_ino && unpack_device(info.lo_device) == file->st_dev;
 }
 
 bool loop_adopt(Loop *loop, dev_t device, int file, uint64_t offset, GError **error)
@@ -167,14 +185,13 @@ bool loop_adopt(Loop *loop, dev_t device, int file, uint64_t offset, GError **er
         return error_set_errno(error, errno, "device %u:%u: its file cannot be examined",
                                major(device), minor(device));
     }
-    if (S_ISBLK(st.st_mode) && st.st_rdev == device) {
+    if (is_usable_itself(&st, file, offset) && st.st_rdev == device) {
         return open_block_device(loop, file, device, error) && look_at(loop, error);
     }
     bool found = false;
     if (major(device) == LOOP_MAJOR) {
-        bool read_only = (fcntl(file, F_GETFL) & O_ACCMODE) == O_RDONLY;
         snprintf(loop->path, sizeof loop->path, "/dev/loop%u", minor(device));
-        loop->fd = open_device(loop->path, minor(device), read_only ? O_RDONLY : O_RDWR);
+        loop->fd = open_device(loop->path, minor(device), is_read_only(file) ? O_RDONLY : O_RDWR);
         loop->device = device;
         loop->is_loop = true;
         found = loop->fd >= 0 && lies_on(loop, &st);
@@ -195,6 +212,16 @@ bool loop_grow(Loop *loop, GError **error)
 {
     if (loop->is_loop && ioctl(loop->fd, LOOP_SET_CAPACITY) != 0) {
         return error_set_errno(error, errno, "%s: cannot be made as large as its file", loop->path);
+    }
+    return look_at(loop, error);
+}
+
+bool loop_set_direct_io(Loop *loop, bool direct_io, GError **error)
+{
+    if (loop->is_loop && loop->direct_io != direct_io &&
+        ioctl(loop->fd, LOOP_SET_DIRECT_IO, (unsigned long)direct_io) != 0) {
+        return error_set_errno(error, errno, "%s: cannot %s the page cache", loop->path,
+                               direct_io ? "go past" : "use");
     }
     return look_at(loop, error);
 }

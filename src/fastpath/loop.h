@@ -1,6 +1,6 @@
 /*
  * A host file as a block device for the kernel: a loop device, or, where the file is a block device
- * already, that one.
+ * that nobody writes to, that one.
  *
  * The loop device clears itself when nobody has it open any more: this process, or a device-mapper
  * table that uses it. Functions block; [any] thread that may.
@@ -38,6 +38,9 @@ bool loop_adopt(Loop *loop, dev_t device, int file, uint64_t offset, GError **er
 bool loop_grow(Loop *loop, GError **error);
 
 void loop_close(Loop *loop);
+
+/* Through the page cache or past it, as the file's filesystem allows. */
+bool loop_set_direct_io(Loop *loop, bool direct_io, GError **error);
 
 /* Discards that the device has been given since the kernel made it; -1: not known. */
 int64_t loop_discards(const Loop *loop);

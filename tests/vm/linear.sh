@@ -137,6 +137,35 @@ test_read_only() {
     out_of_ext4
 }
 
+# Clusters that are smaller than a page, and a block device as the file: where the kernel and the server would meet in
+# a page of the cache.
+test_small_clusters_and_a_block_device() {
+    in_ext4 200
+    qemu-img create -q -f qcow2 -o cluster_size=512 disk.qcow2 8M
+    start disk.qcow2
+    fio --name=small --filename="$device" --size=1M --bs=512-8k --bs_unaligned=0 --rw=randwrite --direct=1 \
+        --ioengine=libaio --iodepth=8 --verify=crc32c --verify_fatal=1 --loops=3 --output=fio.log
+    eventually "lines" has_loop_lines
+    fio --name=small --filename="$device" --size=1M --bs=512-8k --bs_unaligned=0 --rw=randwrite --direct=1 \
+        --ioengine=libaio --iodepth=8 --verify=crc32c --verify_fatal=1 --loops=3 --output=fio.log
+    same_everywhere disk.qcow2
+
+    truncate -s 32M backing.img
+    local host
+    host=$(losetup -f --show backing.img)
+    qemu-img create -q -f qcow2 "$host" 16M
+    start "$host"
+    make_data data 4
+    dd if=data of="$device" bs=1M oflag=direct conv=fsync status=none
+    eventually "lines" has_loop_lines
+    dmsetup deps -o devname linear | fails grep "$(basename "$host")"
+    dd if=data of="$device" bs=1M seek=2 oflag=direct conv=fsync status=none
+    cmp -n $((4 << 20)) -i 0:$((2 << 20)) data <(nbdcopy "$(uri disk)" -)
+    same_everywhere "$host"
+    losetup -d "$host"
+    out_of_ext4
+}
+
 # What the kernel threw away is free in the image after detach, and while attached.
 test_discards_free_space() {
     in_ext4 200
