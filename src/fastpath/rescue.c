@@ -272,12 +272,13 @@ bool rescue_device(const char *device, RescueSay *say, void *context, GError **e
         g_autofree char *what = g_strdup_printf("/dev/mapper/%s: remove", name);
         do_step(&rescue, remove_step, name, what);
     }
-    if (all_gone(&rescue)) {
-        return true;
+    if (rescue.failed) {
+        return error_set(error, EBUSY, "%s: not all could be done: see above", device);
     }
-    return error_set(error, EBUSY,
-                     rescue.failed ? "%s: not all could be done: see above"
-                                   : "%s: fails every request now, and goes when it is closed: "
-                                     "unmount it (umount -l) or end who has it open",
-                     device);
+    if (!all_gone(&rescue)) {
+        say(context, true,
+            "it fails every request now, and goes when it is closed: unmount it (umount -l), or "
+            "end who has it open");
+    }
+    return true;
 }

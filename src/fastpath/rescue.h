@@ -12,7 +12,8 @@
 typedef void RescueSay(void *context, bool done, const char *text);
 
 /* Takes down all devices of an image: device is one of them, or the image itself. False with *error
- * when there is nothing of ours (ENODEV, EPERM) or when something is left (EBUSY). [main], in a
+ * when there is nothing of ours (ENODEV, EPERM) or when a step failed (EBUSY). One that is open still
+ * goes when it is closed: that is said, and is no failure. [main], in a
  * process without other threads. */
 bool rescue_device(const char *device, RescueSay *say, void *context, GError **error);
 

@@ -269,6 +269,36 @@ test_rescue() {
     "$COWNBD" check disk.qcow2
 }
 
+# With a filesystem on it whose writes wait for a server that is gone.
+test_rescue_of_a_fast_path() {
+    "$COWNBD" create -f qcow2 disk.qcow2 32M
+    local device=/dev/mapper/rescued writer
+    [[ $("$COWNBD" attach --fast-path=linear --name=rescued disk.qcow2) == "$device" ]]
+    mkfs.ext4 -q -F "$device"
+    mkdir mnt
+    mount "$device" mnt
+    make_data mnt/data 4
+    sync mnt/data
+    eventually "lines for the kernel" has_lines rescued
+    kill_servers
+    dd if=/dev/zero of=mnt/more bs=1M count=8 conv=fsync 2>/dev/null &
+    writer=$!
+    sleep 1
+    kill -0 $writer
+    timeout 60 "$COWNBD" rescue "$device"
+    fails wait $writer
+    umount mnt
+    eventually "the end of $device" test ! -e "$device"
+    [[ ! -e /sys/block/nbd0/pid && -z $(losetup -a | grep disk.qcow2) ]]
+    [[ $("$COWNBD" attach --fast-path=linear --name=rescued disk.qcow2) == "$device" ]]
+    e2fsck -fp "$device" || [[ $? -le 1 ]]
+    "$COWNBD" detach "$device"
+}
+
+has_lines() {
+    dmsetup table "$1" | grep -q ' linear 7:'
+}
+
 # The last: the kernel has none any more.
 test_without_nbd() {
     "$COWNBD" create -f qcow2 disk.qcow2 16M
