@@ -16,6 +16,7 @@
 #include "base/cleanup.h"
 #include "base/errors.h"
 #include "base/log.h"
+#include "base/shield.h"
 #include "cli/attach-server.h"
 #include "cli/output.h"
 #include "cli/serve-attach-stats.h"
@@ -206,6 +207,7 @@ static Attachment *attach(Serve *serve, ServedImage *image, AttachmentOptions *h
     if (!start_journal(image, error)) {
         return NULL;
     }
+    shield_memory();
     Target *target = g_new(Target, 1);
     *target = (Target){serve->server, image->export};
     g_ptr_array_add(serve->attach->targets, target);

@@ -16,6 +16,7 @@
 #include "base/cleanup.h"
 #include "base/errors.h"
 #include "base/log.h"
+#include "base/shield.h"
 #include "cli/cli.h"
 #include "cli/serve-impl.h"
 #include "cli/serve-process.h"
@@ -87,6 +88,7 @@ static bool start(Serve *serve, GError **error)
     if (!takes_over && !serve_listen_inherit(serve, error)) {
         return false;
     }
+    shield_threads(); /* any image may be attached later; where it is not allowed none can be */
     serve->pool = pool_new(MAX(POOL_THREADS_MIN, 2 * serve->options.threads));
     aio_init(serve->pool);
     if (!start_workers(serve, error) || (takes_over && !serve_takeover_receive(serve, error)) ||
