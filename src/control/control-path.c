@@ -20,7 +20,6 @@
 #include "control/control.h"
 
 #define RUNTIME_DIRECTORY "/run/cownbd"
-#define BACKLOG           16
 #define LOCK_TRIES        100
 #define LOCK_WAIT_USEC    10000
 
@@ -109,7 +108,7 @@ int control_listen(const char *path, GError **error)
     autofd int lock = lock_directory(path);
     autofd int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     int err = fd < 0 ? errno : bind_socket(fd, &address);
-    if (err == 0 && (chmod(path, 0600) != 0 || listen(fd, BACKLOG) != 0)) {
+    if (err == 0 && (chmod(path, 0600) != 0 || listen(fd, SOMAXCONN) != 0)) {
         err = errno;
         unlink(path);
     }

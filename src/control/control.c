@@ -46,6 +46,7 @@ typedef struct Client {
     GString *input;  /* at most one line and a piece */
     GString *output; /* the answer that is being sent */
     size_t sent;
+    bool last; /* it is closed when the output is sent */
     /* the request under way */
     bool busy;
     const Verb *verb;
@@ -251,8 +252,7 @@ static bool take_line(Client *client)
         g_autoptr(GError) error = NULL;
         error_set(&error, E2BIG, "request: longer than %u bytes", CONTROL_LINE_MAX);
         answer_error(client, error);
-        g_string_truncate(client->input, 0); /* what follows is no beginning of a line */
-        shutdown(client->fd, SHUT_RD);
+        client->last = true; /* what follows is no beginning of a line */
         return true;
     }
     size_t length = newline - client->input->str;
@@ -265,10 +265,11 @@ static bool take_line(Client *client)
 static void client_advance(Client *client)
 {
     bool alive = send_some(client);
-    while (alive && !client->busy && client->output->len == 0 && take_line(client)) {
+    while (alive && !client->last && !client->busy && client->output->len == 0 &&
+           take_line(client)) {
         alive = send_some(client);
     }
-    if (!alive) {
+    if (!alive || (client->last && client->output->len == 0)) {
         client_free(client);
         return;
     }
