@@ -65,7 +65,7 @@ const GOptionEntry *serve_attach_entries(void)
         {"request-timeout", 0, 0, G_OPTION_ARG_INT, &options.request_timeout,
          "Seconds until the kernel sends an unanswered request again (default: 5)", "SECONDS"},
         {"connections", 0, 0, G_OPTION_ARG_INT, &options.connections,
-         "Sockets of a block device (default: 1; see docs/fastpath.md before asking for more)",
+         "Sockets of a block device (default: 1; see docs/attach.md before asking for more)",
          "N"},
         {"image-control", 0, 0, G_OPTION_ARG_NONE, &options.image_control,
          "Put the control socket where attach and detach of the image find it", NULL},
