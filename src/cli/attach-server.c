@@ -145,14 +145,15 @@ static void set_error(const char *errors, GError **error)
 
 static GPtrArray *server_arguments(const char *image, GPtrArray *options, GError **error)
 {
-    g_autofree char *log = attach_server_file(image, ".log", error);
-    if (log == NULL) {
+    g_autofree char *control = attach_server_file(image, ".sock", error);
+    g_autofree char *log = attach_server_file(image, ".log", NULL);
+    if (control == NULL) {
         return NULL;
     }
     GPtrArray *all = g_ptr_array_new_with_free_func(g_free);
     const char *fixed[] = {
-        "/proc/self/exe",       "serve",           "--listen=none",    "--attach",
-        "--leave-after-detach", "--image-control", "--background-log", log};
+        "/proc/self/exe", "serve", "--listen=none",    "--attach", "--leave-after-detach",
+        "--control",      control, "--background-log", log};
     for (unsigned i = 0; i < G_N_ELEMENTS(fixed); i++) {
         g_ptr_array_add(all, g_strdup(fixed[i]));
     }
