@@ -4,6 +4,7 @@
  *     linear.c          the device from new to stop, and the thread that follows the image
  *     linear-round.c    one change of the table: plan, flush, grow, load, suspend, resume
  *     linear-files.c    the loop devices over the image's files
+ *     linear-bound.c    how many lines are good for the device
  *     linear-adopt.c    a device that an earlier server made
  *     linear-reclaim.c  what the kernel discarded goes back to the image
  */
@@ -44,6 +45,7 @@ struct Linear {
     GPtrArray *files;           /* LinearFile * */
     uint64_t alignment;         /* of all devices below, bytes */
     uint64_t size;              /* of the device, bytes */
+    unsigned lines_bound;       /* at present, at most lines_max */
     DmTable table;              /* live */
     bool is_removed;            /* the device is gone: no more rounds */
     Worker *worker;             /* for requests of its own; NULL until one is made */
@@ -65,7 +67,8 @@ typedef struct LinearCost {
 /* linear-round.c: with round_lock held. False with *error: the old table runs on. ECANCELED: the
  * disk changed meanwhile, another try may do. */
 bool linear_refresh(Linear *linear, LinearCost *cost, GError **error); /* reads the map anew */
-/* Takes out what changes wait for and what is in except, which may be NULL. */
+/* Takes out what changes wait for, what is in except (may be NULL), and what is too much for
+ * lines_bound. */
 bool linear_give_back(Linear *linear, const RangeSet *except, GError **error);
 /* The first table: the device is made with it. */
 bool linear_create(Linear *linear, GError **error);
@@ -92,6 +95,16 @@ bool linear_adopt(Linear *linear, unsigned *wrong, GError **error);
 bool linear_saw_discards(Linear *linear); /* since it last said so */
 /* Gives the holes below the runs of table back to the image. */
 void linear_reclaim(Linear *linear, const DmTable *table);
+
+/* linear-bound.c: with round_lock held. */
+typedef struct LinearBound {
+    uint64_t flushes, looked_at; /* at the last look */
+    uint64_t low_until;          /* when a bound twice as high would have been too high */
+} LinearBound;
+typedef enum { LINEAR_BOUND_SAME, LINEAR_BOUND_FELL, LINEAR_BOUND_ROSE } LinearBoundChange;
+LinearBound linear_bound_new(const Linear *linear);
+/* Adapts linear->lines_bound to how often the device is flushed. */
+LinearBoundChange linear_bound_look(Linear *linear, LinearBound *bound);
 
 uint64_t linear_now_us(void);
 

@@ -70,7 +70,7 @@ DmTableOptions linear_table_options(const Linear *linear)
         .size = linear->size,
         .unit = linear->fixed ? DM_SECTOR : max_u64(lease_unit(linear->disk), LINEAR_PAGE),
         .alignment = linear->alignment,
-        .lines_max = linear->lines_max,
+        .lines_max = linear->lines_bound,
         .fixed = linear->fixed,
     };
 }
@@ -263,6 +263,7 @@ bool linear_give_back(Linear *linear, const RangeSet *except, GError **error)
         rangeset_add(&unfit, except->items[i].offset, except->items[i].length);
     }
     dmtable_copy(&table, &linear->table);
+    table.options.lines_max = linear->lines_bound;
     dmtable_exclude(&table, &unfit);
     rangeset_clear(&unfit);
     bool done = dmtable_equal(&table, &linear->table) || swap(linear, &table, &cost, error);

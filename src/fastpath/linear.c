@@ -11,6 +11,8 @@
  * gone by. So a disk that is being filled is looked at seldom, and one that has come to rest soon
  * has all of its data in lines.
  *
+ * Lines make flushes dearer: how many are good is in linear-bound.c.
+ *
  * What must stay true: the workers never wait for this thread, because a suspend waits for the
  * device's own requests, which they serve. A change that waits for it is parked (engine/lease.h).
  * So losing lines, or this thread's failures, cost speed only; except that a parked change waits
@@ -55,6 +57,8 @@ typedef struct Follow {
     uint64_t retry_us;     /* pause after failures; 0: the last round went well */
     uint64_t not_before;   /* because of a failure */
     uint64_t reclaimed_at;
+    LinearBound bound;
+    bool has_risen; /* the bound, since the last refresh */
 } Follow;
 
 static void recall(LeaseHolder *holder)
@@ -117,13 +121,21 @@ static void give_back(Linear *linear, Follow *follow)
     linear->recalled = linear->recalled || !done; /* the changes wait still */
 }
 
+static void keep_bound(Linear *linear, Follow *follow)
+{
+    g_autoptr(GError) error = NULL;
+    bool done = linear_give_back(linear, NULL, &error);
+    note_outcome(follow, done, error);
+}
+
 static bool is_due(const Linear *linear, const Follow *follow)
 {
     uint64_t fresh = lease_new_bytes(linear->disk) - follow->seen_bytes;
     uint64_t passed = linear_now_us() - follow->refreshed_at;
     bool worth = fresh >= WORTH_BYTES || fresh >= linear->table.mapped_bytes / WORTH_FRACTION ||
                  passed >= SETTLED_US;
-    return fresh > 0 && worth && passed >= follow->cost_us * REFRESH_SHARE;
+    bool wanted = (fresh > 0 && worth) || follow->has_risen;
+    return wanted && passed >= follow->cost_us * REFRESH_SHARE;
 }
 
 static void refresh(Linear *linear, Follow *follow)
@@ -135,6 +147,7 @@ static void refresh(Linear *linear, Follow *follow)
     note_outcome(follow, done, error);
     follow->cost_us = cost.plan_us + cost.swap_us;
     follow->refreshed_at = linear_now_us();
+    follow->has_risen = follow->has_risen && !done;
     if (done) {
         follow->seen_bytes = bytes - cost.is_partial; /* then there is more to come */
     }
@@ -165,10 +178,14 @@ static void act(Linear *linear, Follow *follow)
     if (linear->is_removed) {
         return;
     }
+    LinearBoundChange change = linear_bound_look(linear, &follow->bound);
+    follow->has_risen = follow->has_risen || change == LINEAR_BOUND_ROSE;
     if (!linear->is_repaired) {
         repair(linear, follow);
     } else if (take_recall(linear)) {
         give_back(linear, follow);
+    } else if (change == LINEAR_BOUND_FELL) {
+        keep_bound(linear, follow);
     } else if (is_due(linear, follow)) {
         refresh(linear, follow);
     } else if (linear_now_us() - follow->reclaimed_at >= RECLAIM_US) {
@@ -180,7 +197,7 @@ static void *follow_image(void *argument)
 {
     Linear *linear = argument;
     uint64_t now = linear_now_us();
-    Follow follow = {.refreshed_at = now, .reclaimed_at = now};
+    Follow follow = {.refreshed_at = now, .reclaimed_at = now, .bound = linear_bound_new(linear)};
     prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0); /* where it is allowed: see docs/fastpath.md */
     do {
         act(linear, &follow);
@@ -198,6 +215,7 @@ static Linear *linear_alloc(Disk *disk, const LinearOptions *options)
     linear->device = g_strdup_printf("/dev/mapper/%s", options->name);
     linear->lines_max = options->lines_max != 0 ? options->lines_max : LINEAR_LINES_DEFAULT;
     linear->lines_max = MIN(linear->lines_max, DM_LINES_MAX);
+    linear->lines_bound = linear->lines_max;
     linear->fixed = lease_is_fixed(disk);
     linear->read_only = options->read_only || linear->fixed;
     linear->holder.recall = recall;

@@ -184,6 +184,24 @@ test_discards_free_space() {
     out_of_ext4
 }
 
+# A flush is sent once for each line: whoever does little but flush gets few lines, and all of them later.
+test_lines_are_bounded_by_flushes() {
+    in_ext4 200
+    qemu-img create -q -f qcow2 -o cluster_size=4k disk.qcow2 16M
+    /usr/bin/python3 -c 'for i in range(300): print(f"write -q {(i * 7 % 300) * 8}k 4k")' | qemu-io -f qcow2 disk.qcow2 >/dev/null
+    start disk.qcow2
+    local before
+    before=$(stat_of lines)
+    [[ $before -gt 500 && $(dmsetup table linear | wc -l) == "$before" ]]
+    fio --name=flush --filename="$device" --size=2400k --bs=4k --rw=randwrite --fsync=1 --direct=1 --ioengine=psync \
+        --runtime=4 --time_based --output=fio.log
+    cat fio.log
+    [[ $(stat_of lines) -lt $((before / 2)) && $(dmsetup table linear | wc -l) == "$(stat_of lines)" ]]
+    eventually "all lines" at_least lines "$before"
+    same_everywhere disk.qcow2
+    out_of_ext4
+}
+
 # Another client changes what the kernel holds, again and again.
 recall_all_the_time() {
     /usr/bin/python3 - "$(uri disk)" <<'PYTHON'

@@ -1,0 +1,81 @@
+/*
+ * How many lines are good for the device: a flush is sent once for each line of its table.
+ *
+ *      time of a flush = what the files take anyhow + lines x LINE_FLUSH_NS
+ *
+ * With few flushes that does not matter, and every line saves requests to the server. A device that
+ * does little else than flush would spend most of its time on lines. So their share of the time is
+ * bounded: flushes a second x lines x LINE_FLUSH_NS <= 1/3. For who only writes and flushes this
+ * means half as long again as with one line, at most.
+ *
+ * The bound falls at once and rises when it could have been twice as high for RISE_US: a table is
+ * not swapped back and forth by a load that comes in waves.
+ */
+#include "fastpath/linear-impl.h"
+
+#include <stdio.h>
+#include <sys/sysmacros.h>
+
+#include "base/bytes.h"
+
+#define LINE_FLUSH_NS UINT64_C(3000) /* measured: 3 to 5 us in a guest, less on real machines */
+#define INTERVAL_US   UINT64_C(500000)
+#define RISE_US       UINT64_C(10000000)
+#define LINES_MIN     8u
+
+/* Flushes that the nbd device has been given; those of one flush of the device above are joined. */
+static uint64_t count_flushes(const Linear *linear)
+{
+    g_autofree char *path =
+        g_strdup_printf("/sys/dev/block/%u:%u/stat", major(linear->nbd), minor(linear->nbd));
+    g_autofree char *text = NULL;
+    uint64_t flushes;
+    /* Fifteen numbers of reads, writes and discards come first. */
+    if (!g_file_get_contents(path, &text, NULL, NULL) ||
+        sscanf(text,
+               "%*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %" G_GUINT64_FORMAT,
+               &flushes) != 1) {
+        return 0;
+    }
+    return flushes;
+}
+
+LinearBound linear_bound_new(const Linear *linear)
+{
+    uint64_t now = linear_now_us();
+    return (LinearBound){.flushes = count_flushes(linear), .looked_at = now, .low_until = now};
+}
+
+static unsigned good_lines(const Linear *linear, uint64_t flushes, uint64_t us)
+{
+    if (flushes == 0) {
+        return linear->lines_max;
+    }
+    uint64_t lines = us * 1000 / 3 / (flushes * LINE_FLUSH_NS);
+    return (unsigned)max_u64(min_u64(lines, linear->lines_max), MIN(LINES_MIN, linear->lines_max));
+}
+
+LinearBoundChange linear_bound_look(Linear *linear, LinearBound *bound)
+{
+    uint64_t now = linear_now_us(), passed = now - bound->looked_at;
+    if (linear->fixed || passed < INTERVAL_US) {
+        return LINEAR_BOUND_SAME;
+    }
+    uint64_t flushes = count_flushes(linear);
+    unsigned good = good_lines(linear, flushes - bound->flushes, passed);
+    bound->flushes = flushes;
+    bound->looked_at = now;
+    if (good / 2 < linear->lines_bound) {
+        bound->low_until = now;
+    }
+    if (good < linear->lines_bound && good < linear->table.lines - linear->table.lines / 4) {
+        linear->lines_bound = good;
+        return LINEAR_BOUND_FELL;
+    }
+    if (linear->lines_bound < linear->lines_max && now - bound->low_until >= RISE_US) {
+        linear->lines_bound = good;
+        bound->low_until = now;
+        return LINEAR_BOUND_ROSE;
+    }
+    return LINEAR_BOUND_SAME;
+}
