@@ -83,6 +83,11 @@ class Relay(Server):
         assert sane, errors
 
 
+def number_in(path):
+    with open(path) as text:
+        return int(text.read() or 0)
+
+
 def header(command, offset, length, flags=0, cookie=7):
     return struct.pack(">IHHQQI", REQUEST_MAGIC, flags, command, cookie, offset, length)
 
@@ -286,8 +291,7 @@ def test_what_a_server_is_stays():
         uri = server.lines[1].split()[-1]
         port = int(uri.split(":")[-1].strip("/"))
         server.handover()
-        with open("pid") as pid_file:
-            assert int(pid_file.read()) == server.pid
+        until(lambda: number_in("pid") == server.pid)
         assert os.path.exists(server.address) and os.path.exists(server.control)
         with Client(("127.0.0.1", port)) as client:
             client.go(b"x")
