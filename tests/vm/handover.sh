@@ -2,7 +2,8 @@
 # In a guest: a server with block devices of the kernel hands over to another process, while they are in use.
 . "$(dirname "$0")/lib.sh"
 
-rounds=${COWNBD_TEST_SCALE:-1}
+# Five handovers each.
+rounds=$(((${COWNBD_TEST_SCALE:-10} + 19) / 20))
 
 # The control socket of the server in the background, of which there is one.
 control() {
