@@ -377,6 +377,12 @@ static void status_chunks(NbdRequest *request, unsigned max)
     request->iov_count = n;
 }
 
+uint32_t reply_status_size(const Conn *conn, uint8_t contexts, unsigned max)
+{
+    unsigned size = conn->extended ? NBD_EXTENDED_DESCRIPTOR_SIZE : NBD_STATUS_DESCRIPTOR_SIZE;
+    return max * __builtin_popcount(contexts) * size;
+}
+
 static void status_reply(NbdRequest *request)
 {
     unsigned max = request->flags & NBD_CMD_FLAG_REQ_ONE ? 1 : REPLY_STATUS_MAX;
@@ -386,8 +392,8 @@ static void status_reply(NbdRequest *request)
         return;
     }
     request->chunks = buffers_take(&request->conn->local->buffers, sizeof(ReplyChunks));
-    if (request->chunks == NULL ||
-        !nbd_request_take_buffer(request, max * META_CONTEXTS * NBD_EXTENDED_DESCRIPTOR_SIZE)) {
+    uint32_t size = reply_status_size(request->conn, request->contexts, max);
+    if (request->chunks == NULL || !nbd_request_take_buffer(request, size)) {
         reply_make_error(request, NBD_ENOMEM, error_text(NBD_ENOMEM));
         return;
     }

@@ -60,6 +60,9 @@ void nbd_request_free(NbdRequest *request);
 /* Frees a worker's free list. [main] */
 void nbd_request_free_spare(NbdLocal *local);
 
+/* Bytes of the descriptors of an answer to BLOCK_STATUS, max of each of the contexts. */
+uint32_t reply_status_size(const Conn *conn, uint8_t contexts, unsigned max);
+
 /* Makes the reply from request->request.result and extents. */
 void reply_make(NbdRequest *request);
 

@@ -307,10 +307,10 @@ static uint64_t buffer_of(const NbdRequestHeader *header)
 }
 
 /* What a request with a buffer of length bytes adds to the budget beside its structure. */
-static uint64_t charge_of(const NbdRequestHeader *header, uint64_t length)
+static uint64_t charge_of(const Conn *conn, const NbdRequestHeader *header, uint64_t length)
 {
     if (header->command == NBD_CMD_BLOCK_STATUS) {
-        return buffers_cost(REPLY_STATUS_MAX * META_CONTEXTS * NBD_EXTENDED_DESCRIPTOR_SIZE);
+        return buffers_cost(reply_status_size(conn, conn->contexts, REPLY_STATUS_MAX));
     }
     return buffers_cost(length);
 }
@@ -342,7 +342,7 @@ size_t transmission_consume(Conn *conn, const uint8_t *bytes, size_t length)
     const char *text = NULL;
     uint32_t error = check_request(conn, &header, &text);
     uint64_t buffer = error == NBD_SUCCESS ? buffer_of(&header) : 0;
-    uint64_t charge = error == NBD_SUCCESS ? charge_of(&header, buffer) : 0;
+    uint64_t charge = error == NBD_SUCCESS ? charge_of(conn, &header, buffer) : 0;
     if (!conn_admit(conn, charge + NBD_REQUEST_CHARGE)) {
         return 0;
     }

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 
+from handover import Relay
 from wire import *
 
 SIZE = 16 << 20
@@ -320,6 +321,33 @@ def test_the_status_of_a_torn_disk_is_bounded():
                 _, done, kind, answer = client.chunk()
                 assert done == last and kind == STATUS_EXT and 1000 * 16 < len(answer) <= 8 + 4096 * 16
         assert server.memory() - before < memory_limit(64 << 20)
+
+
+# Another process goes on
+
+
+def test_a_handover_keeps_what_was_negotiated():
+    with Relay(image_format="qcow2") as server:
+        haggling = server.connect(extended=True)
+        haggling.negotiate_extended()
+        haggling.want_extended = False
+        idle = extended(server, BOTH)
+        writing, asking = extended(server), extended(server, BOTH)
+        payload = named(SIZE, 2)
+        write = struct.pack(">IHHQQQ", EXTENDED_REQUEST_MAGIC, PAYLOAD_LEN, WRITE, 5, 0, 65536) + b"h" * 65536
+        status = struct.pack(">IHHQQQ", EXTENDED_REQUEST_MAGIC, PAYLOAD_LEN, BLOCK_STATUS, 6, 0, len(payload)) + payload
+        writing.send(write[:30000])
+        asking.send(status[:40])
+        server.handover()
+        writing.send(write[30000:])
+        assert writing.chunk() == (5, True, NONE, b"")
+        asking.send(status[40:])
+        cookie, done, kind, answer = asking.chunk()
+        assert (cookie, done, kind) == (6, True, STATUS_EXT) and answer[:4] == struct.pack(">I", 2)
+        haggling.go(contexts=BOTH)
+        for client in (haggling, idle):
+            assert client.read(0, 65536) == b"h" * 65536
+            assert client.statuses(0, SIZE) == {1: [(65536, 0), (SIZE - 65536, 3)], 2: [(65536, 1), (SIZE - 65536, 0)]}
 
 
 if __name__ == "__main__":
