@@ -65,8 +65,7 @@ const GOptionEntry *serve_attach_entries(void)
         {"request-timeout", 0, 0, G_OPTION_ARG_INT, &options.request_timeout,
          "Seconds until the kernel sends an unanswered request again (default: 5)", "SECONDS"},
         {"connections", 0, 0, G_OPTION_ARG_INT, &options.connections,
-         "Sockets of a block device (default: 1; see docs/attach.md before asking for more)",
-         "N"},
+         "Sockets of a block device (default: 1; see docs/attach.md before asking for more)", "N"},
         {"image-control", 0, 0, G_OPTION_ARG_NONE, &options.image_control,
          "Put the control socket where attach and detach of the image find it", NULL},
         {"leave-after-detach", 0, 0, G_OPTION_ARG_NONE, &options.leave_after_detach,
@@ -155,6 +154,7 @@ bool serve_attach_check(Serve *serve, GError **error)
 typedef struct Target {
     NbdServer *server;
     const Export *export;
+    AttachmentOptions how; /* without strings */
 } Target;
 
 static void serve_socket(void *argument, int fd, void (*gone)(void *), void *gone_argument)
@@ -197,19 +197,33 @@ static bool start_journal(const ServedImage *image, GError **error)
     return path != NULL && journal_start(image->disk, path, error);
 }
 
+/* One whose nbd device somebody else has disconnected. */
+static bool forget(Serve *serve, Attachment *attachment, GError **error)
+{
+    if (!attachment_detach(attachment, error)) {
+        return false;
+    }
+    g_ptr_array_remove(serve->attach->attachments, attachment);
+    return true;
+}
+
 /* Attaches the image if it is not attached here already. lock is held. */
 static Attachment *attach(Serve *serve, ServedImage *image, AttachmentOptions *how, GError **error)
 {
     Attachment *attachment = find_attachment(serve, image->real_path);
-    if (attachment != NULL) {
+    if (attachment != NULL && attachment_is_alive(attachment)) {
         return attachment;
+    }
+    if (attachment != NULL && !forget(serve, attachment, error)) {
+        return NULL;
     }
     if (!start_journal(image, error)) {
         return NULL;
     }
     shield_memory();
     Target *target = g_new(Target, 1);
-    *target = (Target){serve->server, image->export};
+    *target = (Target){serve->server, image->export, *how};
+    target->how.name = target->how.device = NULL;
     g_ptr_array_add(serve->attach->targets, target);
     how->argument = target;
     attachment = attachment_new(image->disk, how, error);
@@ -364,13 +378,36 @@ static bool attach_at_start(Serve *serve, ServedImage *image, GError **error)
     return !wanted || attach(serve, image, &how, error) != NULL;
 }
 
+/* How the image was attached here last, or by the process whose work this one takes over. */
+static bool options_before(const Serve *serve, const ServedImage *image, AttachmentOptions *how,
+                           GError **error)
+{
+    *how = default_options(image);
+    GPtrArray *targets = serve->attach->targets;
+    for (unsigned i = 0; i < targets->len; i++) {
+        const Target *target = g_ptr_array_index(targets, i);
+        if (target->export == image->export) {
+            *how = target->how;
+        }
+    }
+    how->name = how->device = NULL; /* they are what they are */
+    JsonObject *told = serve_takeover_attachment(serve, image->real_path);
+    return told == NULL || options_of_arguments(told, how, error);
+}
+
 /* Whatever an image has in the kernel, be it attached at the start or later. */
 static bool adopt_left(Serve *serve, ServedImage *image, GError **error)
 {
-    AttachmentOptions how = default_options(image);
+    AttachmentOptions how;
     g_autofree char *left = attachment_find(image->real_path);
+    if (left == NULL) {
+        return true;
+    }
+    if (!options_before(serve, image, &how, error)) {
+        return false;
+    }
     how.adopt = true;
-    return left == NULL || attach(serve, image, &how, error) != NULL;
+    return attach(serve, image, &how, error) != NULL;
 }
 
 bool serve_attach_start(Serve *serve, GError **error)
@@ -406,14 +443,32 @@ static void leave(Serve *serve, Attachment *attachment)
     attachment_leave(attachment);
 }
 
-void serve_attach_suspend(Serve *serve)
+/* The arguments of the verb that would attach it like that. */
+static JsonObject *tell(const Serve *serve, const Attachment *attachment)
 {
+    JsonObject *object = json_object_new();
+    AttachmentOptions how;
+    options_before(serve, serve_images_find(serve, attachment_path(attachment)), &how, NULL);
+    output_add_string(object, "image", attachment_path(attachment));
+    json_object_set_string_member(object, "fast-path", attachment_mode_name(how.mode));
+    json_object_set_boolean_member(object, "read-only", how.read_only);
+    json_object_set_int_member(object, "lines", how.lines_max);
+    json_object_set_int_member(object, "dead-timeout", how.dead_timeout);
+    json_object_set_int_member(object, "request-timeout", how.request_timeout);
+    return object;
+}
+
+JsonArray *serve_attach_suspend(Serve *serve)
+{
+    JsonArray *told = json_array_new();
     with_mutex(&serve->attach->lock);
     GPtrArray *all = serve->attach->attachments;
     for (unsigned i = 0; i < all->len; i++) {
+        json_array_add_object_element(told, tell(serve, g_ptr_array_index(all, i)));
         leave(serve, g_ptr_array_index(all, i));
     }
     g_ptr_array_set_size(all, 0);
+    return told;
 }
 
 void serve_attach_resume(Serve *serve)

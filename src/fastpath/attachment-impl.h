@@ -38,6 +38,8 @@ AttachmentSockets *attachment_sockets_new(const AttachmentOptions *options,
 bool attachment_sockets_connect(AttachmentSockets *sockets, int wanted, GError **error);
 /* One that is there, whose server has died. */
 bool attachment_sockets_adopt(AttachmentSockets *sockets, int index, GError **error);
+/* The device answers for our identifier still. */
+bool attachment_sockets_is_ours(const AttachmentSockets *sockets);
 bool attachment_sockets_resize(AttachmentSockets *sockets, uint64_t size, GError **error);
 uint64_t attachment_sockets_reconnects(AttachmentSockets *sockets);
 /* From now on connections that die stay dead. */

@@ -87,8 +87,7 @@ static bool make_pair(int *ours, int *kernels, GError **error)
     return true;
 }
 
-/* The device answers for our identifier still. */
-static bool device_is_ours(const AttachmentSockets *sockets)
+bool attachment_sockets_is_ours(const AttachmentSockets *sockets)
 {
     g_autofree char *identifier = nbdlink_identifier(sockets->index);
     return nbdlink_is_connected(sockets->index) && identifier != NULL &&
@@ -151,7 +150,7 @@ static bool replace_one(AttachmentSockets *sockets, unsigned seconds, GError **e
         if (offer == OFFER_TAKEN) {
             return true;
         }
-        if (!device_is_ours(sockets)) {
+        if (!attachment_sockets_is_ours(sockets)) {
             g_clear_error(error);
             return error_set(error, ENODEV, "nbd%d: was disconnected by somebody else",
                              sockets->index);
@@ -234,13 +233,15 @@ bool attachment_sockets_connect(AttachmentSockets *sockets, int wanted, GError *
 bool attachment_sockets_adopt(AttachmentSockets *sockets, int index, GError **error)
 {
     sockets->index = index;
-    sockets->count = nbdlink_connections(index);
-    for (unsigned i = 0; i < sockets->count; i++) {
-        if (!replace_one(sockets, ADOPT_SECONDS, error)) {
-            return false;
-        }
-        sockets->reconnects++;
+    if (!replace_one(sockets, ADOPT_SECONDS, error)) {
+        return false;
     }
+    /* The kernel does not tell how many it had: it takes as many. */
+    sockets->count = 1;
+    while (sockets->count < NBDLINK_SOCKETS_MAX && offer_socket(sockets, NULL) == OFFER_TAKEN) {
+        sockets->count++;
+    }
+    sockets->reconnects = sockets->count;
     return start_thread(sockets, error);
 }
 

@@ -250,19 +250,30 @@ bool attachment_resized(Attachment *attachment, GError **error)
            attachment_mapped_resized(attachment, error);
 }
 
-bool attachment_detach(Attachment *attachment, GError **error)
+bool attachment_is_alive(const Attachment *attachment)
 {
-    if (!attachment_mapped_stop(attachment, error)) {
-        return false;
-    }
-    set_mode(attachment, ATTACH_OFF); /* what is left, should the rest be refused */
+    return attachment_sockets_is_ours(attachment->sockets);
+}
+
+/* Unless somebody uses the nbd device itself. */
+static bool disconnect(Attachment *attachment, GError **error)
+{
     int claim = attachment_claim(attachment->nbd_node, error);
     if (claim < 0) {
         return false;
     }
     close(claim); /* who has it open keeps the device in the kernel */
     attachment_sockets_stop(attachment->sockets);
-    if (!nbdlink_disconnect(attachment->sockets->index, DISCONNECT_SECONDS, error)) {
+    return nbdlink_disconnect(attachment->sockets->index, DISCONNECT_SECONDS, error);
+}
+
+bool attachment_detach(Attachment *attachment, GError **error)
+{
+    if (!attachment_mapped_stop(attachment, error)) {
+        return false;
+    }
+    set_mode(attachment, ATTACH_OFF); /* what is left, should the rest be refused */
+    if (attachment_is_alive(attachment) && !disconnect(attachment, error)) {
         return false;
     }
     attachment_free(attachment);

@@ -87,6 +87,9 @@ void attachment_get_stats(Attachment *attachment, AttachmentStats *stats);
 /* The disk has another size: tells all devices, from the bottom up. */
 bool attachment_resized(Attachment *attachment, GError **error);
 
+/* False: somebody else has disconnected the nbd device. Detach what is left. */
+bool attachment_is_alive(const Attachment *attachment);
+
 /* Flushes and takes the devices down, and frees the attachment. Refuses (EBUSY), and changes
  * nothing, while a device is in use. */
 bool attachment_detach(Attachment *attachment, GError **error);

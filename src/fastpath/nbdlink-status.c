@@ -78,18 +78,6 @@ bool nbdlink_is_read_only(int index)
     return read_number(index, "ro") != 0;
 }
 
-/* The driver makes one hardware queue for each socket that a device is connected with. */
-unsigned nbdlink_connections(int index)
-{
-    g_autofree char *path = g_strdup_printf("/sys/block/nbd%d/mq", index);
-    g_autoptr(GDir) directory = g_dir_open(path, 0, NULL);
-    unsigned count = 0;
-    while (directory != NULL && g_dir_read_name(directory) != NULL) {
-        count++;
-    }
-    return MAX(count, 1);
-}
-
 int nbdlink_find(const char *identifier)
 {
     g_autoptr(GDir) directory = g_dir_open("/sys/block", 0, NULL);
