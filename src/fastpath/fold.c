@@ -52,7 +52,6 @@ typedef struct Slot {
 
 struct Writer {
     Disk *disk;
-    Pool *pool;
     Worker *worker;
     uint32_t slot_size;
     Slot slots[SLOTS];
@@ -171,20 +170,13 @@ static int writer_flush(Writer *writer)
     return writer_drain(writer);
 }
 
-static Writer *writer_new(Image *image, uint32_t slot_size, GError **error)
+static void writer_init(Writer *writer, Image *image, const FoldThreads *threads,
+                        uint32_t slot_size)
 {
-    Worker *worker = worker_new(0, error);
-    if (!worker) {
-        return NULL;
-    }
-    Writer *writer = g_new0(Writer, 1);
-    writer->worker = worker;
-    writer->slot_size = slot_size;
-    writer->pool = pool_new(POOL_THREADS);
-    aio_init(writer->pool);
     /* What the guest put into the store must not become another format by being folded. */
     bool guard = image->format_guessed && strcmp(image->format->name, "raw") == 0;
-    writer->disk = disk_new(image, writer->pool, guard);
+    *writer = (Writer){.worker = threads->worker, .slot_size = slot_size};
+    writer->disk = disk_new(image, threads->pool, guard);
     pthread_mutex_init(&writer->lock, NULL);
     pthread_cond_init(&writer->freed, NULL);
     for (unsigned i = 0; i < SLOTS; i++) {
@@ -195,23 +187,18 @@ static Writer *writer_new(Image *image, uint32_t slot_size, GError **error)
             abort(); /* as GLib does when memory is gone */
         }
     }
-    return writer;
 }
 
 /* Ends the disk in order. 0 or -errno: only after 0 is everything in the image. */
-static int writer_free(Writer *writer)
+static int writer_clear(Writer *writer)
 {
     writer_drain(writer);
     int r = disk_close(writer->disk);
-    worker_stop(writer->worker);
-    pool_free(writer->pool);
-    worker_free(writer->worker);
     for (unsigned i = 0; i < SLOTS; i++) {
         free(writer->slots[i].buffer);
     }
     pthread_cond_destroy(&writer->freed);
     pthread_mutex_destroy(&writer->lock);
-    g_free(writer);
     return r;
 }
 
@@ -341,25 +328,23 @@ static bool mark(Store *store, CowstoreState state, GError **error)
            error_set_errno(error, -r, "%s: cannot change the store's header", store->name);
 }
 
-bool fold_run(Store *store, const Exceptions *list, Image *image, const FoldOptions *options,
-              FoldResult *result, GError **error)
+bool fold_run(Store *store, const Exceptions *list, Image *image, const FoldThreads *threads,
+              const FoldOptions *options, FoldResult *result, GError **error)
 {
-    Writer *writer = writer_new(image, MAX(SLOT_SIZE, list->chunk), error);
-    if (!writer) {
-        return false;
-    }
+    Writer writer;
+    writer_init(&writer, image, threads, MAX(SLOT_SIZE, list->chunk));
     Fold fold = {.store = store,
                  .list = list,
                  .disk_size = image->size,
                  .unit = image->allocation_unit,
-                 .writer = writer,
+                 .writer = &writer,
                  .options = options,
                  .result = result};
     result->chunks = list->count;
     result->chunk_size = list->chunk;
     result->invalid = !list->valid;
     int r = fold_all(&fold);
-    int closed = writer_free(writer);
+    int closed = writer_clear(&writer);
     r = r < 0 ? r : closed;
     if (r == -EPERM && image->format_guessed) {
         return error_set(error, EPERM,
@@ -389,6 +374,25 @@ static bool check_origin(const char *path, const FoldOptions *options, Store *st
            exceptions_read(store, COWSTORE_BASE, image->size, list, error);
 }
 
+static bool start_threads(FoldThreads *threads, GError **error)
+{
+    threads->worker = worker_new(0, error);
+    if (!threads->worker) {
+        return false;
+    }
+    threads->pool = pool_new(POOL_THREADS);
+    aio_init(threads->pool);
+    return true;
+}
+
+/* Nobody posts to the worker any more when it is freed. */
+static void stop_threads(const FoldThreads *threads)
+{
+    worker_stop(threads->worker);
+    pool_free(threads->pool);
+    worker_free(threads->worker);
+}
+
 /* Rules 1 and 2. A store that was OPEN is OPEN again when the image did not even open. */
 static bool fold_into(const char *path, const FoldOptions *options, Store *store,
                       const CowstoreHeader *header, const Exceptions *list, FoldResult *result,
@@ -405,7 +409,13 @@ static bool fold_into(const char *path, const FoldOptions *options, Store *store
         return header->state == COWSTORE_OPEN && mark(store, COWSTORE_OPEN, NULL) && false;
     }
     result->resumed = header->state == COWSTORE_FOLDING;
-    return fold_run(store, list, image, options, result, error);
+    FoldThreads threads;
+    if (!start_threads(&threads, error)) {
+        return false;
+    }
+    bool folded = fold_run(store, list, image, &threads, options, result, error);
+    stop_threads(&threads);
+    return folded;
 }
 
 /* A fold that was cut off has left space that nothing uses. Failure is no reason to fail: all is in

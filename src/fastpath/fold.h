@@ -16,6 +16,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/pool.h"
+#include "base/worker.h"
 #include "fastpath/exceptions.h"
 #include "map/image.h"
 #include "store/store.h"
@@ -44,10 +46,16 @@ typedef struct FoldResult {
 bool fold_image(const char *path, const char *store_path, const FoldOptions *options,
                 FoldResult *result, GError **error);
 
+/* The threads that a fold works with; the image's stores use the pool where they need one. */
+typedef struct FoldThreads {
+    Pool *pool;
+    Worker *worker;
+} FoldThreads;
+
 /* The heart of it, on stores that are open: writes the exceptions, which were read from the store
  * file, to image (open for writing), makes them durable, marks the store FOLDED. The store says
  * FOLDING already. The image is finished and must not be written to afterwards. */
-bool fold_run(Store *store, const Exceptions *list, Image *image, const FoldOptions *options,
-              FoldResult *result, GError **error);
+bool fold_run(Store *store, const Exceptions *list, Image *image, const FoldThreads *threads,
+              const FoldOptions *options, FoldResult *result, GError **error);
 
 #endif

@@ -21,6 +21,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <time.h>
 
@@ -316,10 +317,24 @@ static void undo(Snapshot *snapshot, bool adopted)
     snapshot_free(snapshot);
 }
 
+/* Beside a device there is /dev, which lies in memory. */
+static bool check_place(const Image *image, GError **error)
+{
+    struct stat status;
+    return stat(image->path, &status) != 0 || !S_ISBLK(status.st_mode) ||
+           error_set(error, ENOTSUP,
+                     "%s: is a block device, and the store of snapshot mode lies beside the image: "
+                     "make an overlay of it in a file (cownbd create -f qcow2 -b ...)",
+                     image->path);
+}
+
 static bool check_options(Disk *disk, const SnapshotOptions *options, GError **error)
 {
     const Image *image = disk_image(disk);
     const Format *format = image->format;
+    if (!check_place(image, error)) {
+        return false;
+    }
     if (image->write) {
         return error_set(error, EINVAL,
                          "%s: is served for writing: snapshot mode needs a server that has it open "

@@ -148,7 +148,8 @@ static bool fold_once(Scene *scene, Store *store, GError **error)
     g_autoptr(Image) image = fixture_open(scene->fixture, store, true, error);
     FoldOptions options = {0};
     FoldResult result = {0};
-    return image && fold_run(scene->cow, &scene->list, image, &options, &result, error);
+    FoldThreads threads = {.pool = scene->machine->pool, .worker = scene->machine->workers[0]};
+    return image && fold_run(scene->cow, &scene->list, image, &threads, &options, &result, error);
 }
 
 static bool check_end(Scene *scene, Store *store)
