@@ -5,7 +5,7 @@
 # linear.sh [PART...]: only the tests whose names begin with one of the parts.
 . "$(dirname "$0")/lib.sh"
 
-scale=${COWNBD_TEST_SCALE:-5}
+scale=${COWNBD_TEST_SCALE:-10} # percent: at 100 the load with verification goes on for minutes
 
 # start IMAGE OPTION...: serves the image, as export "disk", and attaches it; its device is $device.
 start() {
@@ -226,7 +226,7 @@ test_verify_under_reloads_and_recalls() {
     in_ext4 300
     qemu-img create -q -f qcow2 disk.qcow2 64M
     start disk.qcow2
-    local round client seconds=$((6 + scale * 2))
+    local round client seconds=$((6 + scale * 9 / 10))
     touch load
     recall_all_the_time &
     client=$!
