@@ -105,7 +105,7 @@ int control_listen(const char *path, GError **error)
         return -1;
     }
     make_default_directory(path);
-    autofd int lock = lock_directory(path);
+    G_GNUC_UNUSED autofd int lock = lock_directory(path);
     autofd int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     int err = fd < 0 ? errno : bind_socket(fd, &address);
     if (err == 0 && (chmod(path, 0600) != 0 || listen(fd, SOMAXCONN) != 0)) {
