@@ -14,6 +14,8 @@
 #include <glib.h>
 #include <link.h>
 #include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <unistd.h>
@@ -26,7 +28,7 @@
 #endif
 
 /* Not -1000: a process that must not be killed at all can make its group of processes hang. */
-#define OOM_SCORE "-900"
+#define OOM_SCORE (-900)
 
 bool shield_threads(void)
 {
@@ -55,10 +57,15 @@ static bool lock_memory(void)
     return true;
 }
 
+/* Who started this process may have lowered it further. */
 static bool lower_oom_score(void)
 {
-    autofd int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
-    return fd >= 0 && write(fd, OOM_SCORE, sizeof OOM_SCORE - 1) == sizeof OOM_SCORE - 1;
+    char now[16] = "";
+    autofd int fd = open("/proc/self/oom_score_adj", O_RDWR | O_CLOEXEC);
+    if (fd < 0 || read(fd, now, sizeof now - 1) <= 0) {
+        return false;
+    }
+    return atoi(now) <= OOM_SCORE || dprintf(fd, "%d", OOM_SCORE) > 0;
 }
 
 void shield_memory(void)
