@@ -41,6 +41,7 @@ typedef struct Handover {
     Serve *serve;
     pid_t pid;
     int channel;
+    JsonArray *attachments; /* what the block devices are */
     int64_t pause_us;
     bool done;
     GError *error; /* when not done */
@@ -172,6 +173,18 @@ static bool send_control(const Handover *handover, GError **error)
     return channel_send(handover->channel, object, control_fd(control), -1, error);
 }
 
+static bool send_attachments(const Handover *handover, GError **error)
+{
+    for (unsigned i = 0; i < json_array_get_length(handover->attachments); i++) {
+        JsonObject *object = json_array_get_object_element(handover->attachments, i);
+        json_object_set_string_member(object, "what", "attachment");
+        if (!channel_send(handover->channel, json_object_ref(object), -1, -1, error)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 static void send_conn(const NbdHeld *held, void *argument)
 {
     Handover *handover = argument;
@@ -183,7 +196,8 @@ static void send_conn(const NbdHeld *held, void *argument)
 static bool send_all(Handover *handover)
 {
     Serve *serve = handover->serve;
-    if (!send_listeners(handover, &handover->error) || !send_control(handover, &handover->error)) {
+    if (!send_listeners(handover, &handover->error) || !send_control(handover, &handover->error) ||
+        !send_attachments(handover, &handover->error)) {
         return false;
     }
     nbd_server_each_held(serve->server, send_conn, handover);
@@ -254,7 +268,7 @@ static void hand_over(Serve *serve, void *argument)
     Handover *handover = argument;
     int64_t begun = g_get_monotonic_time();
     pause_listeners(serve);
-    serve_attach_suspend(serve);
+    handover->attachments = serve_attach_suspend(serve);
     if (!nbd_server_freeze(serve->server, FREEZE_SECONDS)) {
         error_set(&handover->error, ETIMEDOUT, "handover: requests still run after %d seconds",
                   FREEZE_SECONDS);
@@ -312,6 +326,7 @@ bool serve_handover_verb(JsonObject *arguments, JsonObject *answer, void *contex
         return false;
     }
     bool done = run(&handover, binary, error);
+    g_clear_pointer(&handover.attachments, json_array_unref);
     if (handover.channel >= 0) {
         close(handover.channel);
     }

@@ -141,6 +141,9 @@ bool serve_takeover_commit(Serve *serve, GError **error);
 void serve_takeover_go(Serve *serve);
 void serve_takeover_refuse(Serve *serve, const GError *why);
 void serve_takeover_free(Serve *serve);
+/* How the other process has attached the image of that real path; NULL: it has not, or there is no
+ * other process. */
+JsonObject *serve_takeover_attachment(const Serve *serve, const char *real_path);
 
 /* serve-leaks.c [main]. Frees what nothing in the image uses; the image is not open. */
 void serve_leaks_mend(const Serve *serve, const char *path);
@@ -155,9 +158,10 @@ bool serve_attach_check(Serve *serve, GError **error);
 bool serve_attach_start(Serve *serve, GError **error);
 /* All is ready; the same moment at which READY=1 is sent. */
 void serve_attach_ready(Serve *serve);
-/* Before disks are closed for a handover: leaves all devices in the kernel, where their requests wait;
- * and when the handover has failed: goes on with them. */
-void serve_attach_suspend(Serve *serve);
+/* Before disks are closed for a handover: leaves all devices in the kernel, where their requests wait,
+ * and tells of each how it is attached, as the verb attach is told; and when the handover has
+ * failed: goes on with them. */
+JsonArray *serve_attach_suspend(Serve *serve);
 void serve_attach_resume(Serve *serve);
 /* Before connections end and disks are closed; also when start failed, or never ran. After it no
  * request comes from the fast path. */

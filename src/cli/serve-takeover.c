@@ -22,6 +22,7 @@
 struct ServeTakeover {
     GPtrArray *connections; /* ChannelMessage *, until their exports are there */
     GPtrArray *states;      /* ConnState *, in the same order */
+    GPtrArray *attachments; /* JsonObject *, as serve_attach_suspend tells them */
     bool served;
 };
 
@@ -29,6 +30,11 @@ static void message_free(void *data)
 {
     channel_message_clear(data);
     g_free(data);
+}
+
+static void object_unref(void *data)
+{
+    json_object_unref(data);
 }
 
 static void state_free(void *data)
@@ -88,6 +94,10 @@ static bool take(Serve *serve, ChannelMessage *message, bool *begin)
     if (strcmp(what, "connection") == 0) {
         return take_connection(serve, message);
     }
+    if (strcmp(what, "attachment") == 0) {
+        g_ptr_array_add(serve->takeover->attachments, json_object_ref(message->object));
+        return true;
+    }
     *begin = strcmp(what, "begin") == 0;
     serve->takeover->served =
         json_object_get_boolean_member_with_default(message->object, "served", FALSE);
@@ -100,6 +110,7 @@ bool serve_takeover_receive(Serve *serve, GError **error)
     serve->takeover = g_new0(ServeTakeover, 1);
     serve->takeover->connections = g_ptr_array_new_with_free_func(message_free);
     serve->takeover->states = g_ptr_array_new_with_free_func(state_free);
+    serve->takeover->attachments = g_ptr_array_new_with_free_func(object_unref);
     if (!channel_send(channel, channel_object("ready"), -1, -1, error)) {
         return false;
     }
@@ -178,6 +189,20 @@ void serve_takeover_free(Serve *serve)
     if (takeover != NULL) {
         g_ptr_array_unref(takeover->connections);
         g_ptr_array_unref(takeover->states);
+        g_ptr_array_unref(takeover->attachments);
         g_free(takeover);
     }
+}
+
+JsonObject *serve_takeover_attachment(const Serve *serve, const char *real_path)
+{
+    GPtrArray *all = serve->takeover != NULL ? serve->takeover->attachments : NULL;
+    for (unsigned i = 0; all != NULL && i < all->len; i++) {
+        JsonObject *one = g_ptr_array_index(all, i);
+        const char *image = json_object_get_string_member_with_default(one, "image", "");
+        if (strcmp(image, real_path) == 0) {
+            return one;
+        }
+    }
+    return NULL;
 }

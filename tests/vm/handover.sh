@@ -73,6 +73,27 @@ test_a_linear_device() {
     handovers linear
 }
 
+# What was said when it was attached holds in the next process, too.
+test_what_was_said_at_attaching() {
+    local device socket
+    mkdir /mnt/disks/said
+    cd /mnt/disks/said
+    "$COWNBD" create -f qcow2 disk.qcow2 16M
+    "$COWNBD" serve --listen=none --control "$PWD/socket" disk.qcow2 &
+    eventually "the server" "$COWNBD" ctl --control socket hello
+    device=$("$COWNBD" attach --control "$PWD/socket" --fast-path=linear --read-only --fast-path-lines=7 disk.qcow2)
+    "$COWNBD" ctl --control socket handover
+    eventually "the device" device_is_served
+    [[ $(blockdev --getro "$device") == 1 ]]
+    dd if="$device" of=/dev/null bs=1M iflag=direct
+    "$COWNBD" detach --control "$PWD/socket" "$device"
+    kill -TERM "$("$COWNBD" ctl --control socket hello | sed -n 's/^pid: //p')"
+}
+
+device_is_served() {
+    "$COWNBD" list --json --control socket | grep -q '"device"'
+}
+
 # What servers in the background have said.
 after_test() {
     cat /run/cownbd/*.log 2>/dev/null
