@@ -213,6 +213,32 @@ static void abandon(Disk *disk, Change *change)
     disk->image->format->abandon(disk->image, &allocation, 1);
 }
 
+/* What reads as zeroes now because the tables say so. Where the format has made holes in data that
+ * stays where it is, there is nothing to remember, and a record would outlive what is written there
+ * next, in place. */
+static void note_zeroes(Disk *disk, const Change *change)
+{
+    uint64_t at = change->offset, end = change->offset + change->length;
+    ExtentList list;
+    extent_list_init(&list);
+    while (at < end) {
+        extent_list_reset(&list);
+        if (chain_map(disk->image, at, end - at, CHANGE_EXTENTS_MAX, &list) < 0) {
+            journal_note_zero(disk, 0, 0); /* not known: a flush */
+            break;
+        }
+        for (unsigned i = 0; i < list.count; i++) {
+            const Extent *extent = &list.items[i];
+            if (!is_writable(extent)) {
+                journal_note_zero(disk, extent->offset,
+                                  extent_is_zero(extent) ? extent->length : 0);
+            }
+        }
+        at = extent_list_end(&list);
+    }
+    extent_list_clear(&list);
+}
+
 static void unmap(Disk *disk, Change *change)
 {
     const Format *format = disk->image->format;
@@ -223,8 +249,8 @@ static void unmap(Disk *disk, Change *change)
     change->result = format->unmap == NULL ? -ENOTSUP
                                            : format->unmap(disk->image, change->offset,
                                                            change->length, change->unmap_flags);
-    if (change->result == 0) {
-        journal_note_zero(disk, change->offset, change->length);
+    if (change->result == 0 && journal_is_kept(disk)) {
+        note_zeroes(disk, change);
     }
     forget_in_mapcache(disk, change);
     unitcache_clear(disk->units);

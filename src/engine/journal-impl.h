@@ -44,12 +44,14 @@ void journal_header_init(JournalHeader *header, const Disk *disk);
 /* The range now lies at place of the image's own store. Inside the exclusive gate, after the format
  * has been told; journal_secure comes before anybody is answered. [pool] */
 void journal_note(Disk *disk, const Extent *extent);
+/* The range reads as zeroes by what the tables say; length 0: it is not known which range does. */
 void journal_note_zero(Disk *disk, uint64_t offset, uint64_t length);
 /* Flushes where the journal could not take what it was told, or has enough. */
 void journal_secure(Disk *disk);
 
 /* A flush has made everything durable. Inside the gate of the flush. [pool] */
 void journal_empty(Disk *disk);
+bool journal_is_kept(const Disk *disk);     /* [any] */
 bool journal_has_records(const Disk *disk); /* [any] */
 
 /* At the end of the disk; clean: all is in the image. */

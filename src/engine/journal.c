@@ -77,8 +77,10 @@ void journal_note(Disk *disk, const Extent *extent)
 void journal_note_zero(Disk *disk, uint64_t offset, uint64_t length)
 {
     Journal *journal = journal_of(disk);
-    if (journal != NULL) {
+    if (journal != NULL && length > 0) {
         add(journal, (JournalRecord){offset, length, JOURNAL_ZERO});
+    } else if (journal != NULL) {
+        journal->overflowed = true;
     }
 }
 
@@ -104,6 +106,11 @@ void journal_empty(Disk *disk)
         journal->bytes = 0;
         journal->overflowed = false;
     }
+}
+
+bool journal_is_kept(const Disk *disk)
+{
+    return journal_of(disk) != NULL;
 }
 
 bool journal_has_records(const Disk *disk)
