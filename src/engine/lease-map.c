@@ -2,17 +2,19 @@
  * The map and the flush of a disk for the holder of its leases: for a thread that may block and has
  * no worker. Jobs of the pool do the work behind the gate, this thread waits for them one by one.
  *
- * The map is read in pieces of at most PIECE_EXTENTS, each behind the gate anew, so that a change
- * waits for one piece and not for an image of a million extents. What changes between two pieces is
+ * The map is read in pieces of at most PIECE_EXTENTS and PIECE_UNITS, each behind the gate anew, so
+ * that a change waits for one piece and not for an image of a million extents. What changes between two pieces is
  * remembered as unfit (lease_begin).
  */
 #include <pthread.h>
 
+#include "base/bytes.h"
 #include "base/cleanup.h"
 #include "engine/disk-impl.h"
 #include "engine/lease.h"
 
 #define PIECE_EXTENTS 4096
+#define PIECE_UNITS   65536 /* 512 KiB of tables with entries of 8 bytes */
 
 /* One job that somebody waits for. */
 typedef struct Errand {
@@ -76,8 +78,9 @@ static void map_piece(PoolJob *job)
 {
     Errand *errand = errand_of(job);
     Disk *disk = errand->disk;
-    int r = chain_map(disk->image, errand->offset, disk->node.size - errand->offset, PIECE_EXTENTS,
-                      &errand->list);
+    uint64_t unit = disk->image->allocation_unit, rest = disk->node.size - errand->offset;
+    uint64_t length = unit == 1 ? rest : min_u64(rest, unit * PIECE_UNITS);
+    int r = chain_map(disk->image, errand->offset, length, PIECE_EXTENTS, &errand->list);
     gate_leave(&disk->gate, GATE_SHARED);
     errand_end(errand, r);
 }

@@ -247,6 +247,27 @@ START_TEST(reclaim_gives_back_units_that_are_holes_of_the_file)
 }
 END_TEST
 
+static void add_writable(void *argument, const Extent *extent)
+{
+    uint64_t *bytes = argument;
+    bytes[extent->flags & EXTENT_WRITABLE ? 1 : 0] += extent->length;
+}
+
+/* Or the kernel would write what the server looks at before it is written. */
+START_TEST(lease_of_a_guessed_raw_image_leaves_out_its_first_bytes)
+{
+    g_autoptr(Store) store = store_memory_new("memory", NULL, SIZE);
+    ImageOpen how = {.write = true};
+    g_autoptr(Image) image = image_open_store(store, &how, NULL, NULL);
+    Disk *disk = disk_new(image, pool, true);
+    uint64_t bytes[2] = {0};
+    ck_assert_int_eq(lease_map(disk, add_writable, bytes), 0);
+    ck_assert_uint_eq(bytes[0], IMAGE_PROBE_SIZE);
+    ck_assert_uint_eq(bytes[1], SIZE - IMAGE_PROBE_SIZE);
+    ck_assert_int_eq(disk_close(disk), 0);
+}
+END_TEST
+
 /* ---- a holder at work ---- */
 
 #define BLOCK  1024u
@@ -524,6 +545,7 @@ int main(void)
     tcase_add_test(tcase, lease_is_not_taken_of_what_changes_meanwhile);
     tcase_add_test(tcase, lease_new_bytes_counts_what_was_allocated);
     tcase_add_test(tcase, reclaim_gives_back_units_that_are_holes_of_the_file);
+    tcase_add_test(tcase, lease_of_a_guessed_raw_image_leaves_out_its_first_bytes);
     tcase_add_test(tcase, lease_holder_and_clients_agree_on_every_block);
     tcase_add_loop_test(tcase, rangeset_is_the_union_of_what_was_added, 0, 20);
     int status = suite_run("lease", tcase);
