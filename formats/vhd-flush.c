@@ -154,6 +154,7 @@ int vhd_trim(Image *image, uint64_t target)
     }
     s->footer_offset = s->data_end = target;
     g_hash_table_remove_all(s->reserved);
+    g_array_set_size(s->spare, 0);
     r = store_truncate(image->store, target + VHD_FOOTER_SIZE);
     return r < 0 ? r : store_sync(image->store);
 }

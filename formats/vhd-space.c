@@ -12,8 +12,8 @@
  * The data of a new block begins at a multiple of 4096 bytes: the disk below wants it, and the
  * kernel, which may read and write the block without us.
  *
- * Space is handed out once. A block whose allocation was abandoned keeps its space in `reserved`
- * for its next allocation, so no block's bytes can turn up in another.
+ * Space that may have been written to is handed out once. A block whose allocation was abandoned
+ * keeps it in `reserved` for its next allocation, so no block's bytes can turn up in another.
  */
 #include "formats/vhd.h"
 
@@ -118,18 +118,32 @@ VhdReserved *vhd_space_reserve(Image *image, uint32_t block, int *result)
     if (reserved) {
         return reserved;
     }
-    *result = make_room(image, &place);
-    if (*result == 0) {
-        *result = make_fresh(image, place);
+    if (s->spare->len > 0) {
+        place = g_array_index(s->spare, uint64_t, s->spare->len - 1);
+        g_array_set_size(s->spare, s->spare->len - 1);
+    } else {
+        *result = make_room(image, &place);
+        if (*result == 0) {
+            *result = make_fresh(image, place);
+        }
+        if (*result < 0) {
+            return NULL;
+        }
+        s->data_end = place + whole_block(s);
     }
-    if (*result < 0) {
-        return NULL;
-    }
-    s->data_end = place + whole_block(s);
     reserved = g_new0(VhdReserved, 1);
     reserved->bitmap_offset = place;
     g_hash_table_insert(s->reserved, GUINT_TO_POINTER(block), reserved);
     return reserved;
+}
+
+void vhd_space_give_back(VhdState *s, uint32_t block)
+{
+    const VhdReserved *reserved = g_hash_table_lookup(s->reserved, GUINT_TO_POINTER(block));
+    if (reserved && !reserved->touched) {
+        g_array_append_val(s->spare, reserved->bitmap_offset);
+        g_hash_table_remove(s->reserved, GUINT_TO_POINTER(block));
+    }
 }
 
 /* The first of the ascending block sectors whose block ends behind offset. */

@@ -38,8 +38,10 @@ static void add_new(Image *image, Allocation *a, uint64_t offset, uint64_t lengt
     extent_list_add(&a->extents, &extent);
 }
 
-/* The part of a that lies in one block, from offset on. */
-static int reserve_in_block(Image *image, Allocation *a, uint64_t offset, uint64_t length)
+/* The part of a that lies in one block, from offset on. A block that was reserved for it is added
+ * to made. */
+static int reserve_in_block(Image *image, Allocation *a, uint64_t offset, uint64_t length,
+                            GArray *made)
 {
     const VhdState *s = image->state;
     uint32_t block = vhd_block_of(s, offset);
@@ -47,8 +49,12 @@ static int reserve_in_block(Image *image, Allocation *a, uint64_t offset, uint64
     bool fresh = false;
     int r = vhd_block_find(image, block, &bitmap_offset);
     if (r == 0 && bitmap_offset == 0) {
+        bool was_there = g_hash_table_contains(s->reserved, GUINT_TO_POINTER(block));
         const VhdReserved *reserved = vhd_space_reserve(image, block, &r);
         if (reserved) {
+            if (!was_there) {
+                g_array_append_val(made, block);
+            }
             bitmap_offset = reserved->bitmap_offset;
             fresh = !reserved->touched;
         }
@@ -60,16 +66,21 @@ static int reserve_in_block(Image *image, Allocation *a, uint64_t offset, uint64
     return r;
 }
 
+/* All of it or nothing. */
 static int reserve(Image *image, Allocation *a)
 {
-    const VhdState *s = image->state;
+    VhdState *s = image->state;
+    g_autoptr(GArray) made = g_array_new(false, false, sizeof(uint32_t));
     uint64_t offset = a->offset, end = a->offset + a->length;
     int r = 0;
     while (r == 0 && offset < end) {
         uint64_t block_end = (vhd_block_of(s, offset) + UINT64_C(1)) * s->block_size;
         uint64_t length = min_u64(end, block_end) - offset;
-        r = reserve_in_block(image, a, offset, length);
+        r = reserve_in_block(image, a, offset, length, made);
         offset += length;
+    }
+    for (guint i = 0; r < 0 && i < made->len; i++) {
+        vhd_space_give_back(s, g_array_index(made, uint32_t, i));
     }
     return r;
 }

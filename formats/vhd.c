@@ -54,6 +54,7 @@ static void state_free(VhdState *s)
         g_clear_pointer(&s->structures, g_array_unref);
         g_clear_pointer(&s->reserved, g_hash_table_destroy);
         g_clear_pointer(&s->unlinked, g_hash_table_destroy);
+        g_clear_pointer(&s->spare, g_array_unref);
         g_free(s);
     }
 }
@@ -86,6 +87,7 @@ static bool vhd_open(Image *image, GError **error)
     s->structures = g_array_new(false, false, sizeof(VhdRange));
     s->reserved = g_hash_table_new_full(NULL, NULL, NULL, g_free);
     s->unlinked = g_hash_table_new(NULL, NULL);
+    s->spare = g_array_new(false, false, sizeof(uint64_t));
     if (!vhd_footer_read(image, s, error)) {
         return false;
     }

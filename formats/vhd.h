@@ -118,6 +118,7 @@ typedef struct VhdState {
     uint64_t footer_needed; /* finish does not move the footer before this place */
     uint64_t stale_footer;  /* where one was, to be cleared; 0: none */
     GHashTable *reserved;   /* block -> VhdReserved: space whose block is in no table yet */
+    GArray *spare;          /* uint64_t: untouched places that were given back */
     GHashTable *unlinked;   /* set: blocks that no table on the disk may show yet */
     bool second_pending;    /* tables were written that no sync has covered */
     int write_error;        /* an implicit flush failed: changes answer this until one succeeds */
@@ -181,6 +182,10 @@ typedef struct VhdReserved {
 /* Space for a block that no table has. The file has grown, the footer lies behind it, the space
  * reads as zeroes. NULL with *result. [exclusive] */
 VhdReserved *vhd_space_reserve(Image *image, uint32_t block, int *result);
+
+/* Gives back what was reserved for a block and is untouched; any block may have it then.
+ * [exclusive] */
+void vhd_space_give_back(VhdState *s, uint32_t block);
 
 /* Sees that no block lies on top of anything else or outside the file, and finds the end of what is
  * used. */

@@ -56,6 +56,8 @@ const Config configs[] = {
     {"vhd-64k", "vhd", 64 * KIB, 4 * MIB + 512, "block_size=64k", FILL_NONE, NULL},
     {"vhd-64k-backing", "vhd", 4 * KIB, 2 * MIB + 512, "block_size=64k", FILL_BACKING, "vhd"},
     {"vhd-2m-backing", "vhd", 4 * KIB, 5 * MIB + 512, NULL, FILL_BACKING, "raw"},
+    {"vdi", "vdi", MIB, 5 * MIB + 512, NULL, FILL_NONE, NULL},
+    {"vdi-64k-backing", "vdi", 64 * KIB, 4 * MIB + 512, "block_size=64k", FILL_BACKING, "vdi"},
     {NULL, NULL, 0, 0, NULL, FILL_NONE, NULL},
 };
 
@@ -130,6 +132,12 @@ static void write_pattern(const char *path, uint64_t size, uint64_t seed)
     }
 }
 
+/* A vdi keeps no name: its parent is looked for among files that are called so. */
+static const char *base_name(const Config *config)
+{
+    return strcmp(config->backing_format, "vdi") == 0 ? "base.vdi" : "base";
+}
+
 static void make_model(const Config *config, const char *directory)
 {
     g_autofree char *model = g_build_filename(directory, "template.model", NULL);
@@ -141,8 +149,8 @@ static void make_model(const Config *config, const char *directory)
     }
     write_pattern(model, filled, config->size);
     if (config->fill == FILL_BACKING) {
-        shell(directory, "qemu-img convert -f raw -O %s template.model base",
-              config_qemu_name(config->backing_format));
+        shell(directory, "qemu-img convert -f raw -O %s template.model %s",
+              config_qemu_name(config->backing_format), base_name(config));
     }
     if (truncate(model, (off_t)config->size) != 0) {
         die("%s: %s", model, strerror(errno));
@@ -156,7 +164,7 @@ const char *config_qemu_name(const char *format)
 
 static bool is_ours(const Config *config)
 {
-    return strcmp(config->format, "vhd") == 0;
+    return strcmp(config->format, "vhd") == 0 || strcmp(config->format, "vdi") == 0;
 }
 
 bool config_qemu_reads(const Config *config)
@@ -181,8 +189,8 @@ void config_make_template(const Config *config, const char *directory)
               options, config->size);
         break;
     case FILL_BACKING:
-        shell(directory, "%s create -q -f %s %s -b base -F %s template %" G_GUINT64_FORMAT, maker,
-              config->format, options, config->backing_format, config->size);
+        shell(directory, "%s create -q -f %s %s -b %s -F %s template %" G_GUINT64_FORMAT, maker,
+              config->format, options, base_name(config), config->backing_format, config->size);
         break;
     case FILL_COMPRESSED:
         shell(directory, "qemu-img convert -c -f raw -O %s %s template.model template",

@@ -42,7 +42,8 @@ Fixture *fixture_new(const Setup *setup);
 void fixture_free(Fixture *fixture);
 const char *fixture_backing_name(const Setup *setup); /* as in the image; static */
 
-/* Whether qemu-img can read the contents: it does not know the parents of all formats. */
+/* Whether qemu-img can read the contents: it does not know the parents of all formats, nor every
+ * size of a block. */
 bool fixture_qemu_reads(const Setup *setup);
 
 /* Opens an image of this fixture that lies in store. */

@@ -49,10 +49,14 @@ const Setup setups[] = {
     QCOW2("v3-4k-dirty", 1024 * KIB, "4096", "16", "1.1", .lazy_refcounts = "on", .dirty = true),
     QCOW2("v3-2m", 8 * 1024 * KIB, "2097152", "16", "1.1"),
     {.name = "raw", .format = "raw", .disk_size = 512 * KIB},
-    BLOCKS("vhd", "vhd-16k", 1024 * KIB, "16384"),
-    BLOCKS("vhd", "vhd-16k-overlay-vhd", 1024 * KIB, "16384", .backing = "vhd"),
+    BLOCKS("vhd", "vhd-16k", 512 * KIB, "16384"),
+    BLOCKS("vhd", "vhd-16k-overlay-vhd", 512 * KIB, "16384", .backing = "vhd"),
     BLOCKS("vhd", "vhd-4k-tiny-cache", 512 * KIB, "4096", .metadata_cache = TINY_CACHE),
-    BLOCKS("vhd", "vhd-512k-overlay-raw-odd", 1500 * KIB + 512, "524288", .backing = "raw"),
+    BLOCKS("vhd", "vhd-512k-overlay-raw-odd", 1100 * KIB + 512, "524288", .backing = "raw"),
+    BLOCKS("vdi", "vdi-16k", 512 * KIB, "16384"),
+    BLOCKS("vdi", "vdi-1m", 1500 * KIB, "1048576"),
+    BLOCKS("vdi", "vdi-4k-overlay-vdi", 512 * KIB, "4096", .backing = "vdi"),
+    BLOCKS("vdi", "vdi-64k-overlay-vdi-odd", 700 * KIB + 512, "65536", .backing = "vdi"),
     {.name = NULL},
 };
 

@@ -19,7 +19,7 @@ static void write_file(const char *directory, const char *name, const void *byte
 
 static const char *image_name(const Fixture *fixture)
 {
-    static const char *const names[] = {"image.raw", "image.qcow2", "image.vhd"};
+    static const char *const names[] = {"image.raw", "image.qcow2", "image.vhd", "image.vdi"};
     unsigned i = 0;
     while (i + 1 < G_N_ELEMENTS(names) && !g_str_has_suffix(names[i], fixture->setup->format)) {
         i++;
@@ -102,7 +102,7 @@ bool verify_qemu(Verifier *verifier, Store *store, Findings *findings)
     const char *compare[] = {"qemu-img", "compare", "-f",       format, "-F",
                              "raw",      image,     "contents", NULL};
     verifier->qemu_checks++;
-    bool has_check = strcmp(format, "raw") != 0 && strcmp(format, "vpc") != 0;
+    bool has_check = g_str_has_prefix(format, "qcow"); /* that does not call a leak corruption */
     return (!has_check || run_qemu(verifier->directory, check, 3, findings)) &&
            (!fixture_qemu_reads(fixture->setup) ||
             run_qemu(verifier->directory, compare, 0, findings)) &&
@@ -111,9 +111,9 @@ bool verify_qemu(Verifier *verifier, Store *store, Findings *findings)
 
 void verifier_clear(Verifier *verifier)
 {
-    static const char *const names[] = {"image.raw",   "image.qcow2",   "image.vhd",
-                                        "backing.raw", "backing.qcow2", "backing.vhd",
-                                        "contents",    "snapshot",      "expected"};
+    static const char *const names[] = {
+        "image.raw",   "image.qcow2", "image.vhd", "image.vdi", "backing.raw", "backing.qcow2",
+        "backing.vhd", "backing.vdi", "contents",  "snapshot",  "expected"};
     for (unsigned i = 0; verifier->directory && i < G_N_ELEMENTS(names); i++) {
         g_autofree char *path = g_build_filename(verifier->directory, names[i], NULL);
         g_unlink(path);

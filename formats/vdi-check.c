@@ -1,0 +1,212 @@
+/*
+ * vdi: check and repair.
+ *
+ *     a block that is not in the file ......................... the block is given up
+ *     two blocks that are one block of the file ............... the second gets a copy of its own
+ *     the header's number of blocks is too small .............. written
+ *     blocks of the file that nobody uses: the last ones ...... cut off
+ *                                          others ............. counted; nothing can be done
+ *
+ * What is written follows the order of a flush: copies of blocks and the number before the table.
+ */
+#include "formats/vdi.h"
+
+#include <stdlib.h>
+
+#include "base/errors.h"
+
+#define COPY_STEP (UINT64_C(1) << 20)
+
+typedef struct Check {
+    Image *image;
+    VdiState *s;
+    CheckResult *result;
+    CheckRepair repair;
+    uint8_t *used;  /* by block of the file: somebody has it */
+    uint32_t limit; /* whole blocks that the file holds */
+    uint32_t end;   /* one past the last that is used */
+} Check;
+
+static void say(const Check *check, const char *format, ...) G_GNUC_PRINTF(2, 3);
+static void say(const Check *check, const char *format, ...)
+{
+    if (check->result->message) {
+        va_list args;
+        va_start(args, format);
+        g_autofree char *text = g_strdup_vprintf(format, args);
+        va_end(args);
+        check->result->message(check->result->opaque, text);
+    }
+}
+
+/* One more corruption; true when it is to be mended. */
+static bool corruption(const Check *check)
+{
+    bool mend = check->repair == CHECK_REPAIR_ALL;
+    check->result->corruptions += !mend;
+    check->result->corruptions_fixed += mend;
+    return mend;
+}
+
+static bool is_place(uint32_t entry)
+{
+    return entry != VDI_UNALLOCATED && entry != VDI_ZERO;
+}
+
+/* A place cannot be larger than the table is long, or somebody has left out blocks: at most a bit
+ * of memory for each block that the file has room for. */
+static uint32_t places_in_file(const Check *check)
+{
+    uint64_t size = store_size(check->image->store), start = check->s->header.data_offset;
+    uint64_t places = size > start ? (size - start) / check->s->stride : 0;
+    return min_u64(places, 2 * (uint64_t)BLOCK_TABLE_MAX);
+}
+
+static void check_outside(Check *check)
+{
+    BlockTable *table = check->s->table;
+    for (uint32_t block = 0; block < block_table_count(table); block++) {
+        uint32_t place = block_table_get(table, block);
+        if (!is_place(place)) {
+            continue;
+        }
+        check->result->allocated_clusters++;
+        if (place < check->limit) {
+            check->end = max_u64(check->end, place + 1);
+            continue;
+        }
+        say(check, "block %u is block %u of the file, which is not there", block, place);
+        if (corruption(check)) {
+            block_table_set(table, block, VDI_UNALLOCATED);
+        }
+    }
+}
+
+/* The bytes of a block to a place of its own. */
+static int copy_block(const Check *check, uint32_t block, uint32_t place)
+{
+    Image *image = check->image;
+    VdiState *s = check->s;
+    uint32_t copy;
+    bool fresh;
+    int r = vdi_reserve(image, block, &copy, &fresh);
+    g_autofree uint8_t *bytes = g_try_malloc(min_u64(COPY_STEP, s->stride));
+    if (r == 0 && !bytes) {
+        r = -ENOMEM;
+    }
+    uint64_t from = vdi_host_offset(s, place) - s->header.extra;
+    for (uint64_t at = 0; r == 0 && at < s->stride; at += COPY_STEP) {
+        uint64_t length = min_u64(COPY_STEP, s->stride - at);
+        uint64_t to = vdi_host_offset(s, copy) - s->header.extra;
+        r = store_read(image->store, bytes, length, from + at);
+        r = r < 0 ? r : store_write(image->store, bytes, length, to + at);
+    }
+    if (r == 0) {
+        vdi_link(s, block, copy);
+    }
+    return r;
+}
+
+static bool check_shared(Check *check, GError **error)
+{
+    BlockTable *table = check->s->table;
+    for (uint32_t block = 0; block < block_table_count(table); block++) {
+        uint32_t place = block_table_get(table, block);
+        if (!is_place(place) || place >= check->limit) {
+            continue;
+        }
+        if (!check->used[place]) {
+            check->used[place] = 1;
+            continue;
+        }
+        say(check, "block %u is block %u of the file, which another block is already", block,
+            place);
+        int r = corruption(check) ? copy_block(check, block, place) : 0;
+        if (r < 0) {
+            return error_set_errno(error, -r, "%s: cannot copy block %u", check->image->path,
+                                   block);
+        }
+    }
+    return true;
+}
+
+static void check_number(Check *check)
+{
+    VdiState *s = check->s;
+    if (s->header.allocated < check->end) {
+        say(check, "the header says that the file has %u blocks: it has %u", s->header.allocated,
+            check->end);
+        if (corruption(check)) {
+            s->allocated_on_disk = s->header.allocated;
+        }
+    }
+}
+
+static uint64_t count_unused(const Check *check)
+{
+    uint64_t unused = 0;
+    for (uint32_t place = 0; place < check->end; place++) {
+        unused += !check->used[place];
+    }
+    if (unused > 0) {
+        say(check, "%" PRIu64 " blocks of the file are not used", unused);
+    }
+    return unused;
+}
+
+/* Blocks behind the last that is used. A fixed image has none. */
+static bool check_tail(Check *check, GError **error)
+{
+    VdiState *s = check->s;
+    Image *image = check->image;
+    uint64_t tail = check->limit > check->end ? check->limit - check->end : 0;
+    if (tail == 0) {
+        return true;
+    }
+    say(check, "%" PRIu64 " blocks behind the last one are not used", tail);
+    if (check->repair == CHECK_REPORT_ONLY || s->next_place != check->end) {
+        check->result->leaks += tail;
+        return true;
+    }
+    int r = store_truncate(image->store, s->header.data_offset + check->end * s->stride);
+    r = r < 0 ? r : store_sync(image->store);
+    check->result->leaks_fixed += tail;
+    return r == 0 || error_set_errno(error, -r, "%s: cannot cut the file off", image->path);
+}
+
+static bool write_repairs(Check *check, GError **error)
+{
+    VdiState *s = check->s;
+    if (check->repair == CHECK_REPORT_ONLY) {
+        return true;
+    }
+    s->header.allocated = s->next_place;
+    atomic_store(&s->dirty, true);
+    int r = vdi_flush(check->image);
+    return r == 0 || error_set_errno(error, -r, "%s: cannot write the table", check->image->path);
+}
+
+bool vdi_check(Image *image, CheckRepair repair, CheckResult *result, GError **error)
+{
+    VdiState *s = image->state;
+    Check check = {.image = image, .s = s, .result = result, .repair = repair};
+    check.limit = places_in_file(&check);
+    check.used = g_try_malloc0(max_u64(check.limit, 1));
+    if (!check.used) {
+        return error_set_errno(error, ENOMEM, "%s: cannot check", image->path);
+    }
+    result->total_clusters = div_round_up(image->size, s->header.block_size);
+    check_outside(&check);
+    s->next_place = check.end;
+    s->allocated_on_disk = s->header.allocated;
+    s->fresh_start = store_size(image->store);
+    check_number(&check);
+    bool good = check_shared(&check, error) && write_repairs(&check, error);
+    if (good) {
+        result->leaks += count_unused(&check);
+        good = check_tail(&check, error);
+    }
+    result->image_end_offset = s->header.data_offset + s->next_place * s->stride;
+    g_free(check.used);
+    return good;
+}
