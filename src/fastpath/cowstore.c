@@ -11,7 +11,8 @@
  *      36      4     0
  *      40      32    digest of the chain
  *      72      32    digest of all below the top image
- *      104     32    digest of the bytes before
+ *      104     8     first chunk of the disk that a fold has not brought into the image for good
+ *      112     32    digest of the bytes before
  *
  * All little-endian, in one sector, so that a cut leaves the old header or the new one.
  *
@@ -31,8 +32,8 @@
 #include "base/bytes.h"
 #include "base/errors.h"
 
-#define HEADER_SIZE    136u
-#define HEADER_CHECKED 104u
+#define HEADER_SIZE    144u
+#define HEADER_CHECKED 112u
 #define VERSION        1u
 #define STEP           (8ull << 30) /* bytes of the disk that are mapped at once */
 #define STEP_EXTENTS   4096
@@ -279,6 +280,7 @@ bool cowstore_read_header(Store *store, CowstoreHeader *header, GError **error)
     header->origin.disk_size = load_le64(bytes + 24);
     memcpy(header->origin.whole, bytes + 40, COWSTORE_DIGEST);
     memcpy(header->origin.below, bytes + 72, COWSTORE_DIGEST);
+    header->folded_to = load_le64(bytes + 104);
     return true;
 }
 
@@ -293,6 +295,7 @@ int cowstore_write_header(Store *store, const CowstoreHeader *header)
     store_le32(bytes + 32, header->chunk);
     memcpy(bytes + 40, header->origin.whole, COWSTORE_DIGEST);
     memcpy(bytes + 72, header->origin.below, COWSTORE_DIGEST);
+    store_le64(bytes + 104, header->folded_to);
     digest_header(bytes, bytes + HEADER_CHECKED);
     int r = store_write(store, bytes, sizeof bytes, 0);
     return r < 0 ? r : store_sync(store);

@@ -13,7 +13,8 @@
  *      OPEN --> FOLDING --> FOLDED --> (removed)
  *
  * OPEN: the image is as it was. FOLDING: part of the store is in the image, all of it must follow;
- * only the files below the image are still compared. FOLDED: all is in the image and durable; only
+ * only the files below the image are still compared. What is in the image for good may be gone from
+ * the store, so that a fold needs little space of the host. FOLDED: all is in the image and durable; only
  * the file is left over.
  *
  * Whoever uses a store holds its lock, that of a writer. The loop device keeps the descriptor that
@@ -45,7 +46,9 @@ typedef struct CowstoreOrigin {
 
 typedef struct CowstoreHeader {
     CowstoreState state;
-    uint32_t chunk; /* bytes, as chosen when the store was made */
+    uint32_t chunk;     /* bytes, as chosen when the store was made */
+    uint64_t folded_to; /* FOLDING: chunks of the disk before this one are in the image and durable
+                           there; the store may have lost their contents */
     CowstoreOrigin origin;
 } CowstoreHeader;
 

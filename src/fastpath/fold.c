@@ -3,19 +3,16 @@
  * be written to can be folded into, and all rules about the order of data and metadata are the
  * engine's.
  *
- *      this thread   reads runs of chunks from the store    ---> slots --->  worker: node_submit
- *                    waits for a free slot                  <-------------  request_done
- *
  * What must stay true:
  *  1. The image does not change before the store says FOLDING on stable storage.
  *  2. The store says FOLDED only after a flush and the orderly end of the disk.
  *  3. A store is removed only when it says FOLDED.
- *  4. Until then nothing of the store changes but its state, so to begin again is always right.
+ *  4. Contents of the store are given up only when they are durable in the image and the store says
+ *     so (folded_to), on stable storage too. To begin again from there is always right.
  */
 #include "fastpath/fold.h"
 
 #include <fcntl.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,50 +22,31 @@
 #include "base/cleanup.h"
 #include "base/errors.h"
 #include "base/log.h"
-#include "base/pool.h"
-#include "base/worker.h"
-#include "engine/disk.h"
 #include "fastpath/cowstore.h"
+#include "fastpath/diskwriter.h"
 #include "formats/format.h"
 #include "store/aio.h"
 #include "store/store-file.h"
 
-#define SLOTS        8
 #define SLOT_SIZE    (1u << 20) /* bytes of the longest run */
 #define POOL_THREADS 4
 #define PROGRESS     (16u << 20) /* bytes between two reports */
 #define FLUSH_AFTER  (64u << 20) /* bytes: what a cut may leave behind as leaked space */
 
-typedef struct Writer Writer;
-
-/* One request and its memory. */
-typedef struct Slot {
-    Request request; /* first: done gets it */
-    WorkerMessage start;
-    Writer *writer;
-    uint8_t *buffer;
-    bool busy;
-} Slot;
-
-struct Writer {
-    Disk *disk;
-    Worker *worker;
-    uint32_t slot_size;
-    Slot slots[SLOTS];
-    pthread_mutex_t lock;
-    pthread_cond_t freed;
-    int result; /* the first error */
-};
-
 /* A fold under way. */
 typedef struct Fold {
     Store *store;
+    CowstoreHeader header; /* of the store, as it is there */
     const Exceptions *list;
+    uint32_t slot_size;       /* of the writer */
+    uint64_t first;           /* of the list that is to be folded */
     uint64_t disk_size, unit; /* of the image, bytes */
-    Writer *writer;
+    DiskWriter *writer;
     const FoldOptions *options;
     FoldResult *result;
     uint64_t reported; /* bytes done when progress was told last */
+    uint64_t flushed;  /* bytes done that are durable */
+    uint64_t given_up; /* of the list: contents before it need no longer be there */
 } Fold;
 
 /* What becomes one request: exceptions that follow each other on the disk. */
@@ -77,130 +55,6 @@ typedef struct Run {
     uint64_t count, length; /* exceptions; bytes, cut at the end of the disk */
     bool zero;
 } Run;
-
-/* ---- requests ------------------------------------------------------------------------------ */
-
-static void request_done(Request *request)
-{
-    Slot *slot = (Slot *)request;
-    Writer *writer = slot->writer;
-    int result = request->result;
-    request_clear(request);
-    with_mutex(&writer->lock);
-    if (result < 0 && writer->result == 0) {
-        writer->result = result;
-    }
-    slot->busy = false;
-    pthread_cond_signal(&writer->freed);
-}
-
-/* [worker] */
-static void start_run(WorkerMessage *message)
-{
-    Slot *slot = (Slot *)((char *)message - offsetof(Slot, start));
-    node_submit(disk_node(slot->writer->disk), &slot->request);
-}
-
-static Slot *find_free(Writer *writer)
-{
-    for (unsigned i = 0; i < SLOTS; i++) {
-        if (!writer->slots[i].busy) {
-            return &writer->slots[i];
-        }
-    }
-    return NULL;
-}
-
-/* A slot that is free; NULL when a request has failed. Waits. */
-static Slot *writer_slot(Writer *writer)
-{
-    with_mutex(&writer->lock);
-    Slot *slot;
-    while (!(slot = find_free(writer)) && writer->result == 0) {
-        pthread_cond_wait(&writer->freed, &writer->lock);
-    }
-    return writer->result == 0 ? slot : NULL;
-}
-
-static void writer_submit(Writer *writer, Slot *slot, RequestType type, uint64_t offset,
-                          uint64_t length)
-{
-    slot->request.type = type;
-    slot->request.flags = 0;
-    slot->request.offset = offset;
-    slot->request.length = length;
-    slot->request.buffer = type == REQUEST_WRITE ? slot->buffer : NULL;
-    slot->request.worker = writer->worker;
-    slot->request.done = request_done;
-    slot->start.run = start_run;
-    {
-        with_mutex(&writer->lock);
-        slot->busy = true;
-    }
-    worker_post(writer->worker, &slot->start);
-}
-
-static bool any_busy(const Writer *writer)
-{
-    for (unsigned i = 0; i < SLOTS; i++) {
-        if (writer->slots[i].busy) {
-            return true;
-        }
-    }
-    return false;
-}
-
-/* Waits for all requests; the first error or 0. */
-static int writer_drain(Writer *writer)
-{
-    with_mutex(&writer->lock);
-    while (any_busy(writer)) {
-        pthread_cond_wait(&writer->freed, &writer->lock);
-    }
-    return writer->result;
-}
-
-static int writer_flush(Writer *writer)
-{
-    int r = writer_drain(writer);
-    if (r < 0) {
-        return r;
-    }
-    writer_submit(writer, &writer->slots[0], REQUEST_FLUSH, 0, 0);
-    return writer_drain(writer);
-}
-
-static void writer_init(Writer *writer, Image *image, const FoldThreads *threads,
-                        uint32_t slot_size)
-{
-    /* What the guest put into the store must not become another format by being folded. */
-    bool guard = image->format_guessed && strcmp(image->format->name, "raw") == 0;
-    *writer = (Writer){.worker = threads->worker, .slot_size = slot_size};
-    writer->disk = disk_new(image, threads->pool, guard);
-    pthread_mutex_init(&writer->lock, NULL);
-    pthread_cond_init(&writer->freed, NULL);
-    for (unsigned i = 0; i < SLOTS; i++) {
-        Slot *slot = &writer->slots[i];
-        request_init(&slot->request);
-        slot->writer = writer;
-        if (posix_memalign((void **)&slot->buffer, 4096, slot_size) != 0) {
-            abort(); /* as GLib does when memory is gone */
-        }
-    }
-}
-
-/* Ends the disk in order. 0 or -errno: only after 0 is everything in the image. */
-static int writer_clear(Writer *writer)
-{
-    writer_drain(writer);
-    int r = disk_close(writer->disk);
-    for (unsigned i = 0; i < SLOTS; i++) {
-        free(writer->slots[i].buffer);
-    }
-    pthread_cond_destroy(&writer->freed);
-    pthread_mutex_destroy(&writer->lock);
-    return r;
-}
 
 /* ---- from the store to requests ------------------------------------------------------------ */
 
@@ -213,7 +67,7 @@ static bool is_zero(const uint8_t *bytes, uint64_t length)
 static uint64_t count_run(const Fold *fold, uint64_t first)
 {
     const Exceptions *list = fold->list;
-    uint64_t most = max_u64(1, fold->writer->slot_size / list->chunk), count = 1;
+    uint64_t most = max_u64(1, fold->slot_size / list->chunk), count = 1;
     while (count < most && first + count < list->count &&
            list->items[first + count].origin == list->items[first].origin + count) {
         count++;
@@ -273,7 +127,7 @@ static int read_alike(const Fold *fold, uint64_t first, uint64_t most, Run *run)
 
 static void tell_progress(Fold *fold)
 {
-    uint64_t total = fold->list->count * fold->list->chunk;
+    uint64_t total = (fold->list->count - fold->first) * fold->list->chunk;
     if (fold->options->progress &&
         (fold->result->bytes - fold->reported >= PROGRESS || fold->result->bytes >= total)) {
         fold->reported = fold->result->bytes;
@@ -284,9 +138,9 @@ static void tell_progress(Fold *fold)
 /* Chunks of zeroes become zeroes of the image, which may leave them out. */
 static int fold_some(Fold *fold, uint64_t first, uint64_t most, uint64_t *count)
 {
-    Slot *slot = writer_slot(fold->writer);
+    DiskWriterSlot *slot = disk_writer_slot(fold->writer);
     if (!slot) {
-        return fold->writer->result;
+        return disk_writer_flush(fold->writer); /* tells the error */
     }
     Run run = {.buffer = slot->buffer};
     int r = read_alike(fold, first, most, &run);
@@ -294,57 +148,110 @@ static int fold_some(Fold *fold, uint64_t first, uint64_t most, uint64_t *count)
         return r;
     }
     uint64_t offset = fold->list->items[first].origin * fold->list->chunk;
-    writer_submit(fold->writer, slot, run.zero ? REQUEST_ZERO : REQUEST_WRITE, offset, run.length);
+    disk_writer_submit(fold->writer, slot, run.zero ? REQUEST_ZERO : REQUEST_WRITE, offset,
+                       run.length);
     fold->result->bytes += run.length;
     fold->result->zero_bytes += run.zero ? run.length : 0;
     *count = run.count;
     return 0;
 }
 
-static int fold_all(Fold *fold)
+/* Gives space of the store back, from given_up to `to` of the list. A host that cannot keeps it. */
+static void give_up(Fold *fold, uint64_t to)
 {
-    int r = 0;
-    uint64_t flushed = 0;
-    for (uint64_t i = 0, count = 0; i < fold->list->count && r == 0; i += count) {
-        r = fold_some(fold, i, count_run(fold, i), &count);
-        tell_progress(fold);
-        if (r == 0 && fold->result->bytes - flushed >= FLUSH_AFTER) {
-            flushed = fold->result->bytes;
-            r = writer_flush(fold->writer);
+    const Exceptions *list = fold->list;
+    while (fold->given_up < to) {
+        const Exception *item = &list->items[fold->given_up];
+        uint64_t count = 1;
+        while (fold->given_up + count < to && item[count].store == item->store + count) {
+            count++;
         }
+        store_punch(fold->store, exceptions_offset(list, COWSTORE_BASE, item->store),
+                    count * list->chunk, STORE_PUNCH_FREE);
+        fold->given_up += count;
     }
-    return r < 0 ? r : writer_flush(fold->writer);
 }
 
-static bool mark(Store *store, CowstoreState state, GError **error)
+/* All before `next` of the list is in the image: for good, and the store need not have it. */
+static int checkpoint(Fold *fold, uint64_t next)
 {
-    CowstoreHeader header;
-    if (!cowstore_read_header(store, &header, error)) {
-        return false;
+    int r = disk_writer_flush(fold->writer);
+    fold->flushed = fold->result->bytes;
+    if (r < 0 || fold->options->keep) {
+        return r;
     }
-    header.state = state;
-    int r = cowstore_write_header(store, &header);
+    fold->header.folded_to = fold->list->items[next - 1].origin + 1;
+    r = cowstore_write_header(fold->store, &fold->header);
+    if (r == 0) {
+        give_up(fold, next);
+    }
+    return r;
+}
+
+static int fold_all(Fold *fold)
+{
+    uint64_t step = fold->options->flush_after ? fold->options->flush_after : FLUSH_AFTER;
+    int r = 0;
+    for (uint64_t i = fold->first, count = 0; i < fold->list->count && r == 0;) {
+        r = fold_some(fold, i, count_run(fold, i), &count);
+        i += count;
+        tell_progress(fold);
+        if (r == 0 && fold->result->bytes - fold->flushed >= step) {
+            r = checkpoint(fold, i);
+        }
+    }
+    return r < 0 ? r : disk_writer_flush(fold->writer);
+}
+
+static bool mark(Store *store, CowstoreHeader *header, CowstoreState state, GError **error)
+{
+    header->state = state;
+    int r = cowstore_write_header(store, header);
     return r == 0 ||
            error_set_errno(error, -r, "%s: cannot change the store's header", store->name);
+}
+
+/* Where a fold that was cut off goes on. */
+static uint64_t find_first(const Exceptions *list, uint64_t folded_to)
+{
+    uint64_t low = 0, high = list->count;
+    while (low < high) {
+        uint64_t middle = low + (high - low) / 2;
+        if (list->items[middle].origin < folded_to) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low;
 }
 
 bool fold_run(Store *store, const Exceptions *list, Image *image, const FoldThreads *threads,
               const FoldOptions *options, FoldResult *result, GError **error)
 {
-    Writer writer;
-    writer_init(&writer, image, threads, MAX(SLOT_SIZE, list->chunk));
+    CowstoreHeader header;
+    if (!cowstore_read_header(store, &header, error)) {
+        return false;
+    }
+    DiskWriter writer;
+    uint32_t slot_size = MAX(SLOT_SIZE, list->chunk);
+    disk_writer_init(&writer, image, threads->pool, threads->worker, slot_size);
     Fold fold = {.store = store,
+                 .header = header,
                  .list = list,
+                 .slot_size = slot_size,
+                 .first = find_first(list, header.folded_to),
                  .disk_size = image->size,
                  .unit = image->allocation_unit,
                  .writer = &writer,
                  .options = options,
                  .result = result};
+    fold.given_up = fold.first;
     result->chunks = list->count;
     result->chunk_size = list->chunk;
     result->invalid = !list->valid;
     int r = fold_all(&fold);
-    int closed = writer_clear(&writer);
+    int closed = disk_writer_clear(&writer);
     r = r < 0 ? r : closed;
     if (r == -EPERM && image->format_guessed) {
         return error_set(error, EPERM,
@@ -357,7 +264,7 @@ bool fold_run(Store *store, const Exceptions *list, Image *image, const FoldThre
                                "%s: cannot bring %s into it: nothing is lost, fold it again",
                                image->path, store->name);
     }
-    return mark(store, COWSTORE_FOLDED, error);
+    return mark(store, &fold.header, COWSTORE_FOLDED, error);
 }
 
 /* ---- files --------------------------------------------------------------------------------- */
@@ -395,20 +302,21 @@ static void stop_threads(const FoldThreads *threads)
 
 /* Rules 1 and 2. A store that was OPEN is OPEN again when the image did not even open. */
 static bool fold_into(const char *path, const FoldOptions *options, Store *store,
-                      const CowstoreHeader *header, const Exceptions *list, FoldResult *result,
+                      CowstoreHeader *header, const Exceptions *list, FoldResult *result,
                       GError **error)
 {
+    bool begins = header->state == COWSTORE_OPEN;
     ImageOpen how = options->how;
     how.write = true;
     how.fold = true;
-    if (header->state == COWSTORE_OPEN && !mark(store, COWSTORE_FOLDING, error)) {
+    if (begins && !mark(store, header, COWSTORE_FOLDING, error)) {
         return false;
     }
     g_autoptr(Image) image = image_open(path, &how, error);
     if (!image) {
-        return header->state == COWSTORE_OPEN && mark(store, COWSTORE_OPEN, NULL) && false;
+        return begins && mark(store, header, COWSTORE_OPEN, NULL) && false;
     }
-    result->resumed = header->state == COWSTORE_FOLDING;
+    result->resumed = !begins;
     FoldThreads threads;
     if (!start_threads(&threads, error)) {
         return false;

@@ -2,8 +2,9 @@
  * Fold: the exceptions of a store become writes to the image on top.
  *
  * Safe at every point: the store says FOLDING before the image changes, FOLDED only after all is
- * durable in the image, and is removed after that. Whoever finds a store that says FOLDING begins
- * again from its start: to write the same chunks again changes nothing.
+ * durable in the image, and is removed after that. Now and then what is in the image so far is made
+ * durable, the store remembers how far that is and gives the space back. Whoever finds a store that
+ * says FOLDING begins again from there: to write the same chunks again changes nothing.
  *
  * For `cownbd fold`, and for `cownbd detach` of snapshot mode: after the server has closed the
  * image, detach calls fold_image(path, NULL, ...), with the same lines of progress as fold. No
@@ -23,8 +24,10 @@
 #include "store/store.h"
 
 typedef struct FoldOptions {
-    ImageOpen how; /* format, allow_paths; the rest is set here */
-    bool keep;     /* the store file stays, marked FOLDED, and is not found beside the image any
+    ImageOpen how;        /* format, allow_paths; the rest is set here */
+    uint64_t flush_after; /* bytes; 0: a good default. So much space the host needs more, and so
+                             much a cut may leave behind as leaked */
+    bool keep; /* the store file stays, marked FOLDED, and is not found beside the image any
                       more: IMAGE.cownbd-cow.folded */
     /* Called now and then, from the thread that folds. May be NULL. */
     void (*progress)(void *context, uint64_t done, uint64_t total);

@@ -6,9 +6,10 @@
  * A fold that was begun again is recorded too, and cut in turn. And the k-th operation of the
  * image's store fails, for every k: the fold says so, and one without faults brings it to the end.
  *
- * The store file is no record: the fold changes nothing in it but its state, at one moment, which a
- * store that looks at the image's clock tells. Before it, the state is FOLDING; from it on, FOLDED,
- * and then all of the image must be durable.
+ * The store file is no record: the fold writes nothing to it but its header, some times, and a store
+ * that looks at the image's clock tells when. What the header of a moment says to be in the image is
+ * taken out of the store that a cut at that moment leaves: the fold may have given it up. When it
+ * says FOLDED, all of the image must be durable.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -27,6 +28,7 @@
 #define CHUNK        16384u
 #define STATES_A_CUT 3
 #define CUTS         60 /* of a fold; scaled */
+#define FLUSH_AFTER  (6 * CHUNK)
 #define FAULTS       12 /* of each kind; scaled */
 
 typedef struct Totals {
@@ -37,23 +39,36 @@ typedef struct Totals {
 typedef struct Scene {
     const Fixture *fixture;
     Machine *machine;
-    Store *cow;
+    const uint8_t *cow; /* the store file at the start */
+    uint64_t cow_size;
     Exceptions list;
     uint8_t *expected, *disk; /* contents of the whole disk */
     Totals *totals;
 } Scene;
 
+#define HEADER 512u /* bytes that hold the header of a store file */
+
+/* The header as it was written at a time of the image's clock. */
+typedef struct Moment {
+    uint64_t tick;
+    uint8_t header[HEADER];
+} Moment;
+
 static Store *clock_store;  /* the record of the image that is being folded into */
-static uint64_t mark_tick;  /* its time when the store was marked */
+static GArray *moments;     /* of its fold, Moment */
 static StoreOps marked_ops; /* those of a store in memory, but for the write */
 static int (*memory_pwritev)(Store *, const struct iovec *, int, uint64_t);
 
 static int marking_pwritev(Store *store, const struct iovec *iov, int count, uint64_t offset)
 {
+    Moment moment = {0};
+    int r = memory_pwritev(store, iov, count, offset);
     if (clock_store) {
-        mark_tick = record_tick(clock_store);
+        moment.tick = record_tick(clock_store);
+        store_read(store, moment.header, HEADER, 0);
+        g_array_append_val(moments, moment);
     }
-    return memory_pwritev(store, iov, count, offset);
+    return r;
 }
 
 static bool bad(Scene *scene, const char *what, const char *detail)
@@ -65,26 +80,39 @@ static bool bad(Scene *scene, const char *what, const char *detail)
 
 /* ---- a scene ------------------------------------------------------------------------------- */
 
-static Store *cow_new(uint64_t disk_size)
+/* The store file with this header (NULL: that of the start), without what that says to be done. */
+static Store *cow_at(const Scene *scene, const uint8_t *header)
 {
-    Store *cow = store_memory_new("store", NULL, COWSTORE_BASE);
+    CowstoreHeader says = {0};
+    static uint8_t rubbish[CHUNK];
+    Store *cow = store_memory_new("store", scene->cow, scene->cow_size);
+    if (header) {
+        store_write(cow, header, HEADER, 0);
+        cowstore_read_header(cow, &says, NULL);
+    }
+    memset(rubbish, 0xee, sizeof rubbish);
+    for (uint64_t i = 0; i < scene->list.count; i++) {
+        if (scene->list.items[i].origin < says.folded_to) {
+            store_write(cow, rubbish, CHUNK,
+                        exceptions_offset(&scene->list, COWSTORE_BASE, scene->list.items[i].store));
+        }
+    }
     memory_pwritev = cow->ops->pwritev;
     marked_ops = *cow->ops;
     marked_ops.pwritev = marking_pwritev;
     cow->ops = &marked_ops;
-    CowstoreHeader header = {
-        .state = COWSTORE_FOLDING, .chunk = CHUNK, .origin.disk_size = disk_size};
-    cowstore_write_header(cow, &header);
     return cow;
 }
 
 /* Half of the chunks of the disk, in no order, some of them zeroes. */
-static void fill_store(Scene *scene, Random *random)
+static void fill_store(Scene *scene, Store *cow, Random *random)
 {
     uint64_t size = scene->fixture->setup->disk_size, chunks = div_round_up(size, CHUNK);
     static uint8_t contents[CHUNK];
     ExceptionWriter writer;
-    exceptions_writer_init(&writer, scene->cow, COWSTORE_BASE, CHUNK);
+    CowstoreHeader header = {.state = COWSTORE_FOLDING, .chunk = CHUNK, .origin.disk_size = size};
+    cowstore_write_header(cow, &header);
+    exceptions_writer_init(&writer, cow, COWSTORE_BASE, CHUNK);
     uint64_t first = random_below(random, chunks);
     for (uint64_t i = 0; i < chunks; i++) {
         uint64_t chunk = (first + i * 7) % chunks; /* no count of chunks is a multiple of 7 */
@@ -122,20 +150,22 @@ static bool scene_init(Scene *scene, uint64_t seed)
     g_autoptr(Store) start = store_scratch_new("start", fixture->content, fixture->content_size);
     scene->disk = g_malloc(size);
     scene->expected = g_malloc(size);
-    scene->cow = cow_new(size);
+    g_autoptr(Store) cow = store_memory_new("store", NULL, COWSTORE_BASE);
     if (!read_disk(scene, start, scene->expected)) {
         return false;
     }
-    fill_store(scene, &random);
+    fill_store(scene, cow, &random);
+    const uint8_t *bytes = store_memory_content(cow, &scene->cow_size);
+    scene->cow = g_memdup2(bytes, scene->cow_size);
     g_autoptr(GError) error = NULL;
-    return exceptions_read(scene->cow, COWSTORE_BASE, size, &scene->list, &error) ||
+    return exceptions_read(cow, COWSTORE_BASE, size, &scene->list, &error) ||
            bad(scene, "the store", error->message);
 }
 
 static void scene_clear(Scene *scene)
 {
     exceptions_clear(&scene->list);
-    store_unref(scene->cow);
+    g_free((uint8_t *)scene->cow);
     g_free(scene->disk);
     g_free(scene->expected);
 }
@@ -143,13 +173,13 @@ static void scene_clear(Scene *scene)
 /* ---- folds --------------------------------------------------------------------------------- */
 
 /* As fold_image does after it has marked the store. */
-static bool fold_once(Scene *scene, Store *store, GError **error)
+static bool fold_once(Scene *scene, Store *cow, Store *store, GError **error)
 {
     g_autoptr(Image) image = fixture_open(scene->fixture, store, true, error);
-    FoldOptions options = {0};
+    FoldOptions options = {.flush_after = FLUSH_AFTER};
     FoldResult result = {0};
     FoldThreads threads = {.pool = scene->machine->pool, .worker = scene->machine->workers[0]};
-    return image && fold_run(scene->cow, &scene->list, image, &threads, &options, &result, error);
+    return image && fold_run(cow, &scene->list, image, &threads, &options, &result, error);
 }
 
 static bool check_end(Scene *scene, Store *store)
@@ -170,17 +200,18 @@ static bool check_end(Scene *scene, Store *store)
     return result.corruptions + result.check_errors == 0 || bad(scene, "check", "finds damage");
 }
 
-/* A fold on a recording store, uncut. */
-static Store *fold_recorded(Scene *scene, const uint8_t *content, uint64_t size, FaultPlan *plan,
-                            uint64_t seed, bool *folded)
+/* A fold on a recording store, uncut, of a store file with this header. */
+static Store *fold_recorded(Scene *scene, const uint8_t *content, uint64_t size,
+                            const uint8_t *header, FaultPlan *plan, uint64_t seed, bool *folded)
 {
     RecordOptions how = {.pool = scene->machine->io_pool, .seed = seed, .faults = plan};
     how.eagain_percent = 30;
     Store *store = store_record_new("image", content, size, &how);
+    g_autoptr(Store) cow = cow_at(scene, header);
     g_autoptr(GError) error = NULL;
+    g_array_set_size(moments, 0);
     clock_store = store;
-    mark_tick = RECORD_NEVER;
-    *folded = fold_once(scene, store, &error);
+    *folded = fold_once(scene, cow, store, &error);
     clock_store = NULL;
     if (!*folded && !plan) {
         bad(scene, "fold", error->message);
@@ -188,60 +219,115 @@ static Store *fold_recorded(Scene *scene, const uint8_t *content, uint64_t size,
     return store;
 }
 
-/* One state of a cut. *survivor: a copy of it, when it was cut before the end; g_free. */
-static void try_state(Scene *scene, Replay *replay, uint64_t cut, unsigned number,
-                      GBytes **survivor)
+/* The header that lay in the store when the power went; NULL: that of the start. */
+static const uint8_t *header_at(const GArray *all, uint64_t cut)
+{
+    const uint8_t *header = NULL;
+    for (unsigned i = 0; i < all->len && g_array_index(all, Moment, i).tick < cut; i++) {
+        header = g_array_index(all, Moment, i).header;
+    }
+    return header;
+}
+
+/* Where the second fold of a pair begins. */
+typedef struct Survivor {
+    uint8_t *content;
+    uint64_t size;
+    bool has_header;
+    uint8_t header[HEADER];
+} Survivor;
+
+static void keep_survivor(Survivor *survivor, Store *store, const uint8_t *header)
+{
+    const uint8_t *content = scratch_content(store, &survivor->size);
+    g_free(survivor->content);
+    survivor->content = g_memdup2(content, survivor->size);
+    survivor->has_header = header != NULL;
+    if (header) {
+        memcpy(survivor->header, header, HEADER);
+    }
+}
+
+/* One state of a cut. survivor may be NULL. */
+static void try_state(Scene *scene, Replay *replay, const uint8_t *header, uint64_t cut,
+                      unsigned number, Survivor *survivor)
 {
     g_autoptr(GError) error = NULL;
+    CowstoreHeader says;
     Store *store = replay_store(replay);
+    g_autoptr(Store) cow = cow_at(scene, header);
     scene->totals->states++;
     replay_state(replay, cut, number, NULL);
-    if (cut <= mark_tick && survivor && !*survivor && number > 1) {
-        uint64_t size;
-        const uint8_t *content = scratch_content(store, &size);
-        *survivor = g_bytes_new(content, size);
-    }
-    if (cut <= mark_tick) {
+    cowstore_read_header(cow, &says, NULL);
+    if (says.state == COWSTORE_FOLDING) {
+        if (survivor) {
+            keep_survivor(survivor, store, header);
+        }
         scene->totals->again++;
-        if (!fold_once(scene, store, &error)) {
+        if (!fold_once(scene, cow, store, &error)) {
             bad(scene, "fold after a cut", error->message);
             return;
         }
     }
     if (!check_end(scene, store)) {
-        printf("    cut %lu, state %u; the store was marked at %lu\n", cut, number, mark_tick);
+        printf("    cut %lu, state %u; the store said %d, folded to %lu\n", cut, number, says.state,
+               says.folded_to);
     }
 }
 
-/* Folds, and tries cuts all over the record and around its end. */
-static void cut_fold(Scene *scene, const uint8_t *content, uint64_t size, uint64_t seed,
-                     GBytes **survivor)
+static int compare_cuts(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* Cuts all over the record, and at both sides of every moment. */
+static GArray *pick_cuts(const GArray *all, uint64_t last)
+{
+    GArray *cuts = g_array_new(false, false, sizeof(uint64_t));
+    uint64_t count = min_u64(scaled(CUTS), last);
+    for (uint64_t i = 0; i <= count; i++) {
+        uint64_t cut = 1 + last * i / (count + 1);
+        g_array_append_val(cuts, cut);
+    }
+    for (unsigned i = 0; i < all->len; i++) {
+        uint64_t before = g_array_index(all, Moment, i).tick, after = before + 1;
+        g_array_append_val(cuts, before);
+        g_array_append_val(cuts, after);
+    }
+    g_array_sort(cuts, compare_cuts);
+    return cuts;
+}
+
+/* Folds and cuts; when survivor is not NULL, one state in the middle is kept there. */
+static void cut_fold(Scene *scene, const Survivor *from, uint64_t seed, Survivor *survivor)
 {
     bool folded;
-    g_autoptr(Store) store = fold_recorded(scene, content, size, NULL, seed, &folded);
+    const uint8_t *header = from->has_header ? from->header : NULL;
+    g_autoptr(Store) store =
+        fold_recorded(scene, from->content, from->size, header, NULL, seed, &folded);
     if (!folded) {
         return;
     }
     size_t count;
     const RecordEntry *entries = record_entries(store, &count);
-    uint64_t mark = mark_tick, last = record_tick(store), cuts = min_u64(scaled(CUTS), last);
-    Replay *replay = replay_new(entries, count, content, size, seed);
-    uint64_t before = 0;
-    for (uint64_t i = 0; i <= cuts; i++) {
-        uint64_t cut = 1 + last * i / (cuts + 1);
-        if (before < mark && cut >= mark) { /* the two moments that count */
-            cut = before == mark - 1 ? mark + 1 : mark;
-        }
-        mark_tick = mark;
+    g_autoptr(GArray) all = g_array_copy(moments), cuts = pick_cuts(all, record_tick(store));
+    Replay *replay = replay_new(entries, count, from->content, from->size, seed);
+    for (unsigned i = 0; i < cuts->len; i++) {
+        uint64_t cut = g_array_index(cuts, uint64_t, i);
+        const uint8_t *then = header_at(all, cut);
         for (unsigned n = 0; n < STATES_A_CUT; n++) {
             unsigned number = n < 2 ? n : n + STATES_A_CUT * i;
-            try_state(scene, replay, cut, number, i > cuts / 3 ? survivor : NULL);
+            bool keep = i == cuts->len / 2 && n == 2;
+            try_state(scene, replay, then ? then : header, cut, number, keep ? survivor : NULL);
         }
-        before = cut;
     }
-    mark_tick = mark;
-    try_state(scene, replay, max_u64(before, mark + 1), 0, NULL);
     replay_free(replay);
+}
+
+static bool says_folded(const uint8_t *header)
+{
+    return header && header[12] == COWSTORE_FOLDED;
 }
 
 /* The k-th operation fails, once. */
@@ -250,17 +336,20 @@ static void fault_fold(Scene *scene, FaultKind kind, uint64_t at, int code)
     FaultPlan plan;
     bool folded;
     uint64_t size;
+    const Fixture *fixture = scene->fixture;
     fault_plan_init(&plan, kind, at, false, code);
-    g_autoptr(Store) store = fold_recorded(scene, scene->fixture->content,
-                                           scene->fixture->content_size, &plan, at, &folded);
+    g_autoptr(Store) store =
+        fold_recorded(scene, fixture->content, fixture->content_size, NULL, &plan, at, &folded);
+    const uint8_t *header = header_at(moments, RECORD_NEVER);
     const uint8_t *content = record_content(store, &size);
     g_autoptr(Store) after = store_scratch_new("after the fault", content, size);
+    g_autoptr(Store) cow = cow_at(scene, header);
     g_autoptr(GError) error = NULL;
     scene->totals->faults++;
-    if (!folded && mark_tick != RECORD_NEVER) {
-        bad(scene, "fold", "failed, and yet the store is marked");
+    if (folded != says_folded(header)) {
+        bad(scene, "fold", folded ? "is not marked" : "failed, and yet the store is marked");
     }
-    if (!folded && !fold_once(scene, after, &error)) {
+    if (!folded && !fold_once(scene, cow, after, &error)) {
         bad(scene, "fold after a fault", error->message);
         return;
     }
@@ -276,7 +365,7 @@ static void fault_folds(Scene *scene)
         bool folded;
         fault_plan_init(&counting, kinds[k], 0, false, 0);
         Store *store = fold_recorded(scene, scene->fixture->content, scene->fixture->content_size,
-                                     &counting, 0, &folded);
+                                     NULL, &counting, 0, &folded);
         uint64_t operations = counting.counts[kinds[k]];
         store_unref(store);
         fault_plan_clear(&counting);
@@ -292,17 +381,15 @@ static void try_setup(const Setup *setup, uint64_t seed, Machine *machine, Total
     watchdog_set(600, setup->name);
     Fixture *fixture = fixture_new(setup);
     Scene scene = {.fixture = fixture, .machine = machine, .totals = totals};
-    GBytes *survivor = NULL;
+    Survivor start = {.content = fixture->content, .size = fixture->content_size}, middle = {0};
     if (scene_init(&scene, seed)) {
-        cut_fold(&scene, fixture->content, fixture->content_size, seed, &survivor);
-        if (survivor) {
-            gsize size;
-            const uint8_t *content = g_bytes_get_data(survivor, &size);
-            cut_fold(&scene, content, size, random_mix(seed), NULL);
-            g_bytes_unref(survivor);
+        cut_fold(&scene, &start, seed, &middle);
+        if (middle.content) {
+            cut_fold(&scene, &middle, random_mix(seed), NULL);
         }
         fault_folds(&scene);
     }
+    g_free(middle.content);
     scene_clear(&scene);
     fixture_free(fixture);
 }
@@ -324,6 +411,7 @@ int main(void)
     Machine machine;
     Totals totals = {0};
     machine_start(&machine);
+    moments = g_array_new(false, false, sizeof(Moment));
     for (unsigned i = 0; i < G_N_ELEMENTS(names) && totals.bad < 5; i++) {
         const Setup *setup = setup_find(names[i]);
         if (setup) {
@@ -331,6 +419,7 @@ int main(void)
         }
     }
     machine_stop(&machine);
+    g_array_free(moments, true);
     printf("states %lu, of them folded again %lu; faults %lu; bad %lu\n", totals.states,
            totals.again, totals.faults, totals.bad);
     return totals.bad ? 1 : 0;
