@@ -97,9 +97,10 @@ static void drop_attached(Conn *conn)
 static void drop_local(WorkerMessage *message)
 {
     NbdLocal *local = (NbdLocal *)(void *)((uint8_t *)message - G_STRUCT_OFFSET(NbdLocal, drop));
+    bool still = local->still;
     local->still = false;
     for_each_conn(local, drop_attached);
-    local->still = true;
+    local->still = still;
     count_one(local->server, &local->server->moved_count);
 }
 

@@ -115,7 +115,7 @@ bool nbd_server_freeze(NbdServer *server, unsigned seconds);
 void nbd_server_each_held(const NbdServer *server,
                           void (*function)(const NbdHeld *held, void *argument), void *argument);
 
-/* Of a server that is held still: closes the connections of kernel devices. [main] */
+/* Closes the connections of kernel devices, also of a server that is held still. [main] */
 void nbd_server_drop_attached(NbdServer *server);
 
 /* It goes on as if nothing had been; or every connection is closed (sockets that another process has

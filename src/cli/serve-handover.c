@@ -273,6 +273,7 @@ static void hand_over(Serve *serve, void *argument)
         error_set(&handover->error, ETIMEDOUT, "handover: requests still run after %d seconds",
                   FREEZE_SECONDS);
         kill_other(handover);
+        nbd_server_drop_attached(serve->server);
         serve_start_listeners(serve);
         serve_attach_resume(serve);
         return;

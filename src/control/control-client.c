@@ -67,7 +67,7 @@ static GString *receive_line(int fd, const char *path, GError **error)
             return NULL;
         }
         if (got == 0 || line->len + got > CONTROL_ANSWER_MAX) {
-            error_set(error, EPROTO,
+            error_set(error, got == 0 ? EPIPE : EPROTO,
                       got == 0 ? "%s: the server has gone before it answered"
                                : "%s: the answer is too long",
                       path);

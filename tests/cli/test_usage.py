@@ -6,7 +6,7 @@ import subprocess
 
 from cli import COWNBD, Workdir, cownbd, expect, expect_refused, ours
 
-COMMANDS = ("serve", "info", "map", "check", "create")
+COMMANDS = ("serve", "info", "map", "check", "create", "list", "stats", "ctl")
 
 
 def helps():

@@ -6,9 +6,11 @@ import json
 import os
 import random
 import signal
+import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -99,6 +101,7 @@ def test_idle_connections_in_every_phase():
         negotiated = server.connect()
         negotiated.negotiate_structured()
         plain = server.connect(structured=False).go()
+        extended = server.connect(extended=True).go()
         structured = server.connect().go()
         assert structured.write(0, b"a" * 5000) == 0
         server.handover()
@@ -106,7 +109,7 @@ def test_idle_connections_in_every_phase():
         greeted.go()
         flagged.go()
         negotiated.go()
-        for client in (greeted, flagged, negotiated, plain, structured):
+        for client in (greeted, flagged, negotiated, plain, extended, structured):
             assert client.read(0, 5000) == b"a" * 5000
         assert structured.status(0, 4 * MB)
         assert greeted.status(0, 4 * MB)
@@ -139,6 +142,20 @@ def test_half_a_request_header_and_half_a_payload():
             client.send(whole[cut:])
             assert client.chunk() == (7, True, None, 0)
             assert client.read(4096, len(data)) == data
+
+
+def test_half_an_extended_request():
+    with Relay() as server, server.connect(extended=True).go() as client:
+        data = bytes(range(256)) * 64
+        whole = struct.pack(">IHHQQQ", wire.EXTENDED_REQUEST_MAGIC, wire.PAYLOAD_LEN, WRITE, 7, 512, len(data)) + data
+        for cut in (31, 32, 33, 9000):
+            client.send(whole[:cut])
+            time.sleep(0.05)
+            server.handover()
+            client.send(whole[cut:])
+            cookie, done, kind, _ = client.chunk()
+            assert (cookie, done, kind) == (7, True, wire.NONE)
+            assert client.read(512, len(data)) == data
 
 
 def test_half_a_payload_that_is_refused():
@@ -302,6 +319,22 @@ def test_what_a_server_is_stays():
         until(lambda: not is_running(server.pid))
         assert not os.path.exists("pid") and not os.path.exists(server.address)
         assert not os.path.exists(server.control)
+
+
+def test_the_service_manager_is_told():
+    with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(os.path.join(directory, "notify"))
+        manager.settimeout(wire.TIMEOUT)
+        os.environ["NOTIFY_SOCKET"] = manager.getsockname()
+        try:
+            with Relay() as server:
+                assert manager.recv(100) == b"READY=1"
+                server.handover()
+                assert manager.recv(100) == b"MAINPID=%d" % server.pid
+                assert manager.recv(100) == b"READY=1"
+            assert manager.recv(100) == b"STOPPING=1"
+        finally:
+            del os.environ["NOTIFY_SOCKET"]
 
 
 def test_the_option_is_not_for_users():
