@@ -47,6 +47,30 @@ static void print_commands(JsonObject *requests, JsonObject *bytes)
 }
 
 /* What others have added: plain values. */
+/* Strings without their quotes, and no more digits of a fraction than anybody reads. */
+static char *value_text(JsonNode *value)
+{
+    if (JSON_NODE_HOLDS_VALUE(value) && json_node_get_value_type(value) == G_TYPE_STRING) {
+        return json_node_dup_string(value);
+    }
+    if (JSON_NODE_HOLDS_VALUE(value) && json_node_get_value_type(value) == G_TYPE_DOUBLE) {
+        return g_strdup_printf("%.2f", json_node_get_double(value));
+    }
+    return json_to_string(value, FALSE);
+}
+
+static void print_members(JsonObject *object)
+{
+    JsonObjectIter iter;
+    const char *key;
+    JsonNode *value;
+    json_object_iter_init_ordered(&iter, object);
+    while (json_object_iter_next_ordered(&iter, &key, &value)) {
+        g_autofree char *text = value_text(value);
+        printf("    %-18s %12s\n", key, text);
+    }
+}
+
 static void print_rest(JsonObject *export)
 {
     static const char *const known[] = {"name",     "mode",  "connections", "errors",
@@ -56,8 +80,14 @@ static void print_rest(JsonObject *export)
     JsonNode *value;
     json_object_iter_init_ordered(&iter, export);
     while (json_object_iter_next_ordered(&iter, &key, &value)) {
-        if (!g_strv_contains(known, key)) {
-            g_autofree char *text = json_to_string(value, FALSE);
+        if (g_strv_contains(known, key)) {
+            continue;
+        }
+        if (JSON_NODE_HOLDS_OBJECT(value)) {
+            printf("  %s\n", key);
+            print_members(json_node_get_object(value));
+        } else {
+            g_autofree char *text = value_text(value);
             printf("  %-14s %12s\n", key, text);
         }
     }
