@@ -31,7 +31,7 @@
 #define SLOT_SIZE    (1u << 20) /* bytes of the longest run */
 #define POOL_THREADS 4
 #define PROGRESS     (16u << 20) /* bytes between two reports */
-#define FLUSH_AFTER  (64u << 20) /* bytes: what a cut may leave behind as leaked space */
+#define FLUSH_AFTER  (32u << 20) /* bytes; see flush_after, and HOST_KEEPS of snapshot-store.c */
 
 /* A fold under way. */
 typedef struct Fold {

@@ -34,7 +34,7 @@
 #define CHUNK_MAX      COWSTORE_BASE
 #define EXCEPTIONS_TOP (1u << 24)  /* of a disk written all over: 512 MiB of kernel memory */
 #define FIRST_SIZE     (4u << 20)  /* bytes of a new store, before it grows */
-#define HOST_KEEPS     (16u << 20) /* bytes that are left to the host */
+#define HOST_KEEPS     (64u << 20) /* bytes that are left to the host: a fold needs half of them */
 
 /* Small chunks copy little for a small write: a random write of 4 KiB reads 12 KiB of the origin and
  * writes 16, and the records of an area as many again. But each chunk that was written takes 32
