@@ -23,6 +23,7 @@
 
 #include "base/bytes.h"
 #include "base/log.h"
+#include "base/shield.h"
 #include "nbd/handshake.h"
 #include "nbd/transmission.h"
 
@@ -317,6 +318,9 @@ static void conn_start(WorkerMessage *message)
     local->conns = conn;
     if (local->scratch == NULL) {
         local->scratch = g_malloc(NBD_SCRATCH_SIZE);
+    }
+    if (conn->gone != NULL) {
+        shield_reserve();
     }
     callback_begin(conn);
     if (local->stopping || !make_events(conn)) {

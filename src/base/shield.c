@@ -13,7 +13,10 @@
 #include <fcntl.h>
 #include <glib.h>
 #include <link.h>
+#include <malloc.h>
 #include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -29,6 +32,13 @@
 
 /* Not -1000: a process that must not be killed at all can make its group of processes hang. */
 #define OOM_SCORE (-900)
+
+/* What malloc gives back to the kernel only above, and what a thread asks for to have it kept: in
+ * blocks small enough to lie in the heap, one for the data of each of the largest requests that the
+ * kernel makes, or for the unit of a format that a small one begins. */
+#define KEPT_MAX       (64 << 20)
+#define RESERVE_BLOCKS 64
+#define RESERVE_BLOCK  (128u << 10)
 
 bool shield_threads(void)
 {
@@ -74,6 +84,7 @@ void shield_memory(void)
     if (atomic_flag_test_and_set(&done)) {
         return;
     }
+    mallopt(M_TRIM_THRESHOLD, KEPT_MAX);
     if (!lock_memory()) {
         log_warning("cannot be locked into memory: %s: a device may hang when memory is short",
                     g_strerror(errno));
@@ -83,4 +94,18 @@ void shield_memory(void)
                     "short",
                     g_strerror(errno));
     }
+}
+
+void shield_reserve(void)
+{
+    static _Thread_local bool done;
+    void *blocks[RESERVE_BLOCKS];
+    unsigned count = 0;
+    while (!done && count < RESERVE_BLOCKS && (blocks[count] = malloc(RESERVE_BLOCK)) != NULL) {
+        explicit_bzero(blocks[count++], RESERVE_BLOCK); /* used: it is there */
+    }
+    while (count > 0) {
+        free(blocks[--count]);
+    }
+    done = true;
 }

@@ -19,4 +19,9 @@ bool shield_threads(void);
  * enough. What the limits forbid is left, with a warning. [any] */
 void shield_memory(void);
 
+/* After shield_memory: gets this thread memory that malloc then keeps, enough for what some dozens
+ * of requests of the kernel need at once; once a thread is enough. So requests under way do not ask
+ * the kernel for more just when it has none. [any] */
+void shield_reserve(void);
+
 #endif
