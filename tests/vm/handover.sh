@@ -3,7 +3,7 @@
 . "$(dirname "$0")/lib.sh"
 
 # Five handovers each.
-rounds=$(((${COWNBD_TEST_SCALE:-10} + 19) / 20))
+rounds=$(((${COWNBD_TEST_SCALE:-10} + 49) / 50))
 
 # The control socket of the server in the background, of which there is one.
 control() {
