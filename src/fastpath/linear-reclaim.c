@@ -6,7 +6,9 @@
  *      the device has counted discards ──> holes below the runs ──> their lines go out (one round)
  *           ──> RECLAIM of each: the engine looks again, with the range to itself, and unmaps
  *
- * The first look is only a hint: it finds what is worth asking for.
+ * The first look is only a hint: it finds what is worth asking for. Of an image that was made with
+ * its space allocated, parts that were never written are holes, too; they are given back with what
+ * was discarded.
  */
 #include "fastpath/linear-impl.h"
 
@@ -106,6 +108,10 @@ static void reclaim_all(Linear *linear, const RangeSet *holes)
             break;
         }
         bytes += holes->items[i].length;
+        if (linear->has_leases &&
+            lease_wanted(linear->disk)) { /* others do not wait for all this */
+            linear_give_back(linear, NULL, NULL);
+        }
     }
     with_mutex(&linear->lock);
     linear->stats.reclaimed_bytes += bytes;

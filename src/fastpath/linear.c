@@ -45,7 +45,7 @@
 #define WORTH_FRACTION 8           /* or this part of what is mapped already */
 #define SETTLED_US     (1000 * MS) /* after this time: any new byte is reason enough */
 #define RETRY_US       (100 * MS)  /* after a failure */
-#define RETRY_MAX_US   (10000 * MS)
+#define RETRY_MAX_US   (2000 * MS)
 #define RECLAIM_US     (10000 * MS) /* between two looks for discards */
 #define REPAIR_WAIT_US (1000 * MS)
 
@@ -100,21 +100,25 @@ static bool take_recall(Linear *linear)
 /* After each round: when it failed the next one has to wait, longer each time. */
 static void note_outcome(Follow *follow, bool done, const GError *error)
 {
-    if (done) {
+    if (done || error->code == ECANCELED) { /* given up because the disk had changed: no failure */
         follow->retry_us = 0;
         return;
     }
-    if (error->code != ECANCELED) {
-        log_limited(LOG_LEVEL_ERROR, "%s: the device goes on with its old table", error->message);
-    }
+    log_limited(LOG_LEVEL_ERROR, "%s: the device goes on with its old table", error->message);
     follow->retry_us = min_u64(max_u64(follow->retry_us * 2, RETRY_US), RETRY_MAX_US);
     follow->not_before = linear_now_us() + follow->retry_us;
 }
 
+/* When that has failed before, all lines go: there is no smaller table than one line. */
 static void give_back(Linear *linear, Follow *follow)
 {
     g_autoptr(GError) error = NULL;
-    bool done = linear_give_back(linear, NULL, &error);
+    RangeSet all = {0};
+    if (follow->retry_us > 0) {
+        rangeset_add(&all, 0, linear->size);
+    }
+    bool done = linear_give_back(linear, &all, &error);
+    rangeset_clear(&all);
     note_outcome(follow, done, error);
     with_mutex(&linear->lock);
     linear->stats.recalls++;
