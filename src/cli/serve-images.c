@@ -40,13 +40,14 @@ static char *real_path_of(const char *path)
 }
 
 /* What a server of this image that died had answered and not flushed. */
-static bool take_over_journal(const ServedImage *served, GError **error)
+static bool take_over_journal(const Serve *serve, const ServedImage *served, GError **error)
 {
+    Worker *worker = g_ptr_array_index(serve->workers, 0);
     g_autofree char *path = attach_server_file(served->real_path, ATTACH_JOURNAL, NULL);
     if (path == NULL) {
         return true;
     }
-    return served->write ? journal_replay(served->disk, path, error)
+    return served->write ? journal_replay(served->disk, worker, path, error)
                          : journal_check_empty(path, error);
 }
 
@@ -66,7 +67,7 @@ static bool open_served(Serve *serve, ServedImage *served, GError **error)
     served->write = image->write;
     served->image = image;
     served->disk = disk_new(image, serve->pool, guard);
-    return take_over_journal(served, error);
+    return take_over_journal(serve, served, error);
 }
 
 /* Opens one image and makes it an export. */

@@ -6,7 +6,7 @@
  *
  * It may be killed at any point of this and begun again: of CONTENTS nothing changes until it is
  * removed, and to write it once more changes nothing. Writing goes through the engine, as for any
- * client, by a worker of its own; later records have replaced earlier ones before that, so the
+ * client, by a worker that is there; later records have replaced earlier ones before that, so the
  * order does not matter.
  */
 #include <errno.h>
@@ -332,20 +332,14 @@ static int write_pieces(Disk *disk, const Left *left, Worker *worker)
         r = call(&caller, REQUEST_FLUSH, 0, 0, NULL);
     }
     request_clear(&caller.request);
-    worker_stop(worker); /* the last request's done has returned */
     pthread_cond_destroy(&caller.done_condition);
     pthread_mutex_destroy(&caller.lock);
     return r;
 }
 
-static bool replay_contents(Disk *disk, const Left *left, GError **error)
+static bool replay_contents(Disk *disk, Worker *worker, const Left *left, GError **error)
 {
-    Worker *worker = worker_new(0, error);
-    if (worker == NULL) {
-        return false;
-    }
     int r = write_pieces(disk, left, worker);
-    worker_free(worker);
     return r == 0 || error_set_errno(error, -r,
                                      "%s: cannot write again what the last server had answered: "
                                      "%s has it, start again",
@@ -363,7 +357,7 @@ static bool is_of_this_image(const Left *left, const Disk *disk)
            then->device == now.device && then->inode == now.inode;
 }
 
-static bool replay(Disk *disk, Left *left, GError **error)
+static bool replay(Disk *disk, Worker *worker, Left *left, GError **error)
 {
     bool pointers = left->header.kind == JOURNAL_POINTERS;
     if (!pointers && left->header.kind != JOURNAL_CONTENTS) {
@@ -371,7 +365,7 @@ static bool replay(Disk *disk, Left *left, GError **error)
     }
     uint64_t place_end = pointers ? store_size(disk->image->store) : left->size;
     if (!read_records(left, place_end, error) || (pointers && !save_contents(disk, left, error)) ||
-        !replay_contents(disk, left, error)) {
+        !replay_contents(disk, worker, left, error)) {
         return false;
     }
     log_info("%s: %u ranges of a server that died were written again", disk->image->path,
@@ -379,7 +373,7 @@ static bool replay(Disk *disk, Left *left, GError **error)
     return true;
 }
 
-static bool replay_or_refuse(Disk *disk, Left *left, GError **error)
+static bool replay_or_refuse(Disk *disk, Worker *worker, Left *left, GError **error)
 {
     if (left->fd < 0) {
         return true;
@@ -388,7 +382,7 @@ static bool replay_or_refuse(Disk *disk, Left *left, GError **error)
         if (!is_of_this_image(left, disk)) {
             log_warning("%s: %s belongs to another file: it was left out", disk->image->path,
                         left->path);
-        } else if (!replay(disk, left, error)) {
+        } else if (!replay(disk, worker, left, error)) {
             return false;
         }
     }
@@ -396,10 +390,10 @@ static bool replay_or_refuse(Disk *disk, Left *left, GError **error)
            error_set_errno(error, errno, "%s: cannot be removed", left->path);
 }
 
-bool journal_replay(Disk *disk, const char *path, GError **error)
+bool journal_replay(Disk *disk, Worker *worker, const char *path, GError **error)
 {
     Left left = {.fd = -1, .records = g_array_new(false, false, sizeof(JournalRecord))};
-    bool ok = open_left(&left, path, error) && replay_or_refuse(disk, &left, error);
+    bool ok = open_left(&left, path, error) && replay_or_refuse(disk, worker, &left, error);
     close_left(&left);
     return ok;
 }

@@ -23,13 +23,14 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/worker.h"
 #include "engine/disk.h"
 
 /* Does again what the journal at path says that an earlier server of this image did, and removes
  * it. True when there is none, and when it belongs to another file of that path (with a warning:
- * the image was replaced). The disk is open for writing and nobody has made a request of it.
- * Blocks. [main] */
-bool journal_replay(Disk *disk, const char *path, GError **error);
+ * the image was replaced). The disk is open for writing and nobody has made a request of it;
+ * worker, which runs, makes those of the replay. Blocks. [main] */
+bool journal_replay(Disk *disk, Worker *worker, const char *path, GError **error);
 
 /* False with *error when an earlier server of the image left a journal with something in it: who
  * only reads would see old bytes. [main] */

@@ -132,7 +132,7 @@ static void expect_next_server(Store *store, const uint8_t *model)
 {
     GError *error = NULL;
     Disk *disk = open_disk(store);
-    ck_assert_msg(journal_replay(disk, left, &error), "%s", error ? error->message : "");
+    ck_assert_msg(journal_replay(disk, worker, left, &error), "%s", error ? error->message : "");
     ck_assert_int_ne(access(left, F_OK), 0);
     expect_equal(disk, model);
     ck_assert_int_eq(disk_close(disk), 0);
@@ -216,7 +216,7 @@ START_TEST(replay_that_fails_is_done_again)
     const uint8_t *content = store_memory_content(copy, &size);
     g_autoptr(Store) faulty = store_record_new("memory", content, size, &how);
     disk = open_disk(faulty);
-    ck_assert(!journal_replay(disk, left, &error));
+    ck_assert(!journal_replay(disk, worker, left, &error));
     ck_assert_int_eq(access(left, F_OK), 0);
     disk_close(disk);
     content = record_content(faulty, &size);
@@ -272,7 +272,7 @@ START_TEST(replay_refuses_a_damaged_journal)
     ck_assert_int_eq(disk_close(disk), 0);
     change_left(damages[_i].offset, &damages[_i].value, 8);
     disk = open_disk(copy);
-    ck_assert(!journal_replay(disk, left, &error));
+    ck_assert(!journal_replay(disk, worker, left, &error));
     ck_assert_int_eq(error->code, EUCLEAN);
     ck_assert_int_eq(access(left, F_OK), 0);
     disk_close(disk);
