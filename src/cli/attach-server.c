@@ -12,11 +12,13 @@
 #include "cli/attach-server.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -49,6 +51,15 @@ char *attach_server_file(const char *image, const char *suffix, GError **error)
     g_autofree char *hash = attachment_path_hash(image);
     mkdir(directory, 0755); /* there already, or what opens the file will say what is wrong */
     return g_strdup_printf("%s/attach-%.16s%s", directory, hash, suffix);
+}
+
+int attach_server_lock(const char *image)
+{
+    g_autofree char *path = attach_server_file(image, ".lock", NULL);
+    int fd = path != NULL ? open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600) : -1;
+    while (fd >= 0 && flock(fd, LOCK_EX) != 0 && errno == EINTR) {
+    }
+    return fd;
 }
 
 /* Whether the server at this socket serves the image. */

@@ -16,6 +16,10 @@ char *attach_server_image(const char *image);
 #define ATTACH_JOURNAL ".journal" /* of the changes that were not flushed: engine/journal.h */
 char *attach_server_file(const char *image, const char *suffix, GError **error);
 
+/* Waits until no other attach or detach of the image is under way; theirs wait until the descriptor is
+ * closed. -1 where there can be no lock: then there can be no server of attach either. */
+int attach_server_lock(const char *image);
+
 /* The control socket of a living server that serves the image: the named one (control), or the
  * default one, or the image's own. NULL: there is none. g_free. */
 char *attach_server_find(const char *control, const char *image);

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "base/errors.h"
 #include "cli/attach-server.h"
 #include "cli/cli.h"
@@ -148,6 +149,7 @@ static char *attach_here(const AttachOptions *o, const char *image, bool left, G
 
 static char *attach_image(AttachOptions *o, const char *image, GError **error)
 {
+    G_GNUC_UNUSED autofd int lock = attach_server_lock(image);
     g_autofree char *left = attachment_find(image);
     g_autofree char *server = attach_server_find(o->control, image);
     if (server == NULL && o->control != NULL) {

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/cleanup.h"
 #include "base/errors.h"
 #include "cli/attach-server.h"
 #include "cli/cli.h"
@@ -103,6 +104,7 @@ static bool fold(const DetachOptions *o, const char *image, GError **error)
 
 static bool detach_image(const DetachOptions *o, const char *image, GError **error)
 {
+    G_GNUC_UNUSED autofd int lock = attach_server_lock(image);
     g_autofree char *server = attach_server_find(o->control, image);
     if (server == NULL) {
         server = start_server(o, image, error);

@@ -45,10 +45,9 @@ test_a_filesystem_and_the_same_again() {
     digest=$(sha256sum <mnt/data)
     said 'is in use' "$COWNBD" detach "$device"
     umount mnt
-    tail -f /dev/null 9<"$device" &
-    said 'tail (process' "$COWNBD" detach disk.qcow2
-    kill $!
-    wait $! || true
+    exec 9<"$device"
+    said 'has it open' "$COWNBD" detach disk.qcow2
+    exec 9<&-
     local seen
     seen=$(digest_of "$device")
     "$COWNBD" detach "$device"
@@ -122,6 +121,20 @@ test_many_at_once() {
     done
     wait
     [[ -z $(background_servers) ]]
+}
+
+test_the_same_image_many_times_at_once() {
+    "$COWNBD" create -f qcow2 disk.qcow2 16M
+    local i pids=()
+    for i in {1..5}; do
+        "$COWNBD" attach --fast-path=off disk.qcow2 >"device$i" &
+        pids+=($!)
+    done
+    for i in "${pids[@]}"; do
+        wait "$i"
+    done
+    [[ $(sort -u device*) == /dev/nbd0 && $(background_servers | wc -l) == 1 ]]
+    "$COWNBD" detach disk.qcow2
 }
 
 # A server that is there anyway attaches, and stays after detach.
