@@ -17,7 +17,7 @@ static const CliUsage usage = {
         "Asks a running server over its control socket. Verbs: hello, list, stats, handover, and\n"
         "where devices are attached, attach and detach; docs/control.md says more of each.",
     .example = "  cownbd ctl hello\n"
-               "  cownbd ctl handover binary=/usr/local/bin/cownbd",
+               "  cownbd ctl handover --binary ./cownbd-new",
     .flags = CLI_FLAG_JSON,
 };
 
@@ -40,6 +40,17 @@ static bool add_arguments(JsonObject *arguments, char **pairs, GError **error)
     return true;
 }
 
+/* The server's directory may be another one than ours. */
+static bool add_binary(JsonObject *arguments, const char *binary, GError **error)
+{
+    if (binary == NULL) {
+        return true;
+    }
+    g_autofree char *absolute = g_canonicalize_filename(binary, NULL);
+    g_autofree char *pair = g_strconcat("binary=", absolute, NULL);
+    return add_arguments(arguments, (char *[]){pair, NULL}, error);
+}
+
 static void print_human(JsonObject *answer)
 {
     JsonObjectIter iter;
@@ -60,8 +71,13 @@ static void print_human(JsonObject *answer)
 
 int cli_ctl(int argc, char **argv)
 {
-    g_autofree char *control = NULL;
-    const GOptionEntry own[] = {REMOTE_ENTRY(&control), {NULL}};
+    g_autofree char *control = NULL, *binary = NULL;
+    const GOptionEntry own[] = {
+        REMOTE_ENTRY(&control),
+        {"binary", 0, 0, G_OPTION_ARG_FILENAME, &binary,
+         "For handover: the program that goes on (default: the one that runs)", "PATH"},
+        {NULL},
+    };
     g_auto(CliCommon) common = {0};
     g_autoptr(GError) error = NULL;
     if (!cli_parse(&usage, own, &common, &argc, &argv, &error)) {
@@ -71,7 +87,7 @@ int cli_ctl(int argc, char **argv)
         return cli_fail_usage(&usage, "no verb given");
     }
     g_autoptr(JsonObject) arguments = json_object_new();
-    if (!add_arguments(arguments, argv + 2, &error)) {
+    if (!add_arguments(arguments, argv + 2, &error) || !add_binary(arguments, binary, &error)) {
         return cli_fail(error);
     }
     g_autoptr(JsonObject) answer = remote_call(control, argv[1], arguments, &error);

@@ -37,6 +37,20 @@ const char *channel_what(const ChannelMessage *message)
     return json_object_get_string_member_with_default(message->object, "what", "");
 }
 
+void channel_put_path(JsonObject *object, const char *key, const char *path)
+{
+    if (path != NULL) {
+        g_autofree char *escaped = g_uri_escape_string(path, "/", FALSE);
+        json_object_set_string_member(object, key, escaped);
+    }
+}
+
+char *channel_take_path(const ChannelMessage *message, const char *key)
+{
+    const char *escaped = json_object_get_string_member_with_default(message->object, key, NULL);
+    return escaped != NULL ? g_uri_unescape_string(escaped, NULL) : NULL;
+}
+
 bool channel_send(int channel, JsonObject *object, int fd0, int fd1, GError **error)
 {
     g_autoptr(JsonNode) node = json_node_init_object(json_node_alloc(), object);

@@ -22,6 +22,10 @@ G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(ChannelMessage, channel_message_clear)
 /* {"what": what} */
 JsonObject *channel_object(const char *what);
 
+/* The path of a file as a member, whatever bytes it has; NULL: none. The second: g_free. */
+void channel_put_path(JsonObject *object, const char *key, const char *path);
+char *channel_take_path(const ChannelMessage *message, const char *key);
+
 /* Sends the object, which is taken, with descriptors, which are not; those of -1 are left out. */
 bool channel_send(int channel, JsonObject *object, int fd0, int fd1, GError **error);
 

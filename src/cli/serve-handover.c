@@ -152,9 +152,7 @@ static bool send_listeners(const Handover *handover, GError **error)
         const Listener *listener = g_ptr_array_index(listeners, i);
         JsonObject *object = channel_object("listener");
         json_object_set_string_member(object, "uri", listener_uri(listener));
-        if (listener_path(listener) != NULL) {
-            json_object_set_string_member(object, "path", listener_path(listener));
-        }
+        channel_put_path(object, "path", listener_path(listener));
         if (!channel_send(handover->channel, object, listener_fd(listener), -1, error)) {
             return false;
         }
@@ -169,7 +167,7 @@ static bool send_control(const Handover *handover, GError **error)
         return true;
     }
     JsonObject *object = channel_object("control");
-    json_object_set_string_member(object, "path", control_path(control));
+    channel_put_path(object, "path", control_path(control));
     return channel_send(handover->channel, object, control_fd(control), -1, error);
 }
 

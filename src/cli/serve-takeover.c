@@ -54,7 +54,7 @@ static int take_fd(ChannelMessage *message)
 static bool take_listener(Serve *serve, ChannelMessage *message)
 {
     const char *uri = json_object_get_string_member_with_default(message->object, "uri", NULL);
-    const char *path = json_object_get_string_member_with_default(message->object, "path", NULL);
+    g_autofree char *path = channel_take_path(message, "path");
     if (uri == NULL || message->fds[0] < 0) {
         return false;
     }
@@ -64,7 +64,7 @@ static bool take_listener(Serve *serve, ChannelMessage *message)
 
 static bool take_control(Serve *serve, ChannelMessage *message)
 {
-    const char *path = json_object_get_string_member_with_default(message->object, "path", NULL);
+    g_autofree char *path = channel_take_path(message, "path");
     if (path == NULL || message->fds[0] < 0 || serve->control != NULL) {
         return false;
     }

@@ -285,6 +285,8 @@ def test_a_new_process_that_fails_changes_nothing():
         half.send(whole[:1000])
         for load in loads:
             load.start()
+        relative = os.path.relpath(server.script("exit 1"))
+        assert "gone" in server.ctl("handover", "--binary", relative).stderr
         assert "absolute" in server.refused_handover("cownbd")
         assert "cannot start" in server.refused_handover("/nonexistent/cownbd")
         assert "gone" in server.refused_handover("/bin/false")
@@ -303,13 +305,26 @@ def test_a_new_process_that_fails_changes_nothing():
             assert load.error is None, load.error
 
 
+def test_many_connections():
+    with Relay(open_files=4096) as server:
+        clients = [server.connect(structured=n % 2 == 0).go() for n in range(500)]
+        for n, client in enumerate(clients):
+            client.send(header(WRITE, 4096 * n, 4096) + bytes([n % 256]) * 1000)
+        server.handover()
+        for n, client in enumerate(clients):
+            client.send(bytes([n % 256]) * 3096)
+            assert client.chunk()[1] is True
+        assert clients[7].read(0, 500 * 4096) == b"".join(bytes([n % 256]) * 4096 for n in range(500))
+
+
 def test_what_a_server_is_stays():
-    with Relay("--read-only", "--pid-file", "pid", "--name", "x", listen=("127.0.0.1:0",)) as server:
+    odd = os.fsdecode(b"so\xff%41 cket")
+    with Relay("--read-only", "--pid-file", "pid", "--name", "x", listen=("127.0.0.1:0", "unix:" + odd)) as server:
         uri = server.lines[1].split()[-1]
         port = int(uri.split(":")[-1].strip("/"))
         server.handover()
         until(lambda: number_in("pid") == server.pid)
-        assert os.path.exists(server.address) and os.path.exists(server.control)
+        assert os.path.exists(server.address) and os.path.exists(odd) and os.path.exists(server.control)
         with Client(("127.0.0.1", port)) as client:
             client.go(b"x")
             assert client.write(0, b"x") == wire.EPERM
@@ -317,7 +332,7 @@ def test_what_a_server_is_stays():
         assert uri in listing["listen"] and listing["exports"][0]["name"] == "x"
         os.kill(server.pid, signal.SIGTERM)
         until(lambda: not is_running(server.pid))
-        assert not os.path.exists("pid") and not os.path.exists(server.address)
+        assert not os.path.exists("pid") and not os.path.exists(server.address) and not os.path.exists(odd)
         assert not os.path.exists(server.control)
 
 
