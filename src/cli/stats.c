@@ -40,9 +40,12 @@ static void print_commands(JsonObject *requests, JsonObject *bytes)
         if (count == 0) {
             continue;
         }
-        g_autofree char *size = output_size(number_of(bytes, command));
-        printf("  %-14s %12" G_GINT64_FORMAT "  %s\n", command, count,
-               bytes != NULL && json_object_has_member(bytes, command) ? size : "");
+        printf("  %-14s %12" G_GINT64_FORMAT, command, count);
+        if (bytes != NULL && json_object_has_member(bytes, command)) {
+            g_autofree char *size = output_size(number_of(bytes, command));
+            printf("  %s", size);
+        }
+        putchar('\n');
     }
 }
 
