@@ -246,7 +246,7 @@ test_a_full_host() {
     host_folder 340
     local device seen size steps=0
     truncate -s 300M disk.raw
-    fallocate -l $(($(df --output=avail -B1 . | tail -n 1) - (120 << 20))) filler
+    fill_up_to 170 filler
     device=$("$COWNBD" attach -f raw --fast-path=snapshot --name=full disk.raw)
     while dd if=/dev/urandom of="$device" bs=1M count=4 seek=$((steps * 4)) oflag=direct status=none 2>dd.err; do
         [[ $((steps += 1)) -lt 70 ]]
@@ -256,21 +256,56 @@ test_a_full_host() {
     eventually "the server to see it" has_overflowed
     "$COWNBD" detach --no-fold "$device"
     # No space in the image either: nothing is lost by trying.
+    fill_up_to 8 more
     size=$(stat -c %s disk.raw.cownbd-cow)
     cd .. # there is no space for the message here
     fails "$COWNBD" fold -f raw ext4/disk.raw
     grep -q 'nothing is lost' failure
     cd ext4
     [[ $(stat -c %s disk.raw.cownbd-cow) == "$size" ]]
-    rm filler
+    # What was left to the host is enough for a fold, though the store is larger.
+    rm more
     "$COWNBD" fold -f raw disk.raw
     [[ $(digest_of disk.raw) == "$seen" && ! -e disk.raw.cownbd-cow ]]
     cd ..
     umount ext4
 }
 
+# fill_up_to MIB FILE: so much space is left.
+fill_up_to() {
+    fallocate -l $(($(df --output=avail -B1 . | tail -n 1) - ($1 << 20))) "$2"
+}
+
 has_overflowed() {
     "$COWNBD" stats --control /run/cownbd/*.sock --json | grep -q '"overflowed" *: *true'
+}
+
+test_refusals() {
+    host_folder 100
+    local loop device
+    qemu-img create -q -f raw base.raw 8M
+    qemu-img convert -f raw -O vmdk base.raw base.vmdk
+    fails "$COWNBD" attach --fast-path=snapshot base.vmdk
+    grep -q 'make an overlay' failure
+    loop=$(losetup -f --show base.raw)
+    fails "$COWNBD" attach -f raw --fast-path=snapshot "$loop"
+    grep -q 'is a block device' failure
+    losetup -d "$loop"
+    # A name in /dev/mapper that somebody else has: nothing is left of the attempt.
+    dmsetup create taken --table '0 8 zero'
+    fails "$COWNBD" attach -f raw --fast-path=snapshot --name=taken base.raw
+    dmsetup remove taken
+    [[ $(dmsetup ls) == "No devices found" && $(echo *) != *cownbd-cow* && ! -e /sys/block/nbd0/pid ]]
+    # A store whose header is damaged stays, and is not used.
+    device=$("$COWNBD" attach -f raw --fast-path=snapshot base.raw)
+    dd if=/dev/urandom of="$device" bs=64k count=4 oflag=direct status=none
+    "$COWNBD" detach --no-fold "$device"
+    printf x | dd of=base.raw.cownbd-cow bs=1 seek=60 conv=notrunc status=none
+    fails "$COWNBD" attach -f raw --fast-path=snapshot base.raw
+    grep -q 'damaged' failure
+    [[ -e base.raw.cownbd-cow ]]
+    cd ..
+    umount ext4
 }
 
 # A store that grows while it is written to, on a disk that is larger than what is kept free ahead.
