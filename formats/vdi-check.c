@@ -22,9 +22,10 @@ typedef struct Check {
     VdiState *s;
     CheckResult *result;
     CheckRepair repair;
-    uint8_t *used;  /* by block of the file: somebody has it */
-    uint32_t limit; /* whole blocks that the file holds */
-    uint32_t end;   /* one past the last that is used */
+    uint8_t *used;   /* by block of the file: somebody has it */
+    uint32_t copied; /* blocks */
+    uint32_t limit;  /* whole blocks that the file holds */
+    uint32_t end;    /* one past the last that is used */
 } Check;
 
 static void say(const Check *check, const char *format, ...) G_GNUC_PRINTF(2, 3);
@@ -82,11 +83,15 @@ static void check_outside(Check *check)
     }
 }
 
-/* The bytes of a block to a place of its own. */
-static int copy_block(const Check *check, uint32_t block, uint32_t place)
+/* The bytes of a block to a place of its own. In all no more than the file has: a small file could
+ * make a huge one otherwise. */
+static int copy_block(Check *check, uint32_t block, uint32_t place)
 {
     Image *image = check->image;
     VdiState *s = check->s;
+    if (++check->copied > check->limit) {
+        return -EFBIG;
+    }
     uint32_t copy;
     bool fresh;
     int r = vdi_reserve(image, block, &copy, &fresh);

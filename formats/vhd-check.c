@@ -29,8 +29,9 @@ typedef struct Check {
     CheckRepair repair;
     Place *places; /* of the blocks, ascending */
     uint32_t count;
-    uint64_t whole; /* bytes of a block with its bitmap */
-    uint64_t limit; /* blocks end before it */
+    uint64_t whole;  /* bytes of a block with its bitmap */
+    uint64_t copied; /* bytes */
+    uint64_t limit;  /* blocks end before it */
 } Check;
 
 static void say(const Check *check, const char *format, ...) G_GNUC_PRINTF(2, 3);
@@ -146,11 +147,16 @@ static bool check_footers(Check *check, GError **error)
     return r == 0 || error_set_errno(error, -r, "%s: cannot write the footer", check->image->path);
 }
 
-/* The bytes of a block to a place of its own. */
-static int copy_block(const Check *check, const Place *place)
+/* The bytes of a block to a place of its own. In all no more than the file has: a small file could
+ * make a huge one otherwise. */
+static int copy_block(Check *check, const Place *place)
 {
     Image *image = check->image;
     int r;
+    check->copied += check->whole;
+    if (check->copied > check->limit) {
+        return -EFBIG;
+    }
     const VhdReserved *reserved = vhd_space_reserve(image, place->block, &r);
     g_autofree uint8_t *bytes = g_try_malloc(min_u64(COPY_STEP, check->whole));
     if (reserved && !bytes) {

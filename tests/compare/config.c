@@ -58,6 +58,8 @@ const Config configs[] = {
     {"vhd-2m-backing", "vhd", 4 * KIB, 5 * MIB + 512, NULL, FILL_BACKING, "raw"},
     {"vdi", "vdi", MIB, 5 * MIB + 512, NULL, FILL_NONE, NULL},
     {"vdi-64k-backing", "vdi", 64 * KIB, 4 * MIB + 512, "block_size=64k", FILL_BACKING, "vdi"},
+    {"qcow", "qcow", 4 * KIB, 2 * MIB + 512, NULL, FILL_NONE, NULL},
+    {"qcow-backing", "qcow", 512, 2 * MIB + 512, NULL, FILL_BACKING, "raw"},
     {NULL, NULL, 0, 0, NULL, FILL_NONE, NULL},
 };
 
@@ -174,7 +176,7 @@ bool config_qemu_reads(const Config *config)
 
 bool config_qemu_checks(const Config *config)
 {
-    return g_str_has_prefix(config->format, "qcow2");
+    return strcmp(config->format, "qcow2") == 0;
 }
 
 void config_make_template(const Config *config, const char *directory)

@@ -29,7 +29,7 @@ static void must(bool good, GError *error, const char *what)
 const char *fixture_backing_name(const Setup *setup)
 {
     static const char *const names[] = {"backing.raw", "backing.qcow2", "backing.vhd",
-                                        "backing.vdi"};
+                                        "backing.vdi", "backing.qcow"};
     unsigned i = 0;
     while (i + 1 < G_N_ELEMENTS(names) && !g_str_has_suffix(names[i], setup->backing)) {
         i++;

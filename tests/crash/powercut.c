@@ -165,6 +165,10 @@ static void all_rounds(uint64_t states, Machine *machine, Totals *totals)
     for (const Setup *setup = setups; !only && setup->name; setup++) {
         setup_count += is_wanted(setup);
     }
+    if (!only && setup_count == 1) {
+        fprintf(stderr, "powercut: no configuration is of %s\n", option_formats);
+        exit(1);
+    }
     const uint64_t states_a_round = option_position ? 64 : CLAMP(states / setup_count, 8, 300);
     uint64_t seed = option_seed ? option_seed : option_from;
     while (totals->states < states && totals->bad < 3) {

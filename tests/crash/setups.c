@@ -57,6 +57,10 @@ const Setup setups[] = {
     BLOCKS("vdi", "vdi-1m", 1500 * KIB, "1048576"),
     BLOCKS("vdi", "vdi-4k-overlay-vdi", 512 * KIB, "4096", .backing = "vdi"),
     BLOCKS("vdi", "vdi-64k-overlay-vdi-odd", 700 * KIB + 512, "65536", .backing = "vdi"),
+    BLOCKS("qcow", "qcow-4k", 512 * KIB, "4096"),
+    BLOCKS("qcow", "qcow-512-tiny-cache", 512 * KIB, "512", .metadata_cache = TINY_CACHE),
+    BLOCKS("qcow", "qcow-512-overlay-qcow", 512 * KIB, "512", .backing = "qcow"),
+    BLOCKS("qcow", "qcow-64k-overlay-raw-odd", 700 * KIB + 512, "65536", .backing = "raw"),
     {.name = NULL},
 };
 

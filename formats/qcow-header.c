@@ -1,0 +1,143 @@
+/*
+ * qcow, version 1: the header and the L1 table.
+ *
+ *     offset size  meaning (big endian)                offset size  meaning
+ *          0    4  "QFI\xfb"                              32    1  log2 of the cluster size
+ *          4    4  version, 1                             33    1  log2 of the entries of an L2
+ *          8    8  offset of the backing's name           36    4  encryption, 1 is AES
+ *         16    4  its length, 20 4 its time              40    8  offset of L1
+ *         24    8  size of the disk
+ *
+ *     behind it, in images of Xen's blktap
+ *         48    4  "XEN\xfb"                              56    4  least clusters to allocate
+ *         52    4  checksum of L1, often stale            60    4  flags, 2: L1 is big endian
+ *
+ * The checksum says nothing, so it is not looked at. Without flag 2 the L1 table of such an image
+ * has the order of the machine that wrote it, which was little endian.
+ */
+#include "formats/qcow.h"
+
+#include "base/errors.h"
+
+static bool check_bits(const Image *image, const QcowHeader *header, GError **error)
+{
+    if (header->cluster_bits < QCOW_MIN_CLUSTER_BITS ||
+        header->cluster_bits > QCOW_MAX_CLUSTER_BITS) {
+        return error_set(error, EUCLEAN, "%s: cluster_bits is %u: must be 9 to 16", image->path,
+                         header->cluster_bits);
+    }
+    if (header->l2_bits < QCOW_MIN_L2_BITS || header->l2_bits > QCOW_MAX_L2_BITS) {
+        return error_set(error, EUCLEAN, "%s: l2_bits is %u: must be 6 to 13", image->path,
+                         header->l2_bits);
+    }
+    return true;
+}
+
+static bool check_l1(const Image *image, QcowHeader *header, GError **error)
+{
+    uint64_t span = UINT64_C(1) << (header->cluster_bits + header->l2_bits);
+    uint64_t entries = div_round_up(header->size, span);
+    if (header->size > INT64_MAX || entries > QCOW_MAX_L1_BYTES / 8) {
+        return error_set(error, EUCLEAN,
+                         "%s: size is %" PRIu64 ": must be at most %" PRIu64
+                         " with these cluster_bits and l2_bits",
+                         image->path, header->size, span * (QCOW_MAX_L1_BYTES / 8));
+    }
+    if (header->l1_offset < QCOW_HEADER_SIZE || header->l1_offset % 8 != 0 ||
+        !range_within(header->l1_offset, entries * 8, store_size(image->store))) {
+        return error_set(error, EUCLEAN,
+                         "%s: l1_table_offset is %" PRIu64
+                         ": must be a multiple of 8 behind the header, and the table's %" PRIu64
+                         " bytes must end within the file, which has %" PRIu64,
+                         image->path, header->l1_offset, entries * 8, store_size(image->store));
+    }
+    header->l1_size = entries;
+    return true;
+}
+
+/* Where name and L1 leave room for it. */
+static void look_for_xen(QcowHeader *header, const uint8_t *bytes)
+{
+    uint32_t end = QCOW_HEADER_SIZE + QCOW_XEN_SIZE;
+    bool room = header->l1_offset >= end && (header->name_size == 0 || header->name_offset >= end);
+    if (room && load_be32(bytes + QCOW_HEADER_SIZE) == QCOW_XEN_MAGIC) {
+        header->l1_little = !(load_be32(bytes + QCOW_H_XEN_FLAGS) & QCOW_XEN_L1_BIG);
+    }
+}
+
+static bool read_name(Image *image, const QcowHeader *header, GError **error)
+{
+    if (header->name_size == 0 || header->name_offset == 0) {
+        return true;
+    }
+    if (header->name_size > QCOW_MAX_NAME) {
+        return error_set(error, EUCLEAN, "%s: backing_file_size is %u: must be at most %u",
+                         image->path, header->name_size, QCOW_MAX_NAME);
+    }
+    if (!range_within(header->name_offset, header->name_size, store_size(image->store))) {
+        return error_set(error, EUCLEAN,
+                         "%s: backing_file_offset is %" PRIu64
+                         ": the name must end within the file, which has %" PRIu64 " bytes",
+                         image->path, header->name_offset, store_size(image->store));
+    }
+    g_autofree char *name = g_malloc0(header->name_size + 1);
+    int r = store_read(image->store, name, header->name_size, header->name_offset);
+    if (r < 0) {
+        return error_set_errno(error, -r, "%s: cannot read the backing's name", image->path);
+    }
+    image->backing_name = g_steal_pointer(&name);
+    return true;
+}
+
+bool qcow_header_read(Image *image, QcowHeader *header, GError **error)
+{
+    uint8_t bytes[QCOW_HEADER_SIZE + QCOW_XEN_SIZE];
+    if (store_size(image->store) < QCOW_HEADER_SIZE) {
+        return error_set(error, EUCLEAN, "%s: image is truncated: it ends inside the header",
+                         image->path);
+    }
+    int r = store_read(image->store, bytes, sizeof bytes, 0);
+    if (r < 0) {
+        return error_set_errno(error, -r, "%s: cannot read the header", image->path);
+    }
+    if (load_be32(bytes) != QCOW_MAGIC || load_be32(bytes + QCOW_H_VERSION) != 1) {
+        return error_set(error, EUCLEAN,
+                         "%s: magic is %08x, version %u: must be %08x (QFI\\xfb), 1", image->path,
+                         load_be32(bytes), load_be32(bytes + QCOW_H_VERSION), QCOW_MAGIC);
+    }
+    if (load_be32(bytes + QCOW_H_CRYPT) != 0) {
+        return error_set(error, ENOTSUP,
+                         "%s: crypt_method is %u: encrypted images cannot be opened: must be 0",
+                         image->path, load_be32(bytes + QCOW_H_CRYPT));
+    }
+    *header = (QcowHeader){
+        .name_offset = load_be64(bytes + QCOW_H_NAME_OFFSET),
+        .name_size = load_be32(bytes + QCOW_H_NAME_SIZE),
+        .size = load_be64(bytes + QCOW_H_SIZE),
+        .cluster_bits = bytes[QCOW_H_CLUSTER_BITS],
+        .l2_bits = bytes[QCOW_H_L2_BITS],
+        .l1_offset = load_be64(bytes + QCOW_H_L1_OFFSET),
+    };
+    if (!check_bits(image, header, error) || !check_l1(image, header, error)) {
+        return false;
+    }
+    look_for_xen(header, bytes);
+    return read_name(image, header, error);
+}
+
+bool qcow_l1_read(const Image *image, QcowState *s, GError **error)
+{
+    size_t bytes = s->header.l1_size * UINT64_C(8);
+    s->l1 = g_try_malloc(max_u64(bytes, 8));
+    int r = s->l1 ? 0 : -ENOMEM;
+    if (r == 0 && bytes > 0) {
+        r = store_read(image->store, s->l1, bytes, s->header.l1_offset);
+    }
+    if (r < 0) {
+        return error_set_errno(error, -r, "%s: cannot read the L1 table", image->path);
+    }
+    for (uint32_t i = 0; i < s->header.l1_size; i++) {
+        s->l1[i] = s->header.l1_little ? load_le64(&s->l1[i]) : load_be64(&s->l1[i]);
+    }
+    return true;
+}
