@@ -363,7 +363,7 @@ START_TEST(vhd_writer_restores_the_footer_at_the_end)
     ck_assert_uint_eq(store_size(store), size);
     ck_assert(footer_at(store, size - VHD_FOOTER_SIZE));
     ck_assert_int_eq(store_write(store, "x", 1, 0), 0); /* the copy */
-    g_autoptr(Image) image = must_open(store, NULL, true, false);
+    image_unref(must_open(store, NULL, true, false));
     ck_assert(footer_at(store, 0));
 }
 END_TEST
