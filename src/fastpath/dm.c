@@ -174,22 +174,29 @@ static bool has_target(const char *name, GError **error)
     }
 }
 
+static bool no_device_mapper(GError **error)
+{
+    return error_set(error, ENODEV,
+                     "this kernel has no device-mapper: load the module dm-mod, or attach with "
+                     "--fast-path=off");
+}
+
 bool dm_available(const char *target, GError **error)
 {
     if (!control_opens()) {
         load_module("dm-mod");
     }
-    if (!control_opens() && errno != ENOENT) {
-        return error_set_errno(error, errno, CONTROL ": cannot open");
+    if (!control_opens()) {
+        return errno == ENOENT || errno == ENODEV /* no node; no module */
+                   ? no_device_mapper(error)
+                   : error_set_errno(error, errno, CONTROL ": cannot open");
     }
     autotask task = task_new(DM_DEVICE_VERSION, NULL, error);
     if (task == NULL) {
         return false;
     }
     if (!dm_task_run(task)) {
-        return error_set(error, ENODEV,
-                         "this kernel has no device-mapper: load the module dm-mod, or attach "
-                         "with --fast-path=off");
+        return no_device_mapper(error);
     }
     if (target == NULL || has_target(target, NULL)) {
         return true;

@@ -312,7 +312,22 @@ has_lines() {
     dmsetup table "$1" | grep -q ' linear 7:'
 }
 
-# The last: the kernel has none any more.
+# The last: the kernel has them no more.
+test_without_device_mapper() {
+    "$COWNBD" create -f qcow2 disk.qcow2 16M
+    modprobe -r dm-snapshot
+    modprobe -r dm-mod
+    mkdir -p /etc/modprobe.d
+    echo 'install dm-mod /bin/false' >/etc/modprobe.d/no-dm.conf
+    [[ $("$COWNBD" attach disk.qcow2) == /dev/nbd0 ]]
+    "$COWNBD" detach disk.qcow2
+    said 'no device-mapper' "$COWNBD" attach --fast-path=linear disk.qcow2
+    [[ ! -e /sys/block/nbd0/pid ]]
+    rm /etc/modprobe.d/no-dm.conf
+    [[ $("$COWNBD" attach disk.qcow2) == /dev/mapper/disk.qcow2 ]]
+    "$COWNBD" detach disk.qcow2
+}
+
 test_without_nbd() {
     "$COWNBD" create -f qcow2 disk.qcow2 16M
     modprobe -r nbd
