@@ -2,7 +2,7 @@
 # In a guest: what the fast path is worth. Measures the same jobs on the device that `cownbd attach` makes, in each
 # mode, and on what it has to be compared with. scripts/bench-fastpath runs this and makes a table of it.
 #
-#   speed.sh [--rounds N] [--seconds N] [--size MIB] [--devices LIST] [--jobs GLOB]
+#   speed.sh [--rounds N] [--slice MS] [--size MIB] [--devices LIST] [--jobs GLOB]
 #
 # Devices, all over files of one ext4 that lies in memory, past the page cache:
 #
@@ -20,13 +20,13 @@
 # One line for each measurement goes to the output: JOB DEVICE PER-SECOND (operations, of empty-* bytes).
 . "$(dirname "$0")/lib.sh"
 rounds=1
-seconds=1
+slice=200
 size=64
 devices=loop,dm,linear,snapshot,off,qemu
 jobs='*'
 while [[ $# -gt 0 ]]; do
     case $1 in
-    --rounds | --seconds | --size | --devices | --jobs) printf -v "${1#--}" %s "${2:?$1 needs a value}" ;;
+    --rounds | --slice | --size | --devices | --jobs) printf -v "${1#--}" %s "${2:?$1 needs a value}" ;;
     *) echo "unknown option $1" >&2 && exit 1 ;;
     esac
     shift 2
@@ -111,32 +111,45 @@ process_is_gone() {
     ! kill -0 "$1" 2>/dev/null
 }
 
-# measure JOB DEVICE: prints how much of it a second. What is written is in each round the same and as random. The
-# pieces of `lines` lie in the first cluster, which is there.
+# fio_options JOB: sets `options`. What is written is in each round the same and as random. The pieces of `lines` lie in
+# the first cluster, which is there.
+fio_options() {
+    case $1 in
+    *-read-4k) options=(rw=randread bs=4k) ;;
+    *-write-4k) options=(rw=randwrite bs=4k) ;;
+    *-write-64k) options=(rw=randwrite bs=64k) ;;
+    *-read-128k) options=(rw=read bs=128k) ;;
+    *-write-128k) options=(rw=write bs=128k) ;;
+    *-fsync) options=(rw=randwrite bs=4k fsync=1) ;;
+    esac
+    case $1 in
+    full-*) options+=("size=${size}M" time_based "runtime=${slice}ms") ;;
+    lines-*) options+=(size=64k time_based "runtime=${slice}ms") ;;
+    empty-write-4k) options+=("size=${size}M" "io_size=$((size / 4))M" end_fsync=1) ;;
+    empty-*) options+=("size=${size}M" end_fsync=1) ;;
+    esac
+}
+
+# measure JOB ROUNDS DEVICE...: all in one run of fio, slices of the devices in turn. Prints how much of it a second.
 measure() {
-    local options=() what
-    case $1 in
-    *-read-4k) options=(--rw=randread --bs=4k) ;;
-    *-write-4k) options=(--rw=randwrite --bs=4k) ;;
-    *-write-64k) options=(--rw=randwrite --bs=64k) ;;
-    *-read-128k) options=(--rw=read --bs=128k) ;;
-    *-write-128k) options=(--rw=write --bs=128k) ;;
-    *-fsync) options=(--rw=randwrite --bs=4k --fsync=1) ;;
-    esac
-    case $1 in
-    full-*) options+=(--size="${size}M" --time_based --runtime="$seconds") ;;
-    lines-*) options+=(--size=64k --time_based --runtime="$seconds") ;;
-    empty-write-4k) options+=(--size="${size}M" --io_size="$((size / 4))M" --end_fsync=1) ;;
-    empty-*) options+=(--size="${size}M" --end_fsync=1) ;;
-    esac
-    fio --name=speed --filename="${device[$2]}" --direct=1 --ioengine=psync --randseed=7 --randrepeat=1 \
-        "${options[@]}" --output-format=json --output=fio.json >/dev/null
-    case $1 in
+    local job=$1 rounds=$2 name options what
+    shift 2
+    fio_options "$job"
+    {
+        printf '%s\n' '[global]' direct=1 ioengine=psync randseed=7 randrepeat=1 thread stonewall "${options[@]}"
+        for _ in $(seq "$rounds"); do
+            for name; do
+                printf '%s\n' "[$name]" "filename=${device[$name]}"
+            done
+        done
+    } >jobs.fio
+    fio --output-format=json --output=fio.json jobs.fio >/dev/null
+    case $job in
     *read*) what=.read.iops ;;
     empty-*) what='.write.io_bytes / .job_runtime * 1000' ;;
     *) what=.write.iops ;;
     esac
-    echo "$1 $2 $(jq -r ".jobs[0] | $what | floor" fio.json)" | tee -a /job/results
+    jq -r ".jobs[] | \"$job \\(.jobname) \\($what | floor)\"" fio.json | tee -a /job/results
 }
 
 # jobs_of STATE: those that were asked for.
@@ -152,18 +165,14 @@ jobs_of() {
 
 # All devices are there at once, and measured in turn: what else the machine does hits all alike.
 measure_standing() {
-    local state=$1 round job name
+    local state=$1 job name
     [[ $(jobs_of "$state") ]] || return 0
     for name in $devices; do
         make_image "$name" "$state"
         "open_$name"
     done
-    for round in $(seq "$rounds"); do
-        for job in $(jobs_of "$state"); do
-            for name in $devices; do
-                measure "$job" "$name"
-            done
-        done
+    for job in $(jobs_of "$state"); do
+        measure "$job" "$rounds" $devices
     done
     for name in $devices; do
         "close_$name"
@@ -179,7 +188,7 @@ measure_empty() {
             for name in $devices; do
                 make_image "$name" empty
                 "open_$name"
-                measure "$job" "$name"
+                measure "$job" 1 "$name"
                 "close_$name"
                 rm "$name.img"
             done
