@@ -21,6 +21,7 @@
 #include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -42,7 +43,11 @@ AttachmentSockets *attachment_sockets_new(const AttachmentOptions *options,
     sockets->serve_socket = options->serve_socket;
     sockets->argument = options->argument;
     pthread_mutex_init(&sockets->lock, NULL);
-    pthread_cond_init(&sockets->changed, NULL);
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&sockets->changed, &monotonic);
+    pthread_condattr_destroy(&monotonic);
     atomic_init(&sockets->refs, 1);
     return sockets;
 }
@@ -124,7 +129,7 @@ static Offer offer_socket(AttachmentSockets *sockets, GError **error)
 static bool pause_locked(AttachmentSockets *sockets, uint64_t us)
 {
     struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
+    clock_gettime(CLOCK_MONOTONIC, &until);
     uint64_t ns = until.tv_nsec + us * 1000;
     until.tv_sec += ns / 1000000000;
     until.tv_nsec = ns % 1000000000;
@@ -163,7 +168,11 @@ static bool replace_one(AttachmentSockets *sockets, unsigned seconds, GError **e
             }
             return false;
         }
+        if (offer == OFFER_REFUSED) {
+            log_limited(LOG_LEVEL_WARNING, "%s: trying again", (*error)->message);
+        }
         if (!pause_for(sockets, wait)) {
+            g_clear_error(error);
             return error_set(error, ECANCELED, "nbd%d: detached meanwhile", sockets->index);
         }
     }
