@@ -44,6 +44,7 @@ typedef struct Fold {
     DiskWriter *writer;
     const FoldOptions *options;
     FoldResult *result;
+    uint64_t total;    /* bytes to be done */
     uint64_t reported; /* bytes done when progress was told last */
     uint64_t flushed;  /* bytes done that are durable */
     uint64_t given_up; /* of the list: contents before it need no longer be there */
@@ -125,13 +126,21 @@ static int read_alike(const Fold *fold, uint64_t first, uint64_t most, Run *run)
     return 0;
 }
 
+/* What is to be done; the last chunk of the disk may be cut. */
+static uint64_t count_bytes(const Exceptions *list, uint64_t first, uint64_t disk_size)
+{
+    uint64_t bytes = (list->count - first) * list->chunk;
+    uint64_t end = list->count > 0 ? (list->items[list->count - 1].origin + 1) * list->chunk : 0;
+    return first < list->count && end > disk_size ? bytes - (end - disk_size) : bytes;
+}
+
 static void tell_progress(Fold *fold)
 {
-    uint64_t total = (fold->list->count - fold->first) * fold->list->chunk;
+    uint64_t total = fold->total;
     if (fold->options->progress &&
         (fold->result->bytes - fold->reported >= PROGRESS || fold->result->bytes >= total)) {
         fold->reported = fold->result->bytes;
-        fold->options->progress(fold->options->context, min_u64(fold->reported, total), total);
+        fold->options->progress(fold->options->context, fold->reported, total);
     }
 }
 
@@ -247,6 +256,7 @@ bool fold_run(Store *store, const Exceptions *list, Image *image, const FoldThre
                  .options = options,
                  .result = result};
     fold.given_up = fold.first;
+    fold.total = count_bytes(list, fold.first, fold.disk_size);
     result->chunks = list->count;
     result->chunk_size = list->chunk;
     result->invalid = !list->valid;

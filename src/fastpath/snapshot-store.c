@@ -154,6 +154,27 @@ static bool fill_holes(SnapshotStore *store, GError **error)
            error_set_errno(error, -r, "%s: cannot have the space that it needs", store->path);
 }
 
+/* The kernel believes what it reads there, so it is looked at first. */
+static bool check_exceptions(SnapshotStore *store, Store *file, uint64_t disk_size, GError **error)
+{
+    Exceptions list;
+    if (!exceptions_read(file, COWSTORE_BASE, disk_size, &list, error)) {
+        return false;
+    }
+    uint32_t chunk = list.chunk;
+    bool valid = list.valid;
+    exceptions_clear(&list);
+    if (chunk != 0 && chunk != store->chunk) {
+        return error_set(error, EUCLEAN,
+                         "%s: has chunks of %u bytes: must be %u as its header says", store->path,
+                         chunk, store->chunk);
+    }
+    return valid || error_set(error, EIO,
+                              "%s: the kernel has given it up: bring what is there into the image "
+                              "with 'cownbd fold'",
+                              store->path);
+}
+
 static bool reopen(SnapshotStore *store, Image *image, GError **error)
 {
     CowstoreHeader header;
@@ -169,7 +190,8 @@ static bool reopen(SnapshotStore *store, Image *image, GError **error)
                          "%s: a fold into %s was cut off: finish it first with 'cownbd fold'",
                          store->path, image->path);
     }
-    return cowstore_check_origin(file, &header, image, error) && fill_holes(store, error);
+    return cowstore_check_origin(file, &header, image, error) &&
+           check_exceptions(store, file, image->size, error) && fill_holes(store, error);
 }
 
 bool snapshot_store_open(SnapshotStore *store, const char *path, Image *image, uint32_t chunk,

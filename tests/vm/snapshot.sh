@@ -280,9 +280,16 @@ has_overflowed() {
     "$COWNBD" stats --control /run/cownbd/*.sock --json | grep -q '"overflowed" *: *true'
 }
 
+write_and_leave() {
+    local device
+    device=$("$COWNBD" attach -f raw --fast-path=snapshot base.raw)
+    dd if=/dev/urandom of="$device" bs=64k count=4 oflag=direct status=none
+    "$COWNBD" detach --no-fold "$device"
+}
+
 test_refusals() {
     host_folder 100
-    local loop device
+    local loop
     qemu-img create -q -f raw base.raw 8M
     qemu-img convert -f raw -O vmdk base.raw base.vmdk
     fails "$COWNBD" attach --fast-path=snapshot base.vmdk
@@ -296,10 +303,15 @@ test_refusals() {
     fails "$COWNBD" attach -f raw --fast-path=snapshot --name=taken base.raw
     dmsetup remove taken
     [[ $(dmsetup ls) == "No devices found" && $(echo *) != *cownbd-cow* && ! -e /sys/block/nbd0/pid ]]
+    # A store that the kernel has given up is folded, and not used any more.
+    write_and_leave
+    printf '\0' | dd of=base.raw.cownbd-cow bs=1 seek=$(((1 << 20) + 4)) conv=notrunc status=none
+    fails "$COWNBD" attach -f raw --fast-path=snapshot base.raw
+    grep -q 'has given it up' failure
+    "$COWNBD" fold -f raw base.raw 2>told
+    grep -q 'had given the store up' told
     # A store whose header is damaged stays, and is not used.
-    device=$("$COWNBD" attach -f raw --fast-path=snapshot base.raw)
-    dd if=/dev/urandom of="$device" bs=64k count=4 oflag=direct status=none
-    "$COWNBD" detach --no-fold "$device"
+    write_and_leave
     printf x | dd of=base.raw.cownbd-cow bs=1 seek=60 conv=notrunc status=none
     fails "$COWNBD" attach -f raw --fast-path=snapshot base.raw
     grep -q 'damaged' failure
