@@ -132,7 +132,8 @@ static void check_entries(Check *check, uint32_t index)
     const QcowState *s = check->s;
     uint64_t guest = (uint64_t)index << (s->header.cluster_bits + s->header.l2_bits);
     uint64_t l2 = s->l1[index];
-    if (l2 == 0 || g_hash_table_contains(check->skipped, GUINT_TO_POINTER(index))) {
+    if (l2 == 0 || g_hash_table_contains(check->skipped, GUINT_TO_POINTER(index)) ||
+        qcow_table_is_hole(check->image, l2)) {
         return;
     }
     for (uint64_t at = 0; at < s->l2_bytes && check->error == 0; at += 8) {

@@ -8,7 +8,7 @@
 
 #include "base/errors.h"
 
-#define BITS_MAX (UINT64_C(1) << 28) /* clusters of the file: 32 MiB for each of the two */
+#define BITS_MAX (UINT64_C(1) << 27) /* clusters of the file: 16 MiB for each of the two */
 
 static bool bit_get(const uint8_t *bits, uint64_t at)
 {
@@ -135,6 +135,16 @@ bool qcow_scan_entry(const Image *image, QcowUse *use, uint64_t entry)
            qcow_use_take(use, cluster.host, s->cluster_size, false);
 }
 
+/* A table of which the host has no bytes has no entries: a sparse file may claim many such. */
+bool qcow_table_is_hole(const Image *image, uint64_t l2)
+{
+    const QcowState *s = image->state;
+    uint64_t run;
+    bool data;
+    return store_next_data(image->store, l2, s->l2_bytes, &data, &run) == 0 && !data &&
+           run >= s->l2_bytes;
+}
+
 static bool take_clusters(QcowUse *use, Image *image, uint64_t l2, GError **error)
 {
     QcowState *s = image->state;
@@ -169,7 +179,8 @@ bool qcow_scan(Image *image, GError **error)
     }
     bool good = take_tables(&use, image, error);
     for (uint32_t i = 0; good && i < s->header.l1_size; i++) {
-        good = s->l1[i] == 0 || take_clusters(&use, image, s->l1[i], error);
+        good = s->l1[i] == 0 || qcow_table_is_hole(image, s->l1[i]) ||
+               take_clusters(&use, image, s->l1[i], error);
     }
     qcow_use_clear(&use);
     return good;

@@ -122,6 +122,7 @@ bool qcow_scan_head(const Image *image, QcowUse *use, GError **error);
 /* Takes what an L2 entry points to; false when it is not in the file, or not aligned, or another's.
  */
 bool qcow_scan_entry(const Image *image, QcowUse *use, uint64_t entry);
+bool qcow_table_is_hole(const Image *image, uint64_t l2);
 void qcow_use_clear(QcowUse *use);
 /* Takes a range of the file for one user; false when somebody has any of it already. packed: a
  * compressed cluster, which shares with others like it. Does not take it then. */
