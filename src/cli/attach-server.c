@@ -40,6 +40,16 @@ char *attach_server_image(const char *image)
     return path;
 }
 
+bool attach_server_not_attached(const char *image, GError **error)
+{
+    g_autofree char *path = attach_server_image(image);
+    g_autofree char *device = attachment_find(path);
+    return device == NULL || error_set(error, EBUSY,
+                                       "%s: is attached as %s, so the kernel may be writing to it: "
+                                       "detach it first (cownbd detach)",
+                                       image, device);
+}
+
 char *attach_server_file(const char *image, const char *suffix, GError **error)
 {
     g_autofree char *control = control_default_path();

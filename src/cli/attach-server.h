@@ -11,6 +11,10 @@
 /* The real path of an image, also of one whose file is gone. g_free. */
 char *attach_server_image(const char *image);
 
+/* False with *error when a block device of the image is in the kernel: nobody but its server may write
+ * to the image, and when that is dead no lock says so. */
+bool attach_server_not_attached(const char *image, GError **error);
+
 /* A file of ours in the runtime directory: "/run/cownbd/attach-<hash of the image's path>SUFFIX".
  * NULL: there is no such directory. g_free. */
 #define ATTACH_JOURNAL ".journal" /* of the changes that were not flushed: engine/journal.h */

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "cli/attach-server.h"
 #include "cli/cli.h"
 #include "cli/options.h"
 #include "cli/output.h"
@@ -202,7 +203,8 @@ int cli_check(int argc, char **argv)
     }
     bool write = repair != CHECK_REPORT_ONLY;
     ImageOpen how = {.no_backing = true, .write = write, .repair = true};
-    if (!cli_image_open(&common, &how, &error)) {
+    if ((write && !attach_server_not_attached(argv[1], &error)) ||
+        !cli_image_open(&common, &how, &error)) {
         return cli_fail(error);
     }
     g_autoptr(Image) image = image_open(argv[1], &how, &error);

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "base/errors.h"
+#include "cli/attach-server.h"
 #include "cli/cli.h"
 #include "cli/create-target.h"
 #include "cli/options.h"
@@ -304,6 +305,9 @@ int cli_create(int argc, char **argv)
     if (argc < 2 || argc > 3) {
         return cli_fail_usage(&usage, "%d arguments given: must be IMAGE and perhaps SIZE",
                               argc - 1);
+    }
+    if (!attach_server_not_attached(argv[1], &error)) {
+        return cli_fail(error);
     }
     command.path = argv[1];
     command.size_text = argc == 3 ? argv[2] : NULL;

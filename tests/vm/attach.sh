@@ -199,6 +199,8 @@ test_a_device_that_was_left_is_not_forgotten() {
     "$COWNBD" attach --fast-path=off disk.qcow2
     kill_servers
     said 'say --adopt' "$COWNBD" serve -l unix:socket disk.qcow2
+    said 'is attached as /dev/nbd0' "$COWNBD" check --repair=leaks disk.qcow2
+    said 'is attached as /dev/nbd0' "$COWNBD" create -f qcow2 disk.qcow2 16M
     "$COWNBD" detach disk.qcow2
     # A server that is asked to leave detaches what nobody uses, and leaves the rest to the next one.
     serve -n disk --control "$PWD/control" disk.qcow2
