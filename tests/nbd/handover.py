@@ -305,6 +305,61 @@ def test_a_new_process_that_fails_changes_nothing():
             assert load.error is None, load.error
 
 
+def children(pid):
+    found = []
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children") as text:
+                found += [int(child) for child in text.read().split()]
+    except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+        pass
+    return found
+
+
+def kill(pid):
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def kill_the_new_process(server, delay):
+    """Hands over and kills the new process after a while. True when the old one goes on."""
+    asked = subprocess.Popen([os.environ["COWNBD"], "ctl", "--json", "--control", server.control, "handover"],
+                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    until(lambda: asked.poll() is not None or children(server.pid))
+    new = children(server.pid)
+    time.sleep(delay)
+    for pid in new:
+        kill(pid)
+    output = asked.communicate(timeout=wire.TIMEOUT)[0]
+    if asked.returncode == 0:  # too late: there was only the new one
+        pid = json.loads(output)["pid"]
+        kill(pid)
+        server.process.wait(wire.TIMEOUT)
+        until(lambda: not is_running(pid))
+    return asked.returncode != 0
+
+
+def test_the_new_process_is_killed_at_random():
+    kept, delays = 0, random.Random(3)
+    while kept < 10 * SCALE:
+        with Relay(size=64 * MB, images=("disk.qcow2",), image_format="qcow2") as server:
+            loads = [Load(server, number) for number in range(3)]
+            for load in loads:
+                load.start()
+            lives = True
+            while lives and kept < 10 * SCALE:
+                lives = kill_the_new_process(server, delays.random() * 0.06)
+                kept += lives
+                time.sleep(0.1)
+                assert not lives or all(load.error is None for load in loads), [load.error for load in loads]
+            for load in loads:
+                load.stopped = True
+            for load in loads:
+                load.join(wire.TIMEOUT)
+
+
 def test_many_connections():
     with Relay(open_files=4096) as server:
         clients = [server.connect(structured=n % 2 == 0).go() for n in range(500)]
