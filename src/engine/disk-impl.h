@@ -55,6 +55,7 @@ struct Disk {
     GateJob change_job;
     _Atomic uint64_t new_bytes; /* that became writable in place since the disk was opened */
 
+    _Atomic bool has_unsynced; /* something was written that no flush has begun to cover */
     pthread_mutex_t flush_lock;
     Request *flush_waiting; /* flush_lock; for the next flush */
     Request *flush_running; /* the flush job's; answered when it ends */

@@ -8,6 +8,8 @@
  *                           |  ^
  *                           +--+ ends, some wait: they all share the next
  *
+ * Where nothing was answered since the last one, a flush is answered at once.
+ *
  * With metadata to write the job goes through the write-back gate; otherwise it only syncs the
  * data.
  */
@@ -20,7 +22,15 @@ static void sync_job_run(PoolJob *job);
 
 void flush_init(Disk *disk)
 {
+    disk->has_unsynced = true; /* of whoever had the image before */
     pthread_mutex_init(&disk->flush_lock, NULL);
+}
+
+static bool has_metadata(const Disk *disk)
+{
+    const Image *image = disk->image;
+    return (image->format->is_dirty != NULL && image->format->is_dirty(image)) ||
+           journal_has_records(disk);
 }
 
 /* flush_lock is held, no flush is active, somebody waits. [any] */
@@ -29,9 +39,8 @@ static void flush_begin(Disk *disk)
     disk->flush_active = true;
     disk->flush_running = disk->flush_waiting;
     disk->flush_waiting = NULL;
-    const Image *image = disk->image;
-    if ((image->format->is_dirty != NULL && image->format->is_dirty(image)) ||
-        journal_has_records(disk)) {
+    disk->has_unsynced = false; /* what is answered from now on is the next one's */
+    if (has_metadata(disk)) {
         disk->flush_job.job.run = flush_job_run;
         gate_enter(&disk->gate, &disk->flush_job, GATE_WRITEBACK);
     } else {
@@ -50,6 +59,9 @@ static void flush_end(Disk *disk, int result)
 {
     Request *done = disk->flush_running;
     pthread_mutex_lock(&disk->flush_lock);
+    if (result < 0) {
+        disk->has_unsynced = true;
+    }
     disk->flush_running = NULL;
     disk->flush_active = false;
     if (disk->flush_waiting != NULL) {
@@ -97,6 +109,22 @@ static void sync_job_run(PoolJob *job)
     flush_end(disk, store_sync(disk->image->store));
 }
 
+/* False: there is nothing to flush. A device of which the kernel moves the data flushes the server
+ * with everything else, most often for nothing. */
+static bool flush_enter(Disk *disk, Request *request)
+{
+    with_mutex(&disk->flush_lock);
+    if (!disk->flush_active && !disk->has_unsynced && !has_metadata(disk)) {
+        return false;
+    }
+    request->next = disk->flush_waiting;
+    disk->flush_waiting = request;
+    if (!disk->flush_active) {
+        flush_begin(disk);
+    }
+    return true;
+}
+
 void flush_start(Request *request)
 {
     Disk *disk = request_disk(request);
@@ -104,16 +132,14 @@ void flush_start(Request *request)
         request_complete(request, 0);
         return;
     }
-    with_mutex(&disk->flush_lock);
-    request->next = disk->flush_waiting;
-    disk->flush_waiting = request;
-    if (!disk->flush_active) {
-        flush_begin(disk);
+    if (!flush_enter(disk, request)) {
+        request_complete(request, 0);
     }
 }
 
 void request_complete_changed(Request *request, int result)
 {
+    request_disk(request)->has_unsynced = true; /* before anybody is told */
     if (result == 0 && (request->flags & REQUEST_FUA)) {
         flush_start(request);
     } else {

@@ -103,6 +103,7 @@ void lease_detach(Disk *disk)
 {
     pthread_mutex_lock(&disk->map_lock);
     Lease *lease = disk->lease;
+    disk->has_unsynced = true;
     rangeset_clear(&lease->held);
     Request *granted = admit_parked(disk);
     disk->lease = NULL;
@@ -175,6 +176,8 @@ bool lease_commit(Disk *disk, const Range *ranges, unsigned count)
         return false;
     }
     lease->committed = true;
+    /* What the kernel wrote to a line that goes away now is flushed by the server from here on. */
+    disk->has_unsynced = true;
     rangeset_copy(&lease->before, &lease->held);
     for (unsigned i = 0; i < count; i++) {
         rangeset_add(&lease->next, ranges[i].offset, ranges[i].length);

@@ -30,7 +30,7 @@ static void reclaim_end(Request *request, int result)
 {
     g_free(request->work);
     request->work = NULL;
-    request_complete(request, result);
+    request_complete_changed(request, result);
 }
 
 static void step_done(Request *request, int result, uint64_t at)

@@ -4,9 +4,9 @@
  *      time of a flush = what the files take anyhow + lines x LINE_FLUSH_NS
  *
  * With few flushes that does not matter, and every line saves requests to the server. A device that
- * does little else than flush would spend most of its time on lines. So their share of the time is
- * bounded: flushes a second x lines x LINE_FLUSH_NS <= 1/3. For who only writes and flushes this
- * means half as long again as with one line, at most.
+ * does little else than flush would spend most of its time on lines. So they may take half of the
+ * time that is left between two flushes when theirs is taken off: who only writes and flushes takes
+ * half as long again as with one line, at most.
  *
  * The bound falls at once and rises when it could have been twice as high for RISE_US: a table is
  * not swapped back and forth by a load that comes in waves.
@@ -18,8 +18,8 @@
 
 #include "base/bytes.h"
 
-#define LINE_FLUSH_NS UINT64_C(3000) /* measured: 3 to 5 us in a guest, less on real machines */
-#define INTERVAL_US   UINT64_C(500000)
+#define LINE_FLUSH_NS UINT64_C(4000) /* measured: 3 to 5 us in a guest, less on real machines */
+#define INTERVAL_US   UINT64_C(250000)
 #define RISE_US       UINT64_C(10000000)
 #define LINES_MIN     8u
 
@@ -51,7 +51,9 @@ static unsigned good_lines(const Linear *linear, uint64_t flushes, uint64_t us)
     if (flushes == 0) {
         return linear->lines_max;
     }
-    uint64_t lines = us * 1000 / 3 / (flushes * LINE_FLUSH_NS);
+    uint64_t each = us * 1000 / flushes, by_lines = linear->table.lines * LINE_FLUSH_NS;
+    uint64_t rest = max_u64(each - min_u64(by_lines, each), each / 8);
+    uint64_t lines = rest / 2 / LINE_FLUSH_NS;
     return (unsigned)max_u64(min_u64(lines, linear->lines_max), MIN(LINES_MIN, linear->lines_max));
 }
 
