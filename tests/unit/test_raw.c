@@ -74,7 +74,8 @@ START_TEST(formats_are_found_by_name_and_by_magic)
     ck_assert_ptr_eq(format_find("raw"), &format_raw);
     ck_assert_ptr_eq(format_find("qcow2"), &format_qcow2);
     ck_assert_ptr_eq(format_find("vmdk"), &format_vmdk);
-    ck_assert_ptr_null(format_find("qcow"));
+    ck_assert_ptr_eq(format_find("qcow"), &format_qcow);
+    ck_assert_ptr_null(format_find("qcow3"));
     ck_assert_ptr_null(format_find(""));
     ck_assert_ptr_eq(format_probe(head, sizeof head, "x"), &format_qcow2);
     memset(head, 0, sizeof head);
