@@ -15,7 +15,8 @@
 #
 # Jobs, by the state of the image: full, allocated from end to end; empty, nothing allocated, and the time is taken
 # for all from the first write to the flush at the end; lines, every second cluster allocated, so that the table of
-# `linear` has as many lines as it may have.
+# `linear` has as many lines as it may have; with two seconds of the same load before what is measured, and at most three
+# rounds.
 #
 # One line for each measurement goes to the output: JOB DEVICE PER-SECOND (operations, of empty-* bytes).
 . "$(dirname "$0")/lib.sh"
@@ -124,7 +125,8 @@ fio_options() {
     esac
     case $1 in
     full-*) options+=("size=${size}M" time_based "runtime=${slice}ms") ;;
-    lines-*) options+=(size=64k time_based "runtime=${slice}ms") ;;
+    # After a while: a device that flushes a lot is given fewer lines.
+    lines-*) options+=(size=64k time_based ramp_time=2s "runtime=$((slice * 5))ms") ;;
     empty-write-4k) options+=("size=${size}M" "io_size=$((size / 4))M" end_fsync=1) ;;
     empty-*) options+=("size=${size}M" end_fsync=1) ;;
     esac
@@ -165,12 +167,13 @@ jobs_of() {
 
 # All devices are there at once, and measured in turn: what else the machine does hits all alike.
 measure_standing() {
-    local state=$1 job name
+    local state=$1 rounds=$rounds job name
     [[ $(jobs_of "$state") ]] || return 0
     for name in $devices; do
         make_image "$name" "$state"
         "open_$name"
     done
+    [[ $state == full || $rounds -lt 3 ]] || rounds=3
     for job in $(jobs_of "$state"); do
         measure "$job" "$rounds" $devices
     done
