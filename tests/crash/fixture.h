@@ -25,6 +25,7 @@ typedef struct Setup {
     bool snapshot;           /* and an internal snapshot, which shares all clusters; the same */
     bool dirty;              /* data is there, the last writer was cut off, refcounts are stale */
     uint64_t metadata_cache; /* 0: the default */
+    unsigned requests;       /* of a run, fewer where a table fills up soon; 0: the default */
 } Setup;
 
 typedef struct Fixture {

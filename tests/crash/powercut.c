@@ -68,7 +68,8 @@ static void count(Totals *totals, const char *name, uint64_t states, Verifier *v
 static RunOptions run_options(uint64_t seed, const Fixture *fixture, FaultPlan *plan)
 {
     Random random = random_new(seed ^ 0x72756e73);
-    RunOptions options = {.seed = seed, .requests = option_requests};
+    unsigned requests = fixture->setup->requests;
+    RunOptions options = {.seed = seed, .requests = requests ? requests : option_requests};
     options.depth_max = 1 + random_below(&random, 8);
     options.record.seed = seed;
     options.record.eagain_percent = (unsigned[]){0, 20, 60, 100}[random_below(&random, 4)];
