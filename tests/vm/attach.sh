@@ -315,10 +315,18 @@ has_lines() {
 }
 
 # The last: the kernel has them no more.
+# With all targets that earlier tests have brought in.
+remove_device_mapper() {
+    local holder
+    for holder in /sys/module/dm_mod/holders/*; do
+        [[ ! -e $holder ]] || modprobe -r "${holder##*/}" || true
+    done
+    modprobe -r dm-mod
+}
+
 test_without_device_mapper() {
     "$COWNBD" create -f qcow2 disk.qcow2 16M
-    modprobe -r dm-snapshot
-    modprobe -r dm-mod
+    eventually "the end of all devices" remove_device_mapper
     mkdir -p /etc/modprobe.d
     echo 'install dm-mod /bin/false' >/etc/modprobe.d/no-dm.conf
     [[ $("$COWNBD" attach disk.qcow2) == /dev/nbd0 ]]
