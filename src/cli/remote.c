@@ -4,6 +4,7 @@
 #include "cli/remote.h"
 
 #include "base/errors.h"
+#include "cli/options.h"
 #include "cli/output.h"
 #include "control/control.h"
 
@@ -56,4 +57,24 @@ int remote_print_json(JsonObject *answer)
     json_object_unref(answer);
     output_json(node);
     return output_finish(0);
+}
+
+int remote_show(const CliUsage *usage, int argc, char **argv, const char *verb,
+                int (*print_human)(JsonObject *answer))
+{
+    g_autofree char *control = NULL;
+    const GOptionEntry own[] = {REMOTE_ENTRY(&control), {NULL}};
+    g_auto(CliCommon) common = {0};
+    g_autoptr(GError) error = NULL;
+    if (!cli_parse(usage, own, &common, &argc, &argv, &error)) {
+        return cli_fail_usage(usage, "%s", error->message);
+    }
+    if (argc != 1) {
+        return cli_fail_usage(usage, "'%s': it takes no arguments", argv[1]);
+    }
+    g_autoptr(JsonObject) answer = remote_call(control, verb, NULL, &error);
+    if (answer == NULL) {
+        return cli_fail(error);
+    }
+    return common.json ? remote_print_json(g_steal_pointer(&answer)) : print_human(answer);
 }

@@ -7,6 +7,9 @@
 #include <glib.h>
 #include <json-glib/json-glib.h>
 
+#include "cli/cli.h"
+#include "cli/options.h"
+
 /* The option --control PATH, for a subcommand's own entries. */
 #define REMOTE_ENTRY(variable)                                                           \
     {                                                                                    \
@@ -21,5 +24,10 @@ JsonObject *remote_call(const char *path, const char *verb, JsonObject *argument
 
 /* Prints the answer, without "ok", as a document; takes it. The exit status. */
 int remote_print_json(JsonObject *answer);
+
+/* All of a subcommand without arguments: asks verb, and shows the answer, as a document with --json,
+ * else by print_human. The exit status. */
+int remote_show(const CliUsage *usage, int argc, char **argv, const char *verb,
+                int (*print_human)(JsonObject *answer));
 
 #endif

@@ -122,19 +122,5 @@ static int print_human(JsonObject *answer)
 
 int cli_stats(int argc, char **argv)
 {
-    g_autofree char *control = NULL;
-    const GOptionEntry own[] = {REMOTE_ENTRY(&control), {NULL}};
-    g_auto(CliCommon) common = {0};
-    g_autoptr(GError) error = NULL;
-    if (!cli_parse(&usage, own, &common, &argc, &argv, &error)) {
-        return cli_fail_usage(&usage, "%s", error->message);
-    }
-    if (argc != 1) {
-        return cli_fail_usage(&usage, "'%s': it takes no arguments", argv[1]);
-    }
-    g_autoptr(JsonObject) answer = remote_call(control, "stats", NULL, &error);
-    if (answer == NULL) {
-        return cli_fail(error);
-    }
-    return common.json ? remote_print_json(g_steal_pointer(&answer)) : print_human(answer);
+    return remote_show(&usage, argc, argv, "stats", print_human);
 }

@@ -50,7 +50,6 @@ typedef struct AttachmentOptions {
     const char *device; /* "/dev/nbdN"; NULL: any that is free */
     bool read_only;
     bool adopt; /* goes on with the devices that a dead server left; makes new ones if none are */
-    bool connected; /* adopt: the kernel's sockets are being served already (handed over) */
     unsigned lines_max;
     unsigned dead_timeout;    /* seconds without a server until the device fails */
     unsigned request_timeout; /* seconds until a request without an answer is sent again */
