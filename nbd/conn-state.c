@@ -22,6 +22,8 @@ void conn_state_free(ConnState *state)
     g_byte_array_unref(state->input);
     g_byte_array_unref(state->output);
     g_clear_pointer(&state->skipped, g_byte_array_unref);
+    g_clear_pointer(&state->meta_export, export_put);
+    g_clear_pointer(&state->export, export_put);
     g_free(state);
 }
 
@@ -64,8 +66,8 @@ ConnState *conn_state_take(const Conn *conn)
     state->extended = conn->extended;
     state->contexts = conn->contexts;
     state->draining = conn->draining;
-    state->meta_export = conn->meta_export;
-    state->export = conn->phase == CONN_TRANSMISSION ? conn->export : NULL;
+    state->meta_export = conn->meta_export != NULL ? export_get(conn->meta_export) : NULL;
+    state->export = conn->phase == CONN_TRANSMISSION ? export_get(conn->export) : NULL;
     take_input(conn, state);
     for (const NbdRequest *request = conn->queue; request != NULL; request = request->next) {
         append_reply(state->output, request);
@@ -73,17 +75,17 @@ ConnState *conn_state_take(const Conn *conn)
     return state;
 }
 
-void conn_state_apply(Conn *conn, const ConnState *state)
+void conn_state_apply(Conn *conn, ConnState *state)
 {
     conn->fixed_newstyle = state->fixed_newstyle;
     conn->no_zeroes = state->no_zeroes;
     conn->structured = state->structured;
     conn->extended = state->extended;
     conn->contexts = state->contexts;
-    conn->meta_export = state->meta_export;
+    conn_set_meta_export(conn, g_steal_pointer(&state->meta_export));
     conn->phase = state->phase;
     if (state->phase == CONN_TRANSMISSION) {
-        conn_start_transmission(conn, state->export);
+        conn_start_transmission(conn, g_steal_pointer(&state->export));
     } else {
         conn_restart_timer(conn);
     }

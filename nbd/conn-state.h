@@ -21,14 +21,14 @@ typedef enum { CONN_FLAGS, CONN_OPTIONS, CONN_TRANSMISSION } ConnPhase;
 typedef struct ConnState {
     ConnPhase phase;
     bool fixed_newstyle, no_zeroes, structured, extended;
-    uint8_t contexts;          /* as in Conn */
-    bool draining;             /* the client has ended; output is still to be sent */
-    const Export *meta_export; /* or NULL */
-    const Export *export;      /* set in TRANSMISSION */
-    GByteArray *input;         /* never NULL */
-    GByteArray *output;        /* never NULL */
-    uint64_t skip;             /* bytes after input to throw away */
-    GByteArray *skipped;       /* to send when that is done; NULL: nothing */
+    uint8_t contexts;    /* as in Conn */
+    bool draining;       /* the client has ended; output is still to be sent */
+    Export *meta_export; /* pinned, or NULL */
+    Export *export;      /* set in TRANSMISSION; pinned */
+    GByteArray *input;   /* never NULL */
+    GByteArray *output;  /* never NULL */
+    uint64_t skip;       /* bytes after input to throw away */
+    GByteArray *skipped; /* to send when that is done; NULL: nothing */
 } ConnState;
 
 /* A state without input and output. [any] */
@@ -39,7 +39,7 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(ConnState, conn_state_free)
 /* What conn's state is; conn is as before. Nothing of it is in the engine. [worker] */
 ConnState *conn_state_take(const Conn *conn);
 
-/* Makes a fresh connection be in that state. [worker] */
-void conn_state_apply(Conn *conn, const ConnState *state);
+/* Makes a fresh connection be in that state, whose pins it takes. [worker] */
+void conn_state_apply(Conn *conn, ConnState *state);
 
 #endif

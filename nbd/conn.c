@@ -356,6 +356,8 @@ void conn_unref(Conn *conn)
 {
     if (--conn->refs == 0) {
         NbdLocal *local = conn->local;
+        g_clear_pointer(&conn->export, export_put);
+        conn_set_meta_export(conn, NULL);
         if (conn->gone != NULL) {
             conn->gone(conn->gone_argument);
         }
@@ -405,12 +407,18 @@ void conn_restart_timer(Conn *conn)
     }
 }
 
-void conn_start_transmission(Conn *conn, const Export *export)
+void conn_set_meta_export(Conn *conn, Export *export)
+{
+    g_clear_pointer(&conn->meta_export, export_put);
+    conn->meta_export = export;
+}
+
+void conn_start_transmission(Conn *conn, Export *export)
 {
     free_event(&conn->timer);
     conn->export = export;
     conn->phase = CONN_TRANSMISSION;
-    conn->counters = &conn->local->counters[export->index];
+    conn->counters = nbd_local_counters(conn->local, export);
     nbd_count(&conn->counters->connects, 1);
     conn->expect_large = false;
     conn->header_size = conn->extended ? NBD_EXTENDED_REQUEST_SIZE : NBD_REQUEST_SIZE;

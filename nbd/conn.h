@@ -52,8 +52,8 @@ struct Conn {
     bool extended;   /* headers of 32 bytes both ways */
     uint8_t
         contexts; /* a set of MetaContexts, chosen for meta_export; in TRANSMISSION for export */
-    const Export *meta_export; /* for which contexts were chosen, or NULL */
-    const Export *export;      /* set in TRANSMISSION */
+    Export *meta_export; /* for which contexts were chosen, pinned; or NULL */
+    Export *export;      /* set in TRANSMISSION; pinned */
 
     /* input */
     Stash stash;
@@ -75,9 +75,9 @@ struct Conn {
 
 /* How a connection begins; all zero: a client that is to be greeted. */
 typedef struct ConnStart {
-    const Export *export; /* not NULL: in transmission, with simple replies */
-    ConnState *state;     /* not NULL: another process has come so far with it; taken */
-    NbdGone gone;         /* may be NULL */
+    Export *export;   /* not NULL: in transmission, with simple replies; its pin is taken */
+    ConnState *state; /* not NULL: another process has come so far with it; taken */
+    NbdGone gone;     /* may be NULL */
     void *gone_argument;
 } ConnStart;
 
@@ -114,8 +114,11 @@ void conn_break(Conn *conn);
 /* The next length bytes are thrown away; then request (may be NULL) is sent. */
 void conn_skip(Conn *conn, uint64_t length, NbdRequest *request);
 
-/* The handshake is over: no more time-out. */
-void conn_start_transmission(Conn *conn, const Export *export);
+/* The handshake is over: no more time-out. Takes the pin of export. */
+void conn_start_transmission(Conn *conn, Export *export);
+
+/* Contexts are chosen for export, whose pin is taken; NULL: there are none. */
+void conn_set_meta_export(Conn *conn, Export *export);
 
 /* The handshake has gone on a step: the time-out begins anew. */
 void conn_restart_timer(Conn *conn);

@@ -59,10 +59,12 @@ static size_t take_client_flags(Conn *conn, const uint8_t *bytes, size_t length)
     return NBD_CLIENT_FLAGS_SIZE;
 }
 
-static void begin_transmission(Conn *conn, const Export *export)
+/* Takes the pin of export. */
+static void begin_transmission(Conn *conn, Export *export)
 {
     if (conn->meta_export != export) {
         conn->contexts = 0;
+        conn_set_meta_export(conn, NULL);
     }
     conn_start_transmission(conn, export);
     log_debug("client %d uses '%s'", conn->fd, export->name);
@@ -76,8 +78,7 @@ static void answer_export_name(Conn *conn, const uint8_t *data, size_t length)
         conn_break(conn);
         return;
     }
-    const Export *export =
-        export_table_find(conn->local->server->exports, (const char *)data, length);
+    Export *export = export_table_get(conn->local->server->exports, (const char *)data, length);
     if (export == NULL) {
         log_limited(LOG_LEVEL_INFO, "client dropped: it asked for an export that is not here");
         conn_break(conn);
@@ -143,9 +144,9 @@ static void put_wanted_infos(GByteArray *out, uint32_t option, const Export *exp
     }
 }
 
-/* INFO and GO. Returns the export to begin transmission with, NULL to go on with options. */
-static const Export *answer_info(Conn *conn, uint32_t option, const uint8_t *data, size_t length,
-                                 GByteArray *out)
+/* INFO and GO. Returns the export to begin transmission with, pinned; NULL to go on with options. */
+static Export *answer_info(Conn *conn, uint32_t option, const uint8_t *data, size_t length,
+                           GByteArray *out)
 {
     NbdInfoRequest asked;
     if (!nbd_unpack_info_request(data, length, &asked)) {
@@ -153,8 +154,8 @@ static const Export *answer_info(Conn *conn, uint32_t option, const uint8_t *dat
                             "the lengths inside the option do not add up");
         return NULL;
     }
-    const Export *export =
-        export_table_find(conn->local->server->exports, asked.name, asked.name_length);
+    g_autoptr(Export) export =
+        export_table_get(conn->local->server->exports, asked.name, asked.name_length);
     if (export == NULL) {
         handshake_put_error(out, option, NBD_REP_ERR_UNKNOWN, "no export is called '%.*s'",
                             (int)asked.name_length, asked.name);
@@ -163,7 +164,7 @@ static const Export *answer_info(Conn *conn, uint32_t option, const uint8_t *dat
     put_info_export(out, option, conn, export);
     put_wanted_infos(out, option, export, &asked);
     handshake_put_reply(out, option, NBD_REP_ACK, NULL, 0);
-    return option == NBD_OPT_GO ? export : NULL;
+    return option == NBD_OPT_GO ? g_steal_pointer(&export) : NULL;
 }
 
 static void answer_list(Conn *conn, size_t length, GByteArray *out)
@@ -172,9 +173,9 @@ static void answer_list(Conn *conn, size_t length, GByteArray *out)
         handshake_put_error(out, NBD_OPT_LIST, NBD_REP_ERR_INVALID, "LIST has no data");
         return;
     }
-    const ExportTable *exports = conn->local->server->exports;
-    for (unsigned i = 0; i < export_table_count(exports); i++) {
-        const Export *export = export_table_get(exports, i);
+    g_autoptr(GPtrArray) exports = export_table_get_all(conn->local->server->exports);
+    for (unsigned i = 0; i < exports->len; i++) {
+        const Export *export = g_ptr_array_index(exports, i);
         uint32_t name_length = strlen(export->name);
         g_autoptr(GByteArray) item = g_byte_array_new();
         uint8_t number[4];
@@ -212,7 +213,7 @@ static void answer_reply_form(Conn *conn, uint32_t option, size_t length, GByteA
 static void answer(Conn *conn, uint32_t option, const uint8_t *data, size_t length)
 {
     g_autoptr(GByteArray) out = g_byte_array_new();
-    const Export *chosen = NULL;
+    Export *chosen = NULL;
     switch (option) {
     case NBD_OPT_ABORT:
         handshake_put_reply(out, option, NBD_REP_ACK, NULL, 0);

@@ -66,7 +66,7 @@ void meta_context_answer(Conn *conn, uint32_t option, const uint8_t *data, size_
     NbdMetaRequest asked;
     uint8_t found;
     if (set) {
-        conn->meta_export = NULL;
+        conn_set_meta_export(conn, NULL);
     }
     if (!conn->structured) {
         handshake_put_error(out, option, NBD_REP_ERR_INVALID,
@@ -78,8 +78,8 @@ void meta_context_answer(Conn *conn, uint32_t option, const uint8_t *data, size_
                             "the lengths inside the option do not add up");
         return;
     }
-    const Export *export =
-        export_table_find(conn->local->server->exports, asked.name, asked.name_length);
+    g_autoptr(Export) export =
+        export_table_get(conn->local->server->exports, asked.name, asked.name_length);
     if (export == NULL) {
         handshake_put_error(out, option, NBD_REP_ERR_UNKNOWN, "no export is called '%.*s'",
                             (int)asked.name_length, asked.name);
@@ -91,7 +91,7 @@ void meta_context_answer(Conn *conn, uint32_t option, const uint8_t *data, size_
         }
     }
     if (set && found != 0) {
-        conn->meta_export = export;
+        conn_set_meta_export(conn, g_steal_pointer(&export));
         conn->contexts = found;
     }
     handshake_put_reply(out, option, NBD_REP_ACK, NULL, 0);

@@ -26,8 +26,8 @@ static void stop_local(WorkerMessage *message)
     }
 }
 
-NbdServer *nbd_server_new(const ExportTable *exports, const NbdLimits *limits,
-                          Worker *const *workers, unsigned worker_count)
+NbdServer *nbd_server_new(ExportTable *exports, const NbdLimits *limits, Worker *const *workers,
+                          unsigned worker_count)
 {
     NbdServer *server = g_new0(NbdServer, 1);
     server->exports = exports;
@@ -43,7 +43,6 @@ NbdServer *nbd_server_new(const ExportTable *exports, const NbdLimits *limits,
         server->locals[i].worker = workers[i];
         server->locals[i].stop.run = stop_local;
         server_freeze_init_local(&server->locals[i]);
-        server->locals[i].counters = g_new0(NbdCounters, export_table_count(exports));
     }
     return server;
 }
@@ -95,13 +94,12 @@ void nbd_server_adopt(NbdServer *server, int fd, ConnState *state)
     conn_new(local, fd, &(ConnStart){.state = state});
 }
 
-void nbd_server_attach(NbdServer *server, const Export *export, int fd, NbdGone gone,
-                       void *gone_argument)
+void nbd_server_attach(NbdServer *server, Export *export, int fd, NbdGone gone, void *gone_argument)
 {
     NbdLocal *local = least_loaded(server);
     atomic_fetch_add(&server->conn_count, 1);
     atomic_fetch_add(&local->conn_count, 1);
-    ConnStart start = {.export = export, .gone = gone, .gone_argument = gone_argument};
+    ConnStart start = {.export = export_get(export), .gone = gone, .gone_argument = gone_argument};
     conn_new(local, fd, &start);
 }
 
@@ -111,11 +109,28 @@ void nbd_server_conn_gone(NbdLocal *local)
     count_gone(local->server);
 }
 
+/* An export gets its counters, one set a worker, from the worker that needs them first. */
+NbdCounters *nbd_local_counters(NbdLocal *local, Export *export)
+{
+    NbdServer *server = local->server;
+    void *counters = atomic_load(&export->counters);
+    if (counters == NULL) {
+        void *fresh = g_new0(NbdCounters, server->local_count);
+        if (atomic_compare_exchange_strong(&export->counters, &counters, fresh)) {
+            counters = fresh;
+        } else {
+            g_free(fresh);
+        }
+    }
+    return (NbdCounters *)counters + (local - server->locals);
+}
+
 void nbd_server_get_counts(const NbdServer *server, const Export *export, NbdCounts *counts)
 {
+    const NbdCounters *counters = atomic_load(&export->counters);
     *counts = (NbdCounts){0};
-    for (unsigned i = 0; i < server->local_count; i++) {
-        nbd_counters_add(&server->locals[i].counters[export->index], counts);
+    for (unsigned i = 0; counters != NULL && i < server->local_count; i++) {
+        nbd_counters_add(&counters[i], counts);
     }
 }
 
@@ -153,7 +168,6 @@ void nbd_server_free(NbdServer *server)
         nbd_request_free_spare(local);
         buffers_clear(&local->buffers);
         g_free(local->scratch);
-        g_free(local->counters);
     }
     pthread_mutex_destroy(&server->freeze_lock);
     pthread_cond_destroy(&server->freeze_changed);

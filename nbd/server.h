@@ -44,7 +44,6 @@ typedef struct NbdLocal {
     Buffers buffers;
     NbdRequest *spare; /* free list */
     unsigned spare_count;
-    NbdCounters *counters; /* for each export; read by others */
     bool stopping;
     unsigned submitted; /* requests that are the node's */
     bool frozen;        /* nothing is read */
@@ -55,7 +54,7 @@ typedef struct NbdLocal {
 } NbdLocal;
 
 struct NbdServer {
-    const ExportTable *exports;
+    ExportTable *exports;
     NbdLimits limits;
     NbdLocal *locals;
     unsigned local_count;
@@ -72,8 +71,8 @@ struct NbdServer {
 };
 
 /* The workers and the exports must outlive the server. [main] */
-NbdServer *nbd_server_new(const ExportTable *exports, const NbdLimits *limits,
-                          Worker *const *workers, unsigned worker_count);
+NbdServer *nbd_server_new(ExportTable *exports, const NbdLimits *limits, Worker *const *workers,
+                          unsigned worker_count);
 
 /* Serves a connected socket (non-blocking, options set). Takes fd; closes it when there are too
  * many. [any] */
@@ -81,7 +80,7 @@ void nbd_server_accept(NbdServer *server, int fd);
 
 /* Serves export over a connected socket whose other end begins with requests at once and takes simple
  * replies: the kernel's nbd. Takes fd; never refused for max_clients. gone may be NULL. [any] */
-void nbd_server_attach(NbdServer *server, const Export *export, int fd, NbdGone gone,
+void nbd_server_attach(NbdServer *server, Export *export, int fd, NbdGone gone,
                        void *gone_argument);
 
 /* What was counted for an export since the start, all workers together. Numbers of one moment need
@@ -125,6 +124,9 @@ void nbd_server_abandon(NbdServer *server);
 
 /* Goes on with a connection of another process. Takes fd and state. [any] */
 void nbd_server_adopt(NbdServer *server, int fd, ConnState *state);
+
+/* For conn.c: where its worker counts for export. [worker] */
+NbdCounters *nbd_local_counters(NbdLocal *local, Export *export);
 
 /* For transmission.c: a request goes to its node, comes back. [worker] */
 void nbd_local_submitted(NbdLocal *local);

@@ -102,12 +102,12 @@ static bool flag(const ChannelMessage *message, const char *key)
     return json_object_get_boolean_member_with_default(message->object, key, FALSE);
 }
 
-/* The export that a member names; false when it names one that is not here. */
-static bool take_export(const ChannelMessage *message, const char *key, const ExportTable *exports,
-                        const Export **export)
+/* The export that a member names, pinned; false when it names one that is not here. */
+static bool take_export(const ChannelMessage *message, const char *key, ExportTable *exports,
+                        Export **export)
 {
     const char *name = json_object_get_string_member_with_default(message->object, key, NULL);
-    *export = name != NULL ? export_table_find(exports, name, strlen(name)) : NULL;
+    *export = name != NULL ? export_table_get(exports, name, strlen(name)) : NULL;
     return name == NULL || *export != NULL;
 }
 
@@ -126,8 +126,7 @@ static bool take_all_bytes(const ChannelMessage *message, ConnState *state)
     return true;
 }
 
-ConnState *handover_take_conn(const ChannelMessage *message, const ExportTable *exports,
-                              GError **error)
+ConnState *handover_take_conn(const ChannelMessage *message, ExportTable *exports, GError **error)
 {
     g_autoptr(ConnState) state = conn_state_new();
     int64_t phase = number(message, "phase");

@@ -12,7 +12,6 @@
 bool handover_send_conn(int channel, int fd, const ConnState *state, GError **error);
 
 /* The state that such a message tells, its exports looked up by name. NULL: *error. */
-ConnState *handover_take_conn(const ChannelMessage *message, const ExportTable *exports,
-                              GError **error);
+ConnState *handover_take_conn(const ChannelMessage *message, ExportTable *exports, GError **error);
 
 #endif

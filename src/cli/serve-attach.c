@@ -153,7 +153,7 @@ bool serve_attach_check(Serve *serve, GError **error)
 /* Where one image's connections go. Lives as long as the server. */
 typedef struct Target {
     NbdServer *server;
-    const Export *export;
+    Export *export;
     AttachmentOptions how; /* without strings */
 } Target;
 

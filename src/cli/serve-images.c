@@ -78,13 +78,12 @@ static bool add_image(Serve *serve, const char *path, const char *name, const ch
     served->path = path;
     served->real_path = real_path_of(path);
     g_ptr_array_add(serve->images, served);
-    if (!open_served(serve, served, error) ||
-        !export_table_add(serve->exports, name, description, disk_node(served->disk),
-                          !served->write, error)) {
+    if (!open_served(serve, served, error)) {
         return false;
     }
-    served->export = export_table_get(serve->exports, export_table_count(serve->exports) - 1);
-    return true;
+    served->export = export_table_add(serve->exports, name, description, disk_node(served->disk),
+                                      !served->write, error);
+    return served->export != NULL;
 }
 
 bool serve_images_open(Serve *serve, GError **error)
@@ -129,7 +128,7 @@ bool serve_images_reopen(Serve *serve, GError **error)
         if (!open_served(serve, served, error)) {
             return false;
         }
-        export_table_set_node(serve->exports, served->export, disk_node(served->disk));
+        served->export->node = disk_node(served->disk); /* nobody looks at it: all is still */
     }
     return true;
 }

@@ -58,7 +58,7 @@ typedef struct ServedImage {
     bool write;
     Image *image; /* the disk's; no reference of its own */
     Disk *disk;
-    const Export *export;
+    Export *export;
     bool mend; /* its last server was killed: leaked space is looked for when it is closed */
 } ServedImage;
 

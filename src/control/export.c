@@ -1,47 +1,73 @@
 /*
  * The table of exports: names to nodes.
  *
- * A plain array, looked through from the start: a server has a few exports, and a name is looked up
- * once a connection. What must stay true: names are unique, so that the order of adding decides
- * nothing but which export is the default.
+ * A plain array, looked through from the start: a server has a few exports, or some hundred, and a
+ * name is looked up once a connection. What must stay true: names in the table are unique, so that
+ * the order of adding decides nothing but which export is the default; an export that is removed is
+ * never pinned by its name again, so that its pins only become fewer.
  */
 #include "control/export.h"
 
+#include <pthread.h>
 #include <string.h>
 
+#include "base/cleanup.h"
 #include "base/errors.h"
 
 struct ExportTable {
-    GPtrArray *exports;
+    pthread_mutex_t lock;
+    GPtrArray *exports; /* lock */
+    ExportIdle idle;    /* may be NULL */
+    void *context;
 };
 
-static void export_free(void *data)
+struct ExportPins {
+    ExportTable *table;
+    unsigned count; /* lock of the table, as the next */
+    bool removed;
+};
+
+static void free_export(Export *export)
 {
-    Export *export = data;
     g_free(export->name);
     g_free(export->description);
+    g_free(export->pins);
+    g_free(atomic_load(&export->counters));
     g_free(export);
 }
 
 ExportTable *export_table_new(void)
 {
     ExportTable *table = g_new0(ExportTable, 1);
-    table->exports = g_ptr_array_new_with_free_func(export_free);
+    pthread_mutex_init(&table->lock, NULL);
+    table->exports = g_ptr_array_new();
     return table;
+}
+
+void export_table_set_idle(ExportTable *table, ExportIdle idle, void *context)
+{
+    table->idle = idle;
+    table->context = context;
 }
 
 void export_table_free(ExportTable *table)
 {
-    if (table != NULL) {
-        g_ptr_array_unref(table->exports);
-        g_free(table);
+    if (table == NULL) {
+        return;
     }
+    for (unsigned i = 0; i < table->exports->len; i++) {
+        free_export(g_ptr_array_index(table->exports, i));
+    }
+    g_ptr_array_unref(table->exports);
+    pthread_mutex_destroy(&table->lock);
+    g_free(table);
 }
 
-static const Export *find_exact(const ExportTable *table, const char *name, size_t length)
+/* lock is held */
+static Export *find(const ExportTable *table, const char *name, size_t length)
 {
     for (unsigned i = 0; i < table->exports->len; i++) {
-        const Export *export = g_ptr_array_index(table->exports, i);
+        Export *export = g_ptr_array_index(table->exports, i);
         if (strlen(export->name) == length && memcmp(export->name, name, length) == 0) {
             return export;
         }
@@ -49,8 +75,7 @@ static const Export *find_exact(const ExportTable *table, const char *name, size
     return NULL;
 }
 
-bool export_table_add(ExportTable *table, const char *name, const char *description, Node *node,
-                      bool read_only, GError **error)
+static bool check_texts(const char *name, const char *description, GError **error)
 {
     size_t length = strlen(name);
     if (length > EXPORT_NAME_MAX) {
@@ -62,48 +87,116 @@ bool export_table_add(ExportTable *table, const char *name, const char *descript
         return error_set(error, EINVAL, "export name '%s': must be UTF-8: name it with --name",
                          shown);
     }
-    if (description != NULL &&
-        (strlen(description) > EXPORT_NAME_MAX || !g_utf8_validate(description, -1, NULL))) {
-        return error_set(error, EINVAL,
-                         "description of export '%s': must be UTF-8 of at most %d bytes", name,
-                         EXPORT_NAME_MAX);
+    return description == NULL ||
+           (strlen(description) <= EXPORT_NAME_MAX && g_utf8_validate(description, -1, NULL)) ||
+           error_set(error, EINVAL, "description of export '%s': must be UTF-8 of at most %d bytes",
+                     name, EXPORT_NAME_MAX);
+}
+
+Export *export_table_add(ExportTable *table, const char *name, const char *description, Node *node,
+                         bool read_only, GError **error)
+{
+    if (!check_texts(name, description, error)) {
+        return NULL;
     }
-    if (find_exact(table, name, length) != NULL) {
-        return error_set(error, EEXIST,
-                         "export name '%s' is given twice: give each image its own with --name",
-                         name);
+    with_mutex(&table->lock);
+    if (find(table, name, strlen(name)) != NULL) {
+        error_set(error, EEXIST,
+                  "export name '%s' is given twice: give each image its own with --name", name);
+        return NULL;
     }
     Export *export = g_new0(Export, 1);
     export->name = g_strdup(name);
     export->description = g_strdup(description);
     export->node = node;
-    export->index = table->exports->len;
     export->read_only = read_only || node->read_only;
+    export->pins = g_new0(ExportPins, 1);
+    export->pins->table = table;
     g_ptr_array_add(table->exports, export);
-    return true;
-}
-
-const Export *export_table_find(const ExportTable *table, const char *name, size_t length)
-{
-    const Export *export = find_exact(table, name, length);
-    if (export == NULL && length == 0 && table->exports->len > 0) {
-        return g_ptr_array_index(table->exports, 0);
-    }
     return export;
 }
 
-void export_table_set_node(ExportTable *table, const Export *export, Node *node)
+void export_table_remove(ExportTable *table, Export *export)
 {
-    Export *own = g_ptr_array_index(table->exports, export->index);
-    own->node = node;
+    with_mutex(&table->lock);
+    g_ptr_array_remove(table->exports, export);
+    export->pins->removed = true;
 }
 
-unsigned export_table_count(const ExportTable *table)
+bool export_table_remove_unused(ExportTable *table, Export *export)
 {
-    return table->exports->len;
+    with_mutex(&table->lock);
+    if (export->pins->count > 0) {
+        return false;
+    }
+    g_ptr_array_remove(table->exports, export);
+    export->pins->removed = true;
+    return true;
 }
 
-const Export *export_table_get(const ExportTable *table, unsigned index)
+void export_table_restore(ExportTable *table, Export *export)
 {
-    return g_ptr_array_index(table->exports, index);
+    with_mutex(&table->lock);
+    g_assert(find(table, export->name, strlen(export->name)) == NULL);
+    export->pins->removed = false;
+    g_ptr_array_add(table->exports, export);
+}
+
+static Export *pin(Export *export)
+{
+    export->pins->count++;
+    return export;
+}
+
+Export *export_table_get(ExportTable *table, const char *name, size_t length)
+{
+    with_mutex(&table->lock);
+    Export *export = find(table, name, length);
+    if (export == NULL && length == 0 && table->exports->len > 0) {
+        export = g_ptr_array_index(table->exports, 0);
+    }
+    return export != NULL ? pin(export) : NULL;
+}
+
+static void put_one(void *export)
+{
+    export_put(export);
+}
+
+GPtrArray *export_table_get_all(ExportTable *table)
+{
+    GPtrArray *all = g_ptr_array_new_with_free_func(put_one);
+    with_mutex(&table->lock);
+    for (unsigned i = 0; i < table->exports->len; i++) {
+        g_ptr_array_add(all, pin(g_ptr_array_index(table->exports, i)));
+    }
+    return all;
+}
+
+Export *export_get(Export *export)
+{
+    with_mutex(&export->pins->table->lock);
+    return pin(export);
+}
+
+void export_put(Export *export)
+{
+    ExportTable *table = export->pins->table;
+    with_mutex(&table->lock);
+    g_assert(export->pins->count > 0);
+    if (--export->pins->count == 0 && export->pins->removed && table->idle != NULL) {
+        table->idle(table->context);
+    }
+}
+
+unsigned export_users(const Export *export)
+{
+    with_mutex(&export->pins->table->lock);
+    return export->pins->count;
+}
+
+void export_free(Export *export)
+{
+    g_assert(export->pins->removed && export->pins->count == 0);
+    free_export(export);
 }

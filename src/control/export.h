@@ -1,12 +1,19 @@
 /*
  * An export: a node with an NBD name, a description and limits; and the table of all exports.
  *
- * The table is filled by [main] before the first connection; after that it is read only. [any]
+ * Exports come and go while clients are served. Who uses one (a client in transmission, an option
+ * that asks for it) has it pinned; a removed export is found by nobody new, and stays as it is, node
+ * included, until the last pin is given back:
+ *
+ *      add --> in the table --remove--> pinned by those who have it --the last put--> idle --> free
+ *
+ * Pinning and putting are rare (once a client), so one mutex serves the whole table. [any]
  */
 #ifndef CONTROL_EXPORT_H
 #define CONTROL_EXPORT_H
 
 #include <glib.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -14,31 +21,52 @@
 
 #define EXPORT_NAME_MAX 4096 /* bytes, by the protocol */
 
+typedef struct ExportTable ExportTable;
+typedef struct ExportPins ExportPins;
+
 typedef struct Export {
     char *name;
     char *description; /* may be NULL */
     Node *node;        /* not owned */
-    unsigned index;    /* in the table */
     bool read_only;
+    ExportPins *pins; /* the table's own */
+    _Atomic(void *)
+        counters; /* the NBD server's own: g_malloc, freed with the export; may be NULL */
 } Export;
 
-typedef struct ExportTable ExportTable;
+/* Told, under the table's lock, that a removed export has become idle. */
+typedef void (*ExportIdle)(void *context);
 
 ExportTable *export_table_new(void);
+void export_table_set_idle(ExportTable *table, ExportIdle idle, void *context);
+/* Frees what is in the table; nothing is pinned. NULL is fine. */
 void export_table_free(ExportTable *table);
 
-/* Takes copies of the strings. A name twice, over EXPORT_NAME_MAX or not UTF-8 is refused. */
-bool export_table_add(ExportTable *table, const char *name, const char *description, Node *node,
-                      bool read_only, GError **error);
+/* Takes copies of the strings. A name twice, over EXPORT_NAME_MAX or not UTF-8 is refused: NULL. It
+ * stays until export_free, or as long as the table. */
+Export *export_table_add(ExportTable *table, const char *name, const char *description, Node *node,
+                         bool read_only, GError **error);
 
-/* The export called name; "" is the first one unless one has that name. NULL when there is none. */
-const Export *export_table_find(const ExportTable *table, const char *name, size_t length);
+/* Nobody finds it any more. Only those that nobody has pinned: false when somebody has. */
+void export_table_remove(ExportTable *table, Export *export);
+bool export_table_remove_unused(ExportTable *table, Export *export);
+/* Takes a removed one back, under the name that it had and nobody has meanwhile. */
+void export_table_restore(ExportTable *table, Export *export);
 
-/* Another node takes the place of the export's, of the same size. Nobody uses the export meanwhile.
- * [main] */
-void export_table_set_node(ExportTable *table, const Export *export, Node *node);
+/* Pins the export called name; "" is the first one unless one has that name. NULL when there is none. */
+Export *export_table_get(ExportTable *table, const char *name, size_t length);
+/* All of them, pinned, in the order in which they were added; given back with the array. */
+GPtrArray *export_table_get_all(ExportTable *table);
 
-unsigned export_table_count(const ExportTable *table);
-const Export *export_table_get(const ExportTable *table, unsigned index);
+/* Pins once more what is pinned, or in the table as long as the caller knows that. */
+Export *export_get(Export *export);
+void export_put(Export *export);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(Export, export_put)
+
+/* So many have it pinned. */
+unsigned export_users(const Export *export);
+
+/* Removed and not pinned: it goes. */
+void export_free(Export *export);
 
 #endif

@@ -12,17 +12,23 @@ static bool add(ExportTable *table, const char *name, Node *to, bool read_only)
     return export_table_add(table, name, NULL, to, read_only, NULL);
 }
 
+/* The name of the export that is found as name; "-" when there is none. */
+static const char *found(ExportTable *table, const char *name, size_t length)
+{
+    g_autoptr(Export) export = export_table_get(table, name, length);
+    return export != NULL ? export->name : "-";
+}
+
 START_TEST(export_empty_name_is_the_first)
 {
     ExportTable *table = export_table_new();
-    ck_assert_ptr_null(export_table_find(table, "", 0));
+    ck_assert_str_eq(found(table, "", 0), "-");
     ck_assert(add(table, "a", &node, false));
     ck_assert(add(table, "b", &node, false));
-    ck_assert_str_eq(export_table_find(table, "", 0)->name, "a");
-    ck_assert_str_eq(export_table_find(table, "b", 1)->name, "b");
+    ck_assert_str_eq(found(table, "", 0), "a");
+    ck_assert_str_eq(found(table, "b", 1), "b");
     ck_assert(add(table, "", &node, false));
-    ck_assert_str_eq(export_table_find(table, "", 0)->name, "");
-    ck_assert_uint_eq(export_table_count(table), 3);
+    ck_assert_str_eq(found(table, "", 0), "");
     export_table_free(table);
 }
 END_TEST
@@ -31,10 +37,10 @@ START_TEST(export_name_is_compared_whole)
 {
     ExportTable *table = export_table_new();
     ck_assert(add(table, "disk", &node, false));
-    ck_assert_ptr_null(export_table_find(table, "dis", 3));
-    ck_assert_ptr_null(export_table_find(table, "diskx", 5));
-    ck_assert_ptr_null(export_table_find(table, "disk\0x", 6));
-    ck_assert_ptr_nonnull(export_table_find(table, "disk!", 4));
+    ck_assert_str_eq(found(table, "dis", 3), "-");
+    ck_assert_str_eq(found(table, "diskx", 5), "-");
+    ck_assert_str_eq(found(table, "disk\0x", 6), "-");
+    ck_assert_str_eq(found(table, "disk!", 4), "disk");
     export_table_free(table);
 }
 END_TEST
@@ -58,12 +64,69 @@ END_TEST
 START_TEST(export_is_read_only_when_its_node_is)
 {
     ExportTable *table = export_table_new();
-    ck_assert(add(table, "a", &node, false));
-    ck_assert(add(table, "b", &writable, true));
-    ck_assert(add(table, "c", &writable, false));
-    ck_assert(export_table_get(table, 0)->read_only);
-    ck_assert(export_table_get(table, 1)->read_only);
-    ck_assert(!export_table_get(table, 2)->read_only);
+    ck_assert(export_table_add(table, "a", NULL, &node, false, NULL)->read_only);
+    ck_assert(export_table_add(table, "b", NULL, &writable, true, NULL)->read_only);
+    ck_assert(!export_table_add(table, "c", NULL, &writable, false, NULL)->read_only);
+    export_table_free(table);
+}
+END_TEST
+
+static void count_idle(void *context)
+{
+    ++*(unsigned *)context;
+}
+
+START_TEST(export_stays_until_the_last_pin_is_put)
+{
+    unsigned idle = 0;
+    ExportTable *table = export_table_new();
+    export_table_set_idle(table, count_idle, &idle);
+    Export *export = export_table_add(table, "a", NULL, &node, false, NULL);
+    ck_assert_ptr_eq(export_table_get(table, "a", 1), export);
+    ck_assert_ptr_eq(export_get(export), export);
+    export_put(export);
+    ck_assert_uint_eq(export_users(export), 1);
+    ck_assert(!export_table_remove_unused(table, export));
+    export_table_remove(table, export);
+    ck_assert_str_eq(found(table, "a", 1), "-");
+    ck_assert_str_eq(export->name, "a");
+    ck_assert(add(table, "a", &node, false)); /* the name is free again */
+    ck_assert_uint_eq(idle, 0);
+    export_put(export);
+    ck_assert_uint_eq(idle, 1);
+    export_free(export);
+    export_table_free(table);
+}
+END_TEST
+
+START_TEST(export_removed_without_pins_is_idle_at_once)
+{
+    unsigned idle = 0;
+    ExportTable *table = export_table_new();
+    export_table_set_idle(table, count_idle, &idle);
+    Export *export = export_table_add(table, "a", NULL, &node, false, NULL);
+    ck_assert_str_eq(found(table, "a", 1), "a");
+    ck_assert_uint_eq(idle, 0); /* it is not removed */
+    ck_assert(export_table_remove_unused(table, export));
+    export_table_restore(table, export);
+    ck_assert_str_eq(found(table, "a", 1), "a");
+    ck_assert(export_table_remove_unused(table, export));
+    export_free(export);
+    export_table_free(table);
+}
+END_TEST
+
+START_TEST(export_list_pins_all_in_order)
+{
+    ExportTable *table = export_table_new();
+    ck_assert(add(table, "b", &node, false));
+    Export *export = export_table_add(table, "a", NULL, &node, false, NULL);
+    GPtrArray *all = export_table_get_all(table);
+    ck_assert_uint_eq(all->len, 2);
+    ck_assert_str_eq(((const Export *)g_ptr_array_index(all, 0))->name, "b");
+    ck_assert_uint_eq(export_users(export), 1);
+    g_ptr_array_unref(all);
+    ck_assert_uint_eq(export_users(export), 0);
     export_table_free(table);
 }
 END_TEST
@@ -75,5 +138,8 @@ int main(void)
     tcase_add_test(tcase, export_name_is_compared_whole);
     tcase_add_test(tcase, export_bad_names_are_refused);
     tcase_add_test(tcase, export_is_read_only_when_its_node_is);
+    tcase_add_test(tcase, export_stays_until_the_last_pin_is_put);
+    tcase_add_test(tcase, export_removed_without_pins_is_idle_at_once);
+    tcase_add_test(tcase, export_list_pins_all_in_order);
     return suite_run("export", tcase);
 }
