@@ -31,6 +31,7 @@ static void free_export(Export *export)
 {
     g_free(export->name);
     g_free(export->description);
+    g_clear_pointer(&export->access, access_rules_unref);
     g_free(export->pins);
     g_free(atomic_load(&export->counters));
     g_free(export);
@@ -193,6 +194,20 @@ unsigned export_users(const Export *export)
 {
     with_mutex(&export->pins->table->lock);
     return export->pins->count;
+}
+
+void export_set_access(Export *export, AccessRules *rules)
+{
+    with_mutex(&export->pins->table->lock);
+    g_clear_pointer(&export->access, access_rules_unref);
+    export->access = rules != NULL ? access_rules_ref(rules) : NULL;
+}
+
+unsigned export_rights(const Export *export, const AccessPeer *peer)
+{
+    with_mutex(&export->pins->table->lock);
+    unsigned rights = access_rights(export->access, peer);
+    return export->read_only ? rights & ~ACCESS_WRITE : rights;
 }
 
 void export_free(Export *export)

@@ -17,6 +17,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "control/access.h"
 #include "graph/node.h"
 
 #define EXPORT_NAME_MAX 4096 /* bytes, by the protocol */
@@ -29,7 +30,8 @@ typedef struct Export {
     char *description; /* may be NULL */
     Node *node;        /* not owned */
     bool read_only;
-    ExportPins *pins; /* the table's own */
+    AccessRules *access; /* see export_rights; NULL: everybody may do everything */
+    ExportPins *pins;    /* the table's own */
     _Atomic(void *)
         counters; /* the NBD server's own: g_malloc, freed with the export; may be NULL */
 } Export;
@@ -65,6 +67,12 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Export, export_put)
 
 /* So many have it pinned. */
 unsigned export_users(const Export *export);
+
+/* Who may do what with it from now on; rules may be NULL. Takes a reference of its own. */
+void export_set_access(Export *export, AccessRules *rules);
+
+/* The AccessRights of a client: what the rules give, as far as the export can be written at all. */
+unsigned export_rights(const Export *export, const AccessPeer *peer);
 
 /* Removed and not pinned: it goes. */
 void export_free(Export *export);
