@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "control/export.h"
+#include "nbd/meta-context.h"
 
 typedef struct Conn Conn;
 
@@ -21,14 +22,14 @@ typedef enum { CONN_FLAGS, CONN_OPTIONS, CONN_TRANSMISSION } ConnPhase;
 typedef struct ConnState {
     ConnPhase phase;
     bool fixed_newstyle, no_zeroes, structured, extended;
-    uint8_t contexts;    /* as in Conn */
-    bool draining;       /* the client has ended; output is still to be sent */
-    Export *meta_export; /* pinned, or NULL */
-    Export *export;      /* set in TRANSMISSION; pinned */
-    GByteArray *input;   /* never NULL */
-    GByteArray *output;  /* never NULL */
-    uint64_t skip;       /* bytes after input to throw away */
-    GByteArray *skipped; /* to send when that is done; NULL: nothing */
+    MetaContexts contexts; /* as in Conn */
+    bool draining;         /* the client has ended; output is still to be sent */
+    Export *meta_export;   /* pinned, or NULL */
+    Export *export;        /* set in TRANSMISSION; pinned */
+    GByteArray *input;     /* never NULL */
+    GByteArray *output;    /* never NULL */
+    uint64_t skip;         /* bytes after input to throw away */
+    GByteArray *skipped;   /* to send when that is done; NULL: nothing */
 } ConnState;
 
 /* A state without input and output. [any] */

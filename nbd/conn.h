@@ -16,6 +16,7 @@
 
 #include "control/export.h"
 #include "nbd/linger.h"
+#include "nbd/meta-context.h"
 #include "nbd/conn-state.h"
 #include "nbd/reply.h"
 #include "nbd/server.h"
@@ -48,12 +49,11 @@ struct Conn {
 
     /* what was negotiated */
     bool fixed_newstyle, no_zeroes;
-    bool structured; /* chunks, structured or extended */
-    bool extended;   /* headers of 32 bytes both ways */
-    uint8_t
-        contexts; /* a set of MetaContexts, chosen for meta_export; in TRANSMISSION for export */
-    Export *meta_export; /* for which contexts were chosen, pinned; or NULL */
-    Export *export;      /* set in TRANSMISSION; pinned */
+    bool structured;       /* chunks, structured or extended */
+    bool extended;         /* headers of 32 bytes both ways */
+    MetaContexts contexts; /* chosen for meta_export; in TRANSMISSION for export */
+    Export *meta_export;   /* for which contexts were chosen, pinned; or NULL */
+    Export *export;        /* set in TRANSMISSION; pinned */
 
     /* input */
     Stash stash;

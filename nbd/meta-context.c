@@ -2,7 +2,7 @@
  * Meta contexts.
  *
  * LIST without queries names all that there is, the query "base:" or "qemu:" all of that name
- * space; SET chooses by exact name only. Queries for what we do not have are no error: they match
+ * space, "qemu:dirty-bitmap:" all of that kind; SET chooses by exact name only. Queries for what we do not have are no error: they match
  * nothing. All queries are parsed before anything is answered, so that a malformed option gets one
  * error and no half answer.
  */
@@ -14,48 +14,89 @@
 #include "nbd/conn.h"
 #include "nbd/handshake.h"
 
-#define EVERY_CONTEXT ((1u << META_CONTEXTS) - 1)
+G_STATIC_ASSERT(META_CONTEXTS_MAX <= 8 * sizeof(MetaContexts));
 
-static const char *const NAMES[META_CONTEXTS] = {
-    [META_ALLOCATION] = "base:allocation",
-    [META_DEPTH] = "qemu:allocation-depth",
-};
-
-/* The name, or with wildcard the name space with its colon. */
-static bool query_matches(const char *query, uint32_t length, const char *name, bool wildcard)
+unsigned meta_context_count(const Export *export)
 {
-    bool whole = length == strlen(name);
-    bool space = wildcard && length == (size_t)(strchr(name, ':') + 1 - name);
-    return (whole || space) && memcmp(query, name, length) == 0;
+    return META_EXPORT + export->context_count;
 }
 
-/* False when the queries are malformed; else *found is the set that they name. */
-static bool match_queries(NbdMetaRequest *asked, bool wildcard, uint8_t *found)
+const char *meta_context_name(const Export *export, unsigned context)
 {
-    *found = wildcard && asked->query_count == 0 ? EVERY_CONTEXT : 0;
-    for (uint32_t i = 0; i < asked->query_count; i++) {
-        const char *query;
-        uint32_t length;
-        if (!nbd_next_meta_query(asked, &query, &length)) {
+    switch (context) {
+    case META_ALLOCATION:
+        return "base:allocation";
+    case META_DEPTH:
+        return "qemu:allocation-depth";
+    default:
+        return export->contexts[context - META_EXPORT].name;
+    }
+}
+
+bool meta_context_find(const Export *export, const char *name, unsigned *context)
+{
+    for (*context = 0; *context < meta_context_count(export); ++*context) {
+        if (name != NULL && strcmp(meta_context_name(export, *context), name) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The name begins with the query, which is its name space, or that and its kind. */
+static bool is_wildcard(uint32_t length, const char *name)
+{
+    const char *space = strchr(name, ':') + 1;
+    const char *kind = strchr(space, ':');
+    return length == (size_t)(space - name) ||
+           (kind != NULL && length == (size_t)(kind + 1 - name));
+}
+
+static bool query_matches(const char *query, uint32_t length, const char *name, bool wildcard)
+{
+    size_t whole = strlen(name);
+    return (length == whole || (wildcard && length < whole && is_wildcard(length, name))) &&
+           memcmp(query, name, length) == 0;
+}
+
+/* On a copy: the queries are taken again when it is known what they are asked of. */
+static bool queries_add_up(NbdMetaRequest asked)
+{
+    const char *query;
+    uint32_t length;
+    for (uint32_t i = 0; i < asked.query_count; i++) {
+        if (!nbd_next_meta_query(&asked, &query, &length)) {
             return false;
         }
-        for (unsigned context = 0; context < META_CONTEXTS; context++) {
-            if (query_matches(query, length, NAMES[context], wildcard)) {
-                *found |= 1u << context;
+    }
+    return asked.queries_length == 0;
+}
+
+/* The set that the queries name. */
+static MetaContexts match_queries(NbdMetaRequest *asked, const Export *export, bool wildcard)
+{
+    unsigned count = meta_context_count(export);
+    MetaContexts found = wildcard && asked->query_count == 0 ? UINT32_MAX >> (32 - count) : 0;
+    const char *query;
+    uint32_t length;
+    while (nbd_next_meta_query(asked, &query, &length)) {
+        for (unsigned context = 0; context < count; context++) {
+            if (query_matches(query, length, meta_context_name(export, context), wildcard)) {
+                found |= 1u << context;
             }
         }
     }
-    return asked->queries_length == 0;
+    return found;
 }
 
-static void put_context(GByteArray *out, uint32_t option, MetaContext context)
+static void put_context(GByteArray *out, uint32_t option, const Export *export, unsigned context)
 {
-    uint8_t reply[64];
-    size_t length = strlen(NAMES[context]);
-    g_assert(4 + length <= sizeof reply);
+    uint8_t reply[4 + EXPORT_NAME_MAX];
+    const char *name = meta_context_name(export, context);
+    size_t length = strlen(name);
     /* A listed context has no number yet. */
     store_be32(reply, option == NBD_OPT_SET_META_CONTEXT ? meta_context_number(context) : 0);
-    memcpy(reply + 4, NAMES[context], length);
+    memcpy(reply + 4, name, length);
     handshake_put_reply(out, option, NBD_REP_META_CONTEXT, reply, 4 + length);
 }
 
@@ -64,7 +105,6 @@ void meta_context_answer(Conn *conn, uint32_t option, const uint8_t *data, size_
 {
     bool set = option == NBD_OPT_SET_META_CONTEXT;
     NbdMetaRequest asked;
-    uint8_t found;
     if (set) {
         conn_set_meta_export(conn, NULL);
     }
@@ -73,7 +113,7 @@ void meta_context_answer(Conn *conn, uint32_t option, const uint8_t *data, size_
                             "meta contexts need structured replies: negotiate them first");
         return;
     }
-    if (!nbd_unpack_meta_request(data, length, &asked) || !match_queries(&asked, !set, &found)) {
+    if (!nbd_unpack_meta_request(data, length, &asked) || !queries_add_up(asked)) {
         handshake_put_error(out, option, NBD_REP_ERR_INVALID,
                             "the lengths inside the option do not add up");
         return;
@@ -85,9 +125,10 @@ void meta_context_answer(Conn *conn, uint32_t option, const uint8_t *data, size_
                             (int)asked.name_length, asked.name);
         return;
     }
-    for (unsigned context = 0; context < META_CONTEXTS; context++) {
+    MetaContexts found = match_queries(&asked, export, !set);
+    for (unsigned context = 0; context < meta_context_count(export); context++) {
         if (found & 1u << context) {
-            put_context(out, option, context);
+            put_context(out, option, export, context);
         }
     }
     if (set && found != 0) {
@@ -97,15 +138,15 @@ void meta_context_answer(Conn *conn, uint32_t option, const uint8_t *data, size_
     handshake_put_reply(out, option, NBD_REP_ACK, NULL, 0);
 }
 
-uint8_t meta_context_unpack(const uint8_t *numbers, unsigned count, uint8_t allowed)
+MetaContexts meta_context_unpack(const uint8_t *numbers, unsigned count, MetaContexts allowed)
 {
-    uint8_t found = 0;
+    MetaContexts found = 0;
     for (unsigned i = 0; i < count; i++) {
         uint32_t number = load_be32(numbers + (size_t)4 * i);
-        if (number == 0 || number > META_CONTEXTS) {
+        if (number == 0 || number > META_CONTEXTS_MAX) {
             return 0;
         }
-        uint8_t bit = 1u << (number - 1);
+        MetaContexts bit = 1u << (number - 1);
         if (!(allowed & bit) || (found & bit)) {
             return 0;
         }

@@ -29,6 +29,7 @@ typedef struct ReplyChunks {
 
 G_STATIC_ASSERT(sizeof(ReplyChunks) <= BUFFERS_SMALLEST);
 G_STATIC_ASSERT(NBD_CHUNK_MAX <= REPLY_HEADER_MAX);
+G_STATIC_ASSERT(META_CONTEXTS_MAX <= REPLY_CHUNKS_MAX);
 
 /* A piece of the range of a READ: all zeroes, or bytes. */
 typedef struct Run {
@@ -315,69 +316,93 @@ static uint32_t depth_state(const Extent *extent)
     return extent->image == NULL ? 0 : extent->depth + 1u;
 }
 
-static uint32_t state_of(MetaContext context, const Extent *extent)
+/* Descriptors of one context, as they are written. */
+typedef struct Descriptors {
+    const NbdChunkHead *head;
+    unsigned count, max;
+    uint32_t state;  /* of the last one */
+    uint64_t length; /* of the last one */
+    uint8_t *last, *end;
+} Descriptors;
+
+/* Adds a piece, joined with the last one where both say the same; false: there is no room. */
+static bool add_piece(Descriptors *d, uint64_t length, uint32_t state)
 {
-    return context == META_DEPTH ? depth_state(extent) : allocation_state(extent);
+    if (d->count == 0 || state != d->state) {
+        if (d->count == d->max) {
+            return false;
+        }
+        d->count++;
+        d->last = d->end;
+        d->state = state;
+        d->length = 0;
+    }
+    d->length += length;
+    d->end = d->last + nbd_pack_descriptor(d->last, d->head, d->length, state);
+    return true;
 }
 
-/* Writes at most max descriptors of the request's range, equal neighbours joined, and returns their
- * number; *end is one past the last. */
-static unsigned put_descriptors(const NbdRequest *request, MetaContext context, unsigned max,
-                                uint8_t **end)
+static void add_map(const NbdRequest *request, MetaContext context, Descriptors *d)
 {
     const ExtentList *list = &request->request.extents;
-    const NbdChunkHead *head = &request->head;
-    uint64_t last_length = 0;
-    uint32_t last_state = 0;
-    unsigned count = 0;
-    uint8_t *out = *end;
     for (unsigned i = 0; i < list->count; i++) {
         Extent extent = list->items[i];
-        if (!extent_clip(&extent, head->offset, request->length)) {
-            continue;
+        if (extent_clip(&extent, request->head.offset, request->length)) {
+            uint32_t state =
+                context == META_DEPTH ? depth_state(&extent) : allocation_state(&extent);
+            if (!add_piece(d, extent.length, state)) {
+                return;
+            }
         }
-        uint32_t state = state_of(context, &extent);
-        if (count > 0 && state == last_state) {
-            last_length += extent.length;
-        } else if (count == max) {
-            break;
-        } else {
-            count++;
-            out = *end;
-            last_state = state;
-            last_length = extent.length;
-        }
-        *end = out + nbd_pack_descriptor(out, head, last_length, last_state);
     }
-    return count;
+}
+
+static void add_own(const NbdRequest *request, const ExportContext *context, Descriptors *d)
+{
+    uint64_t offset = request->head.offset, end = offset + request->length;
+    while (offset < end) {
+        uint64_t run = 0;
+        uint32_t state = context->status(context->data, offset, end - offset, &run);
+        g_assert(run > 0 && run <= end - offset);
+        if (!add_piece(d, run, state)) {
+            return;
+        }
+        offset += run;
+    }
 }
 
 /* One chunk for each context; descriptors go to the buffer. */
 static void status_chunks(NbdRequest *request, unsigned max)
 {
     ReplyChunks *chunks = request->chunks;
-    const NbdChunkHead *head = &request->head;
+    const Export *export = request->conn->export;
     uint8_t *end = request->buffer;
     unsigned n = 0;
     request->reply_length = 0;
-    for (unsigned context = 0; context < META_CONTEXTS; context++) {
+    for (unsigned context = 0; request->contexts >> context != 0; context++) {
         if (!(request->contexts & 1u << context)) {
             continue;
         }
-        uint8_t *start = end, *header = chunks->headers[context];
-        unsigned count = put_descriptors(request, context, max, &end);
+        Descriptors d = {.head = &request->head, .max = max, .end = end};
+        if (context < META_EXPORT) {
+            add_map(request, context, &d);
+        } else {
+            add_own(request, &export->contexts[context - META_EXPORT], &d);
+        }
+        uint8_t *header = chunks->headers[n / 2];
         bool last = request->contexts >> context == 1;
-        size_t header_length = nbd_pack_status_chunk(header, head, last ? NBD_REPLY_FLAG_DONE : 0,
-                                                     meta_context_number(context), count);
+        size_t header_length = nbd_pack_status_chunk(header, d.head, last ? NBD_REPLY_FLAG_DONE : 0,
+                                                     meta_context_number(context), d.count);
         chunks->iov[n++] = (struct iovec){header, header_length};
-        chunks->iov[n++] = (struct iovec){start, end - start};
-        request->reply_length += header_length + (end - start);
+        chunks->iov[n++] = (struct iovec){end, d.end - end};
+        request->reply_length += header_length + (d.end - end);
+        end = d.end;
     }
     request->iov = chunks->iov;
     request->iov_count = n;
 }
 
-uint32_t reply_status_size(const Conn *conn, uint8_t contexts, unsigned max)
+uint32_t reply_status_size(const Conn *conn, MetaContexts contexts, unsigned max)
 {
     unsigned size = conn->extended ? NBD_EXTENDED_DESCRIPTOR_SIZE : NBD_STATUS_DESCRIPTOR_SIZE;
     return max * __builtin_popcount(contexts) * size;
@@ -386,10 +411,13 @@ uint32_t reply_status_size(const Conn *conn, uint8_t contexts, unsigned max)
 static void status_reply(NbdRequest *request)
 {
     unsigned max = request->flags & NBD_CMD_FLAG_REQ_ONE ? 1 : REPLY_STATUS_MAX;
-    max = MIN(max, request->request.extents.count);
-    if (max == 0) {
+    bool of_map = request->contexts & META_OF_MAP;
+    if (of_map && request->request.extents.count == 0) {
         reply_make_error(request, NBD_EIO, error_text(NBD_EIO));
         return;
+    }
+    if (!(request->contexts & ~META_OF_MAP)) {
+        max = MIN(max, request->request.extents.count);
     }
     request->chunks = buffers_take(&request->conn->local->buffers, sizeof(ReplyChunks));
     uint32_t size = reply_status_size(request->conn, request->contexts, max);

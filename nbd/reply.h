@@ -13,6 +13,7 @@
 #include <sys/uio.h>
 
 #include "engine/request.h"
+#include "nbd/meta-context.h"
 #include "nbd/nbd-wire.h"
 #include "nbd/server.h"
 
@@ -20,14 +21,14 @@
 #define REPLY_STATUS_MAX 4096 /* descriptors of a context in one answer to BLOCK_STATUS */
 
 struct NbdRequest {
-    Request request;   /* the engine's; first, so that its done finds the rest */
-    Conn *conn;        /* a reference */
-    NbdChunkHead head; /* its cookie and offset, as the chunks of the reply have them */
-    uint16_t command;  /* NbdCommand */
-    uint16_t flags;    /* NBD_CMD_FLAG_* */
-    uint8_t contexts;  /* BLOCK_STATUS: a set of MetaContexts */
-    uint64_t length;   /* as asked; while a payload arrives, of that */
-    uint64_t charge;   /* bytes counted against the connection's budget */
+    Request request;       /* the engine's; first, so that its done finds the rest */
+    Conn *conn;            /* a reference */
+    NbdChunkHead head;     /* its cookie and offset, as the chunks of the reply have them */
+    uint16_t command;      /* NbdCommand */
+    uint16_t flags;        /* NBD_CMD_FLAG_* */
+    MetaContexts contexts; /* of a BLOCK_STATUS */
+    uint64_t length;       /* as asked; while a payload arrives, of that */
+    uint64_t charge;       /* bytes counted against the connection's budget */
 
     void *buffer; /* payload or reply data; from the worker's cache */
     uint32_t buffer_length;
@@ -61,7 +62,7 @@ void nbd_request_free(NbdRequest *request);
 void nbd_request_free_spare(NbdLocal *local);
 
 /* Bytes of the descriptors of an answer to BLOCK_STATUS, max of each of the contexts. */
-uint32_t reply_status_size(const Conn *conn, uint8_t contexts, unsigned max);
+uint32_t reply_status_size(const Conn *conn, MetaContexts contexts, unsigned max);
 
 /* Makes the reply from request->request.result and extents. */
 void reply_make(NbdRequest *request);

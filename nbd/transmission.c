@@ -90,7 +90,7 @@ static uint32_t check_status(const Conn *conn, const NbdRequestHeader *header, c
         *text = "block status without a negotiated meta context";
     } else if (header->length == 0) {
         *text = "block status of no bytes";
-    } else if (header->payload > NBD_STATUS_PAYLOAD_SIZE + 4 * META_CONTEXTS ||
+    } else if (header->payload > NBD_STATUS_PAYLOAD_SIZE + 4 * META_CONTEXTS_MAX ||
                header->payload % 4 != 0 ||
                (header->payload > 0 && header->payload < NBD_STATUS_PAYLOAD_SIZE)) {
         *text = "the payload must be a length of 8 bytes and numbers of contexts";
@@ -200,12 +200,25 @@ static unsigned engine_flags(const Conn *conn, const NbdRequest *request)
     return flags;
 }
 
+/* The others are answered without it. */
+static bool concerns_node(const NbdRequest *request)
+{
+    switch (request->command) {
+    case NBD_CMD_FLUSH:
+        return true;
+    case NBD_CMD_BLOCK_STATUS:
+        return request->contexts & META_OF_MAP;
+    default:
+        return request->length > 0;
+    }
+}
+
 static void submit(Conn *conn, NbdRequest *request)
 {
     Request *to_node = &request->request;
     to_node->result = 0;
     nbd_local_submitted(conn->local);
-    if (request->length == 0 && request->command != NBD_CMD_FLUSH) {
+    if (!concerns_node(request)) {
         request_done(to_node);
         return;
     }

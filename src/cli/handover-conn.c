@@ -48,6 +48,18 @@ static void put_export(JsonObject *object, const char *key, const Export *export
     }
 }
 
+/* By name: a number is the export's, and that of another process may count otherwise. */
+static void put_contexts(JsonObject *object, const ConnState *state)
+{
+    JsonArray *names = json_array_new();
+    for (unsigned i = 0; state->meta_export != NULL && state->contexts >> i != 0; i++) {
+        if (state->contexts & 1u << i) {
+            json_array_add_string_element(names, meta_context_name(state->meta_export, i));
+        }
+    }
+    json_object_set_array_member(object, "contexts", names);
+}
+
 bool handover_send_conn(int channel, int fd, const ConnState *state, GError **error)
 {
     bool ok;
@@ -61,7 +73,7 @@ bool handover_send_conn(int channel, int fd, const ConnState *state, GError **er
     json_object_set_boolean_member(object, "no-zeroes", state->no_zeroes);
     json_object_set_boolean_member(object, "structured", state->structured);
     json_object_set_boolean_member(object, "extended", state->extended);
-    json_object_set_int_member(object, "contexts", state->contexts);
+    put_contexts(object, state);
     json_object_set_boolean_member(object, "draining", state->draining);
     put_export(object, "meta-export", state->meta_export);
     put_export(object, "export", state->export);
@@ -111,6 +123,23 @@ static bool take_export(const ChannelMessage *message, const char *key, ExportTa
     return name == NULL || *export != NULL;
 }
 
+static bool take_contexts(const ChannelMessage *message, ConnState *state)
+{
+    JsonNode *member = json_object_get_member(message->object, "contexts");
+    JsonArray *names =
+        member != NULL && JSON_NODE_HOLDS_ARRAY(member) ? json_node_get_array(member) : NULL;
+    for (unsigned i = 0; names != NULL && i < json_array_get_length(names); i++) {
+        unsigned context;
+        if (state->meta_export == NULL ||
+            !meta_context_find(state->meta_export, json_array_get_string_element(names, i),
+                               &context)) {
+            return false;
+        }
+        state->contexts |= 1u << context;
+    }
+    return true;
+}
+
 static bool take_all_bytes(const ChannelMessage *message, ConnState *state)
 {
     off_t offset = 0;
@@ -135,12 +164,16 @@ ConnState *handover_take_conn(const ChannelMessage *message, ExportTable *export
     state->no_zeroes = flag(message, "no-zeroes");
     state->structured = flag(message, "structured");
     state->extended = flag(message, "extended");
-    state->contexts = number(message, "contexts");
     state->draining = flag(message, "draining");
     state->skip = number(message, "skip");
     if (!take_export(message, "meta-export", exports, &state->meta_export) ||
         !take_export(message, "export", exports, &state->export)) {
         error_set(error, ENOENT, "handover: a client uses an export that is not served any more");
+        return NULL;
+    }
+    if (!take_contexts(message, state)) {
+        error_set(error, ENOENT,
+                  "handover: a client uses a meta context that is not there any more");
         return NULL;
     }
     if (phase < CONN_FLAGS || phase > CONN_TRANSMISSION || message->fds[0] < 0 ||

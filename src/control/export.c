@@ -34,6 +34,9 @@ static void free_export(Export *export)
     g_clear_pointer(&export->access, access_rules_unref);
     g_free(export->pins);
     g_free(atomic_load(&export->counters));
+    for (unsigned i = 0; i < export->context_count; i++) {
+        g_free(export->contexts[i].name);
+    }
     g_free(export);
 }
 
@@ -214,4 +217,40 @@ void export_free(Export *export)
 {
     g_assert(export->pins->removed && export->pins->count == 0);
     free_export(export);
+}
+
+static ExportContext *find_context(Export *export, const char *name)
+{
+    for (unsigned i = 0; i < export->context_count; i++) {
+        if (strcmp(export->contexts[i].name, name) == 0) {
+            return &export->contexts[i];
+        }
+    }
+    return NULL;
+}
+
+bool export_add_context(Export *export, const char *name, ExportStatus status, void *data,
+                        GError **error)
+{
+    if (strchr(name, ':') == NULL || strlen(name) > EXPORT_NAME_MAX ||
+        !g_utf8_validate(name, -1, NULL)) {
+        g_autofree char *shown = g_strescape(name, NULL);
+        return error_set(error, EINVAL,
+                         "meta context '%s': must be SPACE:NAME, UTF-8 of at most %d bytes", shown,
+                         EXPORT_NAME_MAX);
+    }
+    ExportContext *context = find_context(export, name);
+    unsigned count = export->context_count;
+    if (context != NULL) {
+        context->status = status;
+        context->data = data;
+        return true;
+    }
+    if (count == EXPORT_CONTEXTS_MAX) {
+        return error_set(error, ENOSPC, "meta context '%s': export '%s' has %d already, the most",
+                         name, export->name, EXPORT_CONTEXTS_MAX);
+    }
+    export->contexts[count] = (ExportContext){g_strdup(name), status, data};
+    export->context_count = count + 1; /* who sees it sees the entry too */
+    return true;
 }

@@ -20,7 +20,19 @@
 #include "control/access.h"
 #include "graph/node.h"
 
-#define EXPORT_NAME_MAX 4096 /* bytes, by the protocol */
+#define EXPORT_NAME_MAX     4096 /* bytes, by the protocol */
+#define EXPORT_CONTEXTS_MAX 30   /* beside those that every export has */
+
+/* A meta context's answer: the state at offset, and in *run how many bytes from there on have it, 1 to
+ * length; the longest run that costs nothing more. Never blocks. [any] */
+typedef uint32_t (*ExportStatus)(void *data, uint64_t offset, uint64_t length, uint64_t *run);
+
+/* A meta context that this export has and others have not, as qemu:dirty-bitmap:NAME. */
+typedef struct ExportContext {
+    char *name;
+    ExportStatus status;
+    void *data; /* not owned; lives as long as the node */
+} ExportContext;
 
 typedef struct ExportTable ExportTable;
 typedef struct ExportPins ExportPins;
@@ -34,6 +46,8 @@ typedef struct Export {
     ExportPins *pins;    /* the table's own */
     _Atomic(void *)
         counters; /* the NBD server's own: g_malloc, freed with the export; may be NULL */
+    ExportContext contexts[EXPORT_CONTEXTS_MAX];
+    atomic_uint context_count;
 } Export;
 
 /* Told, under the table's lock, that a removed export has become idle. */
@@ -64,6 +78,13 @@ GPtrArray *export_table_get_all(ExportTable *table);
 Export *export_get(Export *export);
 void export_put(Export *export);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Export, export_put)
+
+/* Offers a meta context, to those who look from now on. One of that name is there already: it has another
+ * status and data, as it must when the node is replaced; then nobody uses the export meanwhile. A name
+ * without a colon, over EXPORT_NAME_MAX or not UTF-8 is refused, and more than EXPORT_CONTEXTS_MAX.
+ * [main] */
+bool export_add_context(Export *export, const char *name, ExportStatus status, void *data,
+                        GError **error);
 
 /* So many have it pinned. */
 unsigned export_users(const Export *export);

@@ -44,6 +44,13 @@ static void fill_extents(Request *request)
     }
 }
 
+/* A context of an export's own: 1 and 0 in turn, in pieces of 3000 bytes. */
+static uint32_t own_status(void *data, uint64_t offset, uint64_t length, uint64_t *run)
+{
+    *run = MIN(3000 - offset % 3000, length);
+    return offset / 3000 % 2;
+}
+
 static void answer(Request *request)
 {
     g_assert(range_within(request->offset, request->length, DISK_SIZE));
@@ -86,7 +93,8 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
     log_set_level(LOG_LEVEL_ERROR);
     worker = worker_new(0, NULL);
     ExportTable *exports = export_table_new();
-    export_table_add(exports, "disk", "a disk", &nodes[0], false, NULL);
+    Export *disk = export_table_add(exports, "disk", "a disk", &nodes[0], false, NULL);
+    export_add_context(disk, "x:own", own_status, NULL, NULL);
     export_table_add(exports, "read-only", NULL, &nodes[1], false, NULL);
     server = nbd_server_new(exports, &limits, &worker, 1);
     return 0;

@@ -123,7 +123,7 @@ static size_t fresh_option(uint8_t *out)
 {
     static const char *const names[] = {"", "disk", "read-only", "none"};
     static const char *const queries[] = {"base:", "base:allocation", "qemu:allocation-depth",
-                                          "x:"};
+                                          "x:", "x:own"};
     uint32_t option = 1 + chance(NBD_OPT_EXTENDED_HEADERS + 1);
     size_t length = 0;
     uint8_t *data = out + NBD_OPTION_SIZE;

@@ -131,6 +131,38 @@ START_TEST(export_list_pins_all_in_order)
 }
 END_TEST
 
+static uint32_t always_one(void *data, uint64_t offset, uint64_t length, uint64_t *run)
+{
+    *run = length;
+    return 1;
+}
+
+START_TEST(export_contexts_are_named_once_and_bounded)
+{
+    ExportTable *table = export_table_new();
+    g_autofree char *longest = g_strnfill(EXPORT_NAME_MAX + 1, ':');
+    g_autoptr(GError) error = NULL;
+    int first, second;
+    Export *export = export_table_add(table, "a", NULL, &node, false, NULL);
+    const char *const wrong[] = {"no-colon", "", longest, "x:\xff"};
+    for (unsigned i = 0; i < G_N_ELEMENTS(wrong); i++) {
+        ck_assert(!export_add_context(export, wrong[i], always_one, NULL, NULL));
+    }
+    ck_assert(export_add_context(export, "x:0", always_one, &first, NULL));
+    ck_assert(export_add_context(export, "x:0", always_one, &second, NULL));
+    ck_assert_uint_eq(export->context_count, 1);
+    ck_assert_ptr_eq(export->contexts[0].data, &second);
+    for (unsigned i = 1; i < EXPORT_CONTEXTS_MAX; i++) {
+        g_autofree char *name = g_strdup_printf("x:%u", i);
+        ck_assert(export_add_context(export, name, always_one, NULL, NULL));
+    }
+    ck_assert(!export_add_context(export, "x:more", always_one, NULL, &error));
+    ck_assert_ptr_nonnull(strstr(error->message, "30"));
+    ck_assert(export_add_context(export, "x:7", always_one, NULL, NULL));
+    export_table_free(table);
+}
+END_TEST
+
 int main(void)
 {
     TCase *tcase = tcase_create("export");
@@ -141,5 +173,6 @@ int main(void)
     tcase_add_test(tcase, export_stays_until_the_last_pin_is_put);
     tcase_add_test(tcase, export_removed_without_pins_is_idle_at_once);
     tcase_add_test(tcase, export_list_pins_all_in_order);
+    tcase_add_test(tcase, export_contexts_are_named_once_and_bounded);
     return suite_run("export", tcase);
 }
