@@ -13,6 +13,7 @@
 #include "formats/qcow.h"
 
 #include "base/errors.h"
+#include "formats/check-result.h"
 
 typedef struct Check {
     Image *image;
@@ -26,27 +27,6 @@ typedef struct Check {
     uint8_t *copy;       /* room for a table or a cluster */
     int error;           /* that ended the check, or 0 */
 } Check;
-
-static void say(const Check *check, const char *format, ...) G_GNUC_PRINTF(2, 3);
-static void say(const Check *check, const char *format, ...)
-{
-    if (check->result->message) {
-        va_list args;
-        va_start(args, format);
-        g_autofree char *text = g_strdup_vprintf(format, args);
-        va_end(args);
-        check->result->message(check->result->opaque, text);
-    }
-}
-
-/* One more corruption; true when it is to be mended. */
-static bool corruption(const Check *check)
-{
-    bool mend = check->repair == CHECK_REPAIR_ALL;
-    check->result->corruptions += !mend;
-    check->result->corruptions_fixed += mend;
-    return mend;
-}
 
 /* A copy of length bytes at the end of the file. In all no more than the file has: a small file
  * could make a huge one otherwise. */
@@ -74,9 +54,10 @@ static void check_table(Check *check, uint32_t index)
     if (inside && l2 % s->cluster_size == 0 && qcow_use_take(&check->use, l2, s->l2_bytes, false)) {
         return;
     }
-    say(check, "L1 entry %u points to %" PRIu64 ", %s", index, l2,
-        inside ? "not aligned or on top of something else" : "which is not in the file");
-    if (!corruption(check)) {
+    check_result_say(check->result, "L1 entry %u points to %" PRIu64 ", %s", index, l2,
+                     inside ? "not aligned or on top of something else"
+                            : "which is not in the file");
+    if (!check_result_corruption(check->result, check->repair)) {
         g_hash_table_add(check->skipped, GUINT_TO_POINTER(index));
         return;
     }
@@ -116,11 +97,11 @@ static void check_entry(Check *check, uint64_t guest, uint64_t place)
     if (qcow_scan_entry(check->image, &check->use, entry)) {
         return;
     }
-    say(check,
-        "the cluster of offset %" PRIu64 " is at %" PRIu64
-        ": not in the file, not aligned or on top of something else",
-        guest, qcow_entry_decode(s, entry).host);
-    if (corruption(check)) {
+    check_result_say(check->result,
+                     "the cluster of offset %" PRIu64 " is at %" PRIu64
+                     ": not in the file, not aligned or on top of something else",
+                     guest, qcow_entry_decode(s, entry).host);
+    if (check_result_corruption(check->result, check->repair)) {
         entry = mend_entry(check, entry);
         r = check->error < 0 ? check->error : qcow_entry_set(s, place, entry, META_SECOND);
         check->error = r;
@@ -152,7 +133,8 @@ static int check_tail(Check *check)
     if (end >= clusters) {
         return 0;
     }
-    say(check, "%" PRIu64 " clusters at the end of the file are not used", clusters - end);
+    check_result_say(check->result, "%" PRIu64 " clusters at the end of the file are not used",
+                     clusters - end);
     /* What was copied lies behind them. */
     if (check->repair == CHECK_REPORT_ONLY || check->result->corruptions_fixed > 0) {
         check->result->leaks += clusters - end;
@@ -192,7 +174,7 @@ static void run(Check *check)
     take_padding_of_l1(check);
     uint64_t unused = qcow_use_unused(&check->use);
     if (unused > 0) {
-        say(check, "%" PRIu64 " clusters of the file are not used", unused);
+        check_result_say(check->result, "%" PRIu64 " clusters of the file are not used", unused);
     }
     check->result->leaks += unused;
     if (check->error == 0) {

@@ -14,8 +14,8 @@
 #include <stdlib.h>
 
 #include "base/errors.h"
-
-#define COPY_STEP (UINT64_C(1) << 20)
+#include "formats/check-result.h"
+#include "formats/space.h"
 
 typedef struct Check {
     Image *image;
@@ -27,27 +27,6 @@ typedef struct Check {
     uint32_t limit;  /* whole blocks that the file holds */
     uint32_t end;    /* one past the last that is used */
 } Check;
-
-static void say(const Check *check, const char *format, ...) G_GNUC_PRINTF(2, 3);
-static void say(const Check *check, const char *format, ...)
-{
-    if (check->result->message) {
-        va_list args;
-        va_start(args, format);
-        g_autofree char *text = g_strdup_vprintf(format, args);
-        va_end(args);
-        check->result->message(check->result->opaque, text);
-    }
-}
-
-/* One more corruption; true when it is to be mended. */
-static bool corruption(const Check *check)
-{
-    bool mend = check->repair == CHECK_REPAIR_ALL;
-    check->result->corruptions += !mend;
-    check->result->corruptions_fixed += mend;
-    return mend;
-}
 
 static bool is_place(uint32_t entry)
 {
@@ -76,8 +55,9 @@ static void check_outside(Check *check)
             check->end = max_u64(check->end, place + 1);
             continue;
         }
-        say(check, "block %u is block %u of the file, which is not there", block, place);
-        if (corruption(check)) {
+        check_result_say(check->result, "block %u is block %u of the file, which is not there",
+                         block, place);
+        if (check_result_corruption(check->result, check->repair)) {
             block_table_set(table, block, VDI_UNALLOCATED);
         }
     }
@@ -95,16 +75,9 @@ static int copy_block(Check *check, uint32_t block, uint32_t place)
     uint32_t copy;
     bool fresh;
     int r = vdi_reserve(image, block, &copy, &fresh);
-    g_autofree uint8_t *bytes = g_try_malloc(min_u64(COPY_STEP, s->stride));
-    if (r == 0 && !bytes) {
-        r = -ENOMEM;
-    }
-    uint64_t from = vdi_host_offset(s, place) - s->header.extra;
-    for (uint64_t at = 0; r == 0 && at < s->stride; at += COPY_STEP) {
-        uint64_t length = min_u64(COPY_STEP, s->stride - at);
-        uint64_t to = vdi_host_offset(s, copy) - s->header.extra;
-        r = store_read(image->store, bytes, length, from + at);
-        r = r < 0 ? r : store_write(image->store, bytes, length, to + at);
+    if (r == 0) {
+        r = space_copy(image->store, vdi_host_offset(s, place) - s->header.extra,
+                       vdi_host_offset(s, copy) - s->header.extra, s->stride);
     }
     if (r == 0) {
         vdi_link(s, block, copy);
@@ -124,9 +97,12 @@ static bool check_shared(Check *check, GError **error)
             check->used[place] = 1;
             continue;
         }
-        say(check, "block %u is block %u of the file, which another block is already", block,
-            place);
-        int r = corruption(check) ? copy_block(check, block, place) : 0;
+        check_result_say(check->result,
+                         "block %u is block %u of the file, which another block is already", block,
+                         place);
+        int r = check_result_corruption(check->result, check->repair)
+                    ? copy_block(check, block, place)
+                    : 0;
         if (r < 0) {
             return error_set_errno(error, -r, "%s: cannot copy block %u", check->image->path,
                                    block);
@@ -139,9 +115,9 @@ static void check_number(Check *check)
 {
     VdiState *s = check->s;
     if (s->header.allocated < check->end) {
-        say(check, "the header says that the file has %u blocks: it has %u", s->header.allocated,
-            check->end);
-        if (corruption(check)) {
+        check_result_say(check->result, "the header says that the file has %u blocks: it has %u",
+                         s->header.allocated, check->end);
+        if (check_result_corruption(check->result, check->repair)) {
             s->allocated_on_disk = s->header.allocated;
         }
     }
@@ -154,7 +130,7 @@ static uint64_t count_unused(const Check *check)
         unused += !check->used[place];
     }
     if (unused > 0) {
-        say(check, "%" PRIu64 " blocks of the file are not used", unused);
+        check_result_say(check->result, "%" PRIu64 " blocks of the file are not used", unused);
     }
     return unused;
 }
@@ -168,7 +144,7 @@ static bool check_tail(Check *check, GError **error)
     if (tail == 0) {
         return true;
     }
-    say(check, "%" PRIu64 " blocks behind the last one are not used", tail);
+    check_result_say(check->result, "%" PRIu64 " blocks behind the last one are not used", tail);
     if (check->repair == CHECK_REPORT_ONLY || s->next_place != check->end) {
         check->result->leaks += tail;
         return true;

@@ -19,9 +19,9 @@
 
 #include "base/errors.h"
 #include "base/log.h"
+#include "formats/space.h"
 
-#define GROW_MAX  (UINT64_C(16) << 20) /* bytes ahead of need */
-#define ZERO_STEP (UINT64_C(1) << 20)
+#define GROW_MAX (UINT64_C(16) << 20) /* bytes ahead of need */
 
 static void update_dirty(VdiState *s)
 {
@@ -55,31 +55,6 @@ static int grow_store(Image *image, uint64_t end)
     return r == -ENOTSUP || r == -EINVAL ? -ENOSPC : r; /* a block device has the size it has */
 }
 
-static int write_zeroes(Image *image, uint64_t offset, uint64_t length)
-{
-    g_autofree uint8_t *zeroes = g_try_malloc0(min_u64(length, ZERO_STEP));
-    int r = zeroes ? 0 : -ENOMEM;
-    for (uint64_t end = offset + length; r == 0 && offset < end; offset += ZERO_STEP) {
-        r = store_write(image->store, zeroes, min_u64(ZERO_STEP, end - offset), offset);
-    }
-    return r;
-}
-
-/* Space that may have been used before reads as zeroes afterwards. */
-static int make_fresh(Image *image, uint64_t offset, uint64_t length)
-{
-    const VdiState *s = image->state;
-    uint64_t hole;
-    bool data;
-    if (offset >= s->fresh_start ||
-        (store_next_data(image->store, offset, length, &data, &hole) == 0 && !data &&
-         hole >= length)) {
-        return 0;
-    }
-    int r = store_punch(image->store, offset, length, STORE_PUNCH_KEEP_SPACE);
-    return r == -ENOTSUP ? write_zeroes(image, offset, length) : r;
-}
-
 int vdi_reserve(Image *image, uint32_t block, uint32_t *place, bool *fresh)
 {
     VdiState *s = image->state;
@@ -88,7 +63,8 @@ int vdi_reserve(Image *image, uint32_t block, uint32_t *place, bool *fresh)
         uint32_t next = s->next_place;
         int r = next >= VDI_ZERO ? -EFBIG : grow_store(image, end_of_place(s, next));
         if (r == 0) {
-            r = make_fresh(image, end_of_place(s, next) - s->stride, s->stride);
+            r = space_make_fresh(image->store, end_of_place(s, next) - s->stride, s->stride,
+                                 s->fresh_start);
         }
         if (r < 0) {
             return r;

@@ -15,8 +15,8 @@
 #include <stdlib.h>
 
 #include "base/errors.h"
-
-#define COPY_STEP (UINT64_C(1) << 20)
+#include "formats/check-result.h"
+#include "formats/space.h"
 
 typedef struct Place {
     uint32_t sector, block;
@@ -33,27 +33,6 @@ typedef struct Check {
     uint64_t copied; /* bytes */
     uint64_t limit;  /* blocks end before it */
 } Check;
-
-static void say(const Check *check, const char *format, ...) G_GNUC_PRINTF(2, 3);
-static void say(const Check *check, const char *format, ...)
-{
-    if (check->result->message) {
-        va_list args;
-        va_start(args, format);
-        g_autofree char *text = g_strdup_vprintf(format, args);
-        va_end(args);
-        check->result->message(check->result->opaque, text);
-    }
-}
-
-/* One more corruption; true when it is to be mended. */
-static bool corruption(const Check *check)
-{
-    bool mend = check->repair == CHECK_REPAIR_ALL;
-    check->result->corruptions += !mend;
-    check->result->corruptions_fixed += mend;
-    return mend;
-}
 
 static int compare_places(const void *a, const void *b)
 {
@@ -105,9 +84,9 @@ static void check_outside(Check *check)
             check->places[kept++] = place;
             continue;
         }
-        say(check, "block %u is at %" PRIu64 ", %s", place.block, offset,
-            outside ? "which is not in the file" : "on top of header, table or names");
-        if (corruption(check)) {
+        check_result_say(check->result, "block %u is at %" PRIu64 ", %s", place.block, offset,
+                         outside ? "which is not in the file" : "on top of header, table or names");
+        if (check_result_corruption(check->result, check->repair)) {
             block_table_set(check->s->table, place.block, VHD_UNUSED);
         }
     }
@@ -139,8 +118,8 @@ static bool check_footers(Check *check, GError **error)
     if (s->footer_state == VHD_FOOTER_GOOD) {
         return true;
     }
-    say(check, "%s", words[s->footer_state]);
-    if (!corruption(check)) {
+    check_result_say(check->result, "%s", words[s->footer_state]);
+    if (!check_result_corruption(check->result, check->repair)) {
         return true;
     }
     int r = vhd_footers_mend(check->image);
@@ -158,14 +137,8 @@ static int copy_block(Check *check, const Place *place)
         return -EFBIG;
     }
     const VhdReserved *reserved = vhd_space_reserve(image, place->block, &r);
-    g_autofree uint8_t *bytes = g_try_malloc(min_u64(COPY_STEP, check->whole));
-    if (reserved && !bytes) {
-        r = -ENOMEM;
-    }
-    for (uint64_t at = 0; r == 0 && at < check->whole; at += COPY_STEP) {
-        uint64_t length = min_u64(COPY_STEP, check->whole - at);
-        r = store_read(image->store, bytes, length, offset_of(place) + at);
-        r = r < 0 ? r : store_write(image->store, bytes, length, reserved->bitmap_offset + at);
+    if (r == 0) {
+        r = space_copy(image->store, offset_of(place), reserved->bitmap_offset, check->whole);
     }
     if (r == 0) {
         block_table_set(check->s->table, place->block, reserved->bitmap_offset / VHD_SECTOR);
@@ -183,8 +156,9 @@ static bool check_overlaps(Check *check, GError **error)
             end = offset + check->whole;
             continue;
         }
-        say(check, "block %u is at %" PRIu64 ", where another block lies", place->block, offset);
-        if (!corruption(check)) {
+        check_result_say(check->result, "block %u is at %" PRIu64 ", where another block lies",
+                         place->block, offset);
+        if (!check_result_corruption(check->result, check->repair)) {
             continue;
         }
         int r = copy_block(check, place);
@@ -201,7 +175,8 @@ static void count_gap(const Check *check, uint64_t from, uint64_t to)
     uint64_t blocks = to > from ? (to - from) / check->whole : 0;
     if (blocks > 0) {
         check->result->leaks += blocks;
-        say(check, "%" PRIu64 " bytes at %" PRIu64 " are not used", to - from, from);
+        check_result_say(check->result, "%" PRIu64 " bytes at %" PRIu64 " are not used", to - from,
+                         from);
     }
 }
 
@@ -233,7 +208,7 @@ static bool check_tail(Check *check, GError **error)
     if (blocks == 0) {
         return true;
     }
-    say(check, "%" PRIu64 " bytes behind the last block are not used", spare);
+    check_result_say(check->result, "%" PRIu64 " bytes behind the last block are not used", spare);
     if (check->repair == CHECK_REPORT_ONLY || s->footer_state != VHD_FOOTER_GOOD) {
         check->result->leaks += blocks;
         return true;

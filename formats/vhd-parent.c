@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "base/errors.h"
+#include "formats/windows-name.h"
 
 #define LOCATOR_SIZE  24u
 #define LOCATOR_MAX   4096u /* bytes of a name */
@@ -52,19 +53,11 @@ static char *read_locator(const Image *image, const VhdState *s, uint32_t platfo
     return NULL;
 }
 
-/* UTF-8, without what follows a NUL; NULL when it is no text, or empty. */
-static char *decode_utf16(const void *bytes, gsize length, const char *encoding)
-{
-    g_autofree char *text =
-        g_convert(bytes, length & ~(gsize)1, "UTF-8", encoding, NULL, NULL, NULL);
-    return text && *text ? g_steal_pointer(&text) : NULL;
-}
-
 static char *read_windows(const Image *image, const VhdState *s, uint32_t platform)
 {
     gsize length;
     g_autofree char *bytes = read_locator(image, s, platform, &length);
-    return bytes ? decode_utf16(bytes, length, "UTF-16LE") : NULL;
+    return bytes ? windows_name_decode(bytes, length, "UTF-16LE") : NULL;
 }
 
 static char *read_url(const Image *image, const VhdState *s)
@@ -92,25 +85,7 @@ static char *read_bare_name(const VhdState *s)
     while (length < VHD_NAME_MAX && load_be16(name + length) != 0) {
         length += 2;
     }
-    return length ? decode_utf16(name, length, "UTF-16BE") : NULL;
-}
-
-/* Slashes as they are here; "./" at the start says nothing. */
-static char *to_local(char *name)
-{
-    if (!name) {
-        return NULL;
-    }
-    g_strdelimit(name, "\\", '/');
-    size_t skip = 0;
-    while (name[skip] == '.' && name[skip + 1] == '/') {
-        skip += 2 + strspn(name + skip + 2, "/");
-    }
-    memmove(name, name + skip, strlen(name + skip) + 1);
-    if (!*name) {
-        g_clear_pointer(&name, g_free);
-    }
-    return name;
+    return length ? windows_name_decode(name, length, "UTF-16BE") : NULL;
 }
 
 static bool is_all_zero(const uint8_t *bytes, size_t n)
@@ -120,21 +95,18 @@ static bool is_all_zero(const uint8_t *bytes, size_t n)
 
 bool vhd_parent_read(Image *image, const VhdState *s, GError **error)
 {
-    char *name = to_local(read_windows(image, s, PLATFORM_W2RU));
-    name = name ? name : to_local(read_url(image, s));
-    name = name ? name : to_local(read_windows(image, s, PLATFORM_W2KU));
-    name = name ? name : to_local(read_bare_name(s));
+    char *name = windows_name_to_local(read_windows(image, s, PLATFORM_W2RU));
+    name = name ? name : windows_name_to_local(read_url(image, s));
+    name = name ? name : windows_name_to_local(read_windows(image, s, PLATFORM_W2KU));
+    name = name ? name : windows_name_to_local(read_bare_name(s));
     if (!name) {
         return error_set(error, EUCLEAN,
                          "%s: type is 4 (differencing), but neither a parent locator nor the "
                          "header has the parent's name",
                          image->path);
     }
-    const char *slash = strrchr(name, '/');
-    const char *base = slash ? slash + 1 : name;
-    bool elsewhere = name[0] == '/' || strchr(name, ':');
     image->backing_name = name;
-    image->backing_substitute = elsewhere && *base ? g_strdup(base) : NULL;
+    image->backing_substitute = windows_name_substitute(name);
     /* Xen's way to say that the parent is no vhd: it has no UUID. */
     image->backing_format =
         g_strdup(is_all_zero(s->header.parent_uuid, VHD_UUID_SIZE) ? "raw" : "vhd");
@@ -155,22 +127,14 @@ static void add_locator(uint8_t *header, unsigned number, uint32_t platform, con
     memcpy(data->data + start, text, length);
 }
 
-/* "a/b.vhd" is ".\a\b.vhd" to Windows. */
-static char *windows_name(const char *name)
-{
-    char *windows = name[0] == '/' ? g_strdup(name) : g_strconcat("./", name, NULL);
-    return g_strdelimit(windows, "/", '\\');
-}
-
 bool vhd_parent_make(const char *name, uint64_t offset, uint8_t *header, GByteArray *data,
                      GError **error)
 {
-    g_autofree char *windows = windows_name(name);
     g_autofree char *escaped = g_uri_escape_string(name, "/", TRUE);
     g_autofree char *url = g_strconcat("file://", name[0] == '/' ? "" : "./", escaped, NULL);
     g_autofree char *base = g_path_get_basename(name);
     gsize length, base_length;
-    g_autofree char *relative = g_convert(windows, -1, "UTF-16LE", "UTF-8", NULL, &length, NULL);
+    g_autofree char *relative = windows_name_make(name, &length);
     g_autofree char *bare = g_convert(base, -1, "UTF-16BE", "UTF-8", NULL, &base_length, NULL);
     if (!relative || !bare) {
         return error_set(error, EINVAL, "the name of the backing file is no text in UTF-8");

@@ -18,10 +18,10 @@
 #include "formats/vhd.h"
 
 #include "base/errors.h"
+#include "formats/space.h"
 
 #define DATA_ALIGNMENT 4096u
 #define GROW_MAX       (UINT64_C(16) << 20) /* bytes ahead of need */
-#define ZERO_STEP      (UINT64_C(1) << 20)
 
 int vhd_footer_write(Image *image, uint64_t offset)
 {
@@ -83,32 +83,6 @@ static int make_room(Image *image, uint64_t *place)
     return move_footer(image, one + ahead / stride * stride, one);
 }
 
-static int write_zeroes(Image *image, uint64_t offset, uint64_t length)
-{
-    g_autofree uint8_t *zeroes = g_try_malloc0(min_u64(length, ZERO_STEP));
-    int r = zeroes ? 0 : -ENOMEM;
-    for (uint64_t end = offset + length; r == 0 && offset < end; offset += ZERO_STEP) {
-        r = store_write(image->store, zeroes, min_u64(ZERO_STEP, end - offset), offset);
-    }
-    return r;
-}
-
-/* Space that may have been used before (a block device, what a power cut left) reads as zeroes
- * afterwards. */
-static int make_fresh(Image *image, uint64_t place)
-{
-    const VhdState *s = image->state;
-    uint64_t length = whole_block(s), hole;
-    bool data;
-    if (place >= s->fresh_start ||
-        (store_next_data(image->store, place, length, &data, &hole) == 0 && !data &&
-         hole >= length)) {
-        return 0;
-    }
-    int r = store_punch(image->store, place, length, STORE_PUNCH_KEEP_SPACE);
-    return r == -ENOTSUP ? write_zeroes(image, place, length) : r;
-}
-
 VhdReserved *vhd_space_reserve(Image *image, uint32_t block, int *result)
 {
     VhdState *s = image->state;
@@ -124,7 +98,7 @@ VhdReserved *vhd_space_reserve(Image *image, uint32_t block, int *result)
     } else {
         *result = make_room(image, &place);
         if (*result == 0) {
-            *result = make_fresh(image, place);
+            *result = space_make_fresh(image->store, place, whole_block(s), s->fresh_start);
         }
         if (*result < 0) {
             return NULL;

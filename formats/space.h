@@ -1,0 +1,18 @@
+/*
+ * What formats that hand out blocks of a store share. All may block. [pool]
+ */
+#ifndef FORMATS_SPACE_H
+#define FORMATS_SPACE_H
+
+#include <stdint.h>
+
+#include "store/store.h"
+
+/* Sees to it that the range, which may have been used before (a block device, what a power cut
+ * left), reads as zeroes. From fresh_start on nothing was ever written. 0 or -errno. */
+int space_make_fresh(Store *store, uint64_t offset, uint64_t length, uint64_t fresh_start);
+
+/* Copies bytes within a store, a piece at a time. The ranges do not overlap. 0 or -errno. */
+int space_copy(Store *store, uint64_t from, uint64_t to, uint64_t length);
+
+#endif
