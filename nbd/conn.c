@@ -341,6 +341,7 @@ void conn_new(NbdLocal *local, int fd, const ConnStart *start)
 {
     Conn *conn = g_new0(Conn, 1);
     conn->local = local;
+    conn->number = atomic_fetch_add(&local->server->last_number, 1) + 1;
     conn->fd = fd;
     conn->export = start->export;
     conn->state = start->state;

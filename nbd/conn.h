@@ -29,6 +29,7 @@ struct Conn {
     Conn *next, **link;    /* of local->conns */
     WorkerMessage message; /* start, then the end of a turn */
     struct event *read_event, *write_event, *timer;
+    uint64_t number; /* never another's; from 1 */
     int fd;
     int refs;         /* open, each request, each callback under way, message */
     ConnState *state; /* to begin with; NULL after the start */

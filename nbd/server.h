@@ -58,7 +58,8 @@ struct NbdServer {
     NbdLimits limits;
     NbdLocal *locals;
     unsigned local_count;
-    atomic_uint next_local; /* where the search for the least loaded worker begins */
+    _Atomic uint64_t last_number; /* of a connection */
+    atomic_uint next_local;       /* where the search for the least loaded worker begins */
     atomic_uint
         conn_count;     /* connections that exist, closed ones with requests in flight included */
     atomic_bool served; /* a client has come as far as transmission */

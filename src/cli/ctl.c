@@ -12,43 +12,113 @@
 
 static const CliUsage usage = {
     .command = "ctl",
-    .arguments = "VERB [KEY=VALUE...]",
-    .summary =
-        "Asks a running server over its control socket. Verbs: hello, list, stats, handover, and\n"
-        "where devices are attached, attach and detach; docs/control.md says more of each.",
-    .example = "  cownbd ctl hello\n"
+    .arguments = "VERB [ARGUMENT] [KEY=VALUE...]",
+    .summary = "Asks a running server over its control socket. Verbs:\n\n"
+               "  add IMAGE [--name --format --description --read-only]\n"
+               "  remove EXPORT [--mode=safe|hide|hard]\n"
+               "  kick CLIENT, kick --export NAME\n"
+               "  hello, list, stats, handover [--binary]\n"
+               "  attach, detach      where devices are attached\n\n"
+               "docs/control.md says more of each.",
+    .example = "  cownbd ctl add /srv/images/vm2.qcow2 --name vm2\n"
+               "  cownbd ctl remove vm2 --mode=hard\n"
                "  cownbd ctl handover --binary ./cownbd-new",
     .flags = CLI_FLAG_JSON,
 };
 
-static bool add_arguments(JsonObject *arguments, char **pairs, GError **error)
+/* What the argument of a verb without KEY= is. */
+static const struct {
+    const char *verb, *key;
+} subjects[] = {
+    {"add", "image"},
+    {"remove", "name"},
+    {"kick", "client"},
+};
+
+/* Options that are arguments of verbs. */
+typedef struct CtlOptions {
+    char *name, *format, *description, *mode, *export, *binary;
+    gboolean read_only;
+} CtlOptions;
+
+static void ctl_options_clear(CtlOptions *o)
+{
+    g_free(o->name);
+    g_free(o->format);
+    g_free(o->description);
+    g_free(o->mode);
+    g_free(o->export);
+    g_free(o->binary);
+}
+G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(CtlOptions, ctl_options_clear)
+
+static bool add_argument(JsonObject *arguments, const char *key, const char *value, GError **error)
+{
+    if (value == NULL) {
+        return true;
+    }
+    if (!g_utf8_validate(value, -1, NULL)) {
+        return error_set(error, EINVAL, "ctl: %s is '%s': must be UTF-8", key, value);
+    }
+    if (strcmp(key, "verb") == 0 || json_object_has_member(arguments, key)) {
+        return error_set(error, EINVAL, "ctl: '%s' is given twice", key);
+    }
+    json_object_set_string_member(arguments, key, value);
+    return true;
+}
+
+static bool add_pairs(JsonObject *arguments, char **pairs, GError **error)
 {
     for (; *pairs != NULL; pairs++) {
         const char *equals = strchr(*pairs, '=');
         if (equals == NULL || equals == *pairs) {
             return error_set(error, EINVAL, "ctl: '%s': must be KEY=VALUE", *pairs);
         }
-        if (!g_utf8_validate(*pairs, -1, NULL)) {
+        g_autofree char *key = g_strndup(*pairs, equals - *pairs);
+        if (!g_utf8_validate(key, -1, NULL)) {
             return error_set(error, EINVAL, "ctl: '%s': must be UTF-8", *pairs);
         }
-        g_autofree char *key = g_strndup(*pairs, equals - *pairs);
-        if (strcmp(key, "verb") == 0 || json_object_has_member(arguments, key)) {
-            return error_set(error, EINVAL, "ctl: '%s' is given twice", key);
+        if (!add_argument(arguments, key, equals + 1, error)) {
+            return false;
         }
-        json_object_set_string_member(arguments, key, equals + 1);
     }
     return true;
 }
 
 /* The server's directory may be another one than ours. */
-static bool add_binary(JsonObject *arguments, const char *binary, GError **error)
+static bool add_path(JsonObject *arguments, const char *key, const char *path, GError **error)
 {
-    if (binary == NULL) {
-        return true;
+    g_autofree char *absolute = path != NULL ? g_canonicalize_filename(path, NULL) : NULL;
+    return add_argument(arguments, key, absolute, error);
+}
+
+/* The first argument of some verbs needs no key; *rest: what follows it. */
+static bool add_subject(JsonObject *arguments, const char *verb, char ***rest, GError **error)
+{
+    const char *first = **rest, *equals = first != NULL ? strchr(first, '=') : NULL;
+    bool is_pair = equals != NULL && memchr(first, '/', equals - first) == NULL;
+    for (unsigned i = 0; i < G_N_ELEMENTS(subjects); i++) {
+        if (first != NULL && !is_pair && strcmp(subjects[i].verb, verb) == 0) {
+            (*rest)++;
+            return strcmp(subjects[i].key, "image") == 0
+                       ? add_path(arguments, "image", first, error)
+                       : add_argument(arguments, subjects[i].key, first, error);
+        }
     }
-    g_autofree char *absolute = g_canonicalize_filename(binary, NULL);
-    g_autofree char *pair = g_strconcat("binary=", absolute, NULL);
-    return add_arguments(arguments, (char *[]){pair, NULL}, error);
+    return true;
+}
+
+static bool add_all(JsonObject *arguments, char **argv, const CtlOptions *o, GError **error)
+{
+    char **rest = argv + 2;
+    return add_subject(arguments, argv[1], &rest, error) && add_pairs(arguments, rest, error) &&
+           add_argument(arguments, "name", o->name, error) &&
+           add_argument(arguments, "format", o->format, error) &&
+           add_argument(arguments, "description", o->description, error) &&
+           add_argument(arguments, "read-only", o->read_only ? "true" : NULL, error) &&
+           add_argument(arguments, "mode", o->mode, error) &&
+           add_argument(arguments, "export", o->export, error) &&
+           add_path(arguments, "binary", o->binary, error);
 }
 
 static void print_human(JsonObject *answer)
@@ -71,10 +141,24 @@ static void print_human(JsonObject *answer)
 
 int cli_ctl(int argc, char **argv)
 {
-    g_autofree char *control = NULL, *binary = NULL;
+    g_autofree char *control = NULL;
+    g_auto(CtlOptions) o = {0};
     const GOptionEntry own[] = {
         REMOTE_ENTRY(&control),
-        {"binary", 0, 0, G_OPTION_ARG_FILENAME, &binary,
+        {"name", 'n', 0, G_OPTION_ARG_FILENAME, &o.name,
+         "For add: name of the export (default: base name of the file)", "NAME"},
+        {"format", 'f', 0, G_OPTION_ARG_FILENAME, &o.format,
+         "For add: format of the image (default: found from its first bytes)", "FMT"},
+        {"description", 0, 0, G_OPTION_ARG_FILENAME, &o.description,
+         "For add: what LIST and INFO say of the export", "TEXT"},
+        {"read-only", 'r', 0, G_OPTION_ARG_NONE, &o.read_only, "For add: refuse writes", NULL},
+        {"mode", 0, 0, G_OPTION_ARG_FILENAME, &o.mode,
+         "For remove: safe (default) refuses while there are clients, hide lets them finish, hard "
+         "sends them away",
+         "MODE"},
+        {"export", 0, 0, G_OPTION_ARG_FILENAME, &o.export, "For kick: all clients of this export",
+         "NAME"},
+        {"binary", 0, 0, G_OPTION_ARG_FILENAME, &o.binary,
          "For handover: the program that goes on (default: the one that runs)", "PATH"},
         {NULL},
     };
@@ -87,7 +171,7 @@ int cli_ctl(int argc, char **argv)
         return cli_fail_usage(&usage, "no verb given");
     }
     g_autoptr(JsonObject) arguments = json_object_new();
-    if (!add_arguments(arguments, argv + 2, &error) || !add_binary(arguments, binary, &error)) {
+    if (!add_all(arguments, argv, &o, &error)) {
         return cli_fail(error);
     }
     g_autoptr(JsonObject) answer = remote_call(control, argv[1], arguments, &error);

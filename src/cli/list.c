@@ -26,11 +26,31 @@ static void print_export(JsonObject *export)
 {
     g_autofree char *size = output_size(json_object_get_int_member_with_default(export, "size", 0));
     bool read_only = json_object_get_boolean_member_with_default(export, "read-only", FALSE);
+    bool leaving = json_object_get_boolean_member_with_default(export, "leaving", FALSE);
     const char *mode = text_of(export, "mode");
     printf("%-20s %-6s %10s  %-9s %7" G_GINT64_FORMAT "  %-16s %s\n", text_of(export, "name"),
-           text_of(export, "format"), size, read_only ? "read-only" : mode,
+           text_of(export, "format"), size,
+           leaving     ? "leaving"
+           : read_only ? "read-only"
+                       : mode,
            json_object_get_int_member_with_default(export, "connections", 0),
            text_of(export, "device"), text_of(export, "image"));
+}
+
+static void print_clients(JsonArray *clients)
+{
+    unsigned count = clients != NULL ? json_array_get_length(clients) : 0;
+    if (count > 0) {
+        printf("\n%6s  %-28s %9s  %s\n", "CLIENT", "PEER", "IN FLIGHT", "EXPORT");
+    }
+    for (unsigned i = 0; i < count; i++) {
+        JsonObject *client = json_array_get_object_element(clients, i);
+        printf("%6" G_GINT64_FORMAT "  %-28s %9" G_GINT64_FORMAT "  %s\n",
+               json_object_get_int_member_with_default(client, "client", 0),
+               text_of(client, "peer"),
+               json_object_get_int_member_with_default(client, "in-flight", 0),
+               text_of(client, "export"));
+    }
 }
 
 static int print_human(JsonObject *answer)
@@ -45,6 +65,9 @@ static int print_human(JsonObject *answer)
     for (unsigned i = 0; exports != NULL && i < json_array_get_length(exports); i++) {
         print_export(json_array_get_object_element(exports, i));
     }
+    print_clients(json_object_has_member(answer, "clients")
+                      ? json_object_get_array_member(answer, "clients")
+                      : NULL);
     return output_finish(0);
 }
 

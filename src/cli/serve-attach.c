@@ -237,14 +237,14 @@ static Attachment *attach(Serve *serve, ServedImage *image, AttachmentOptions *h
 
 /* The verbs */
 
-/* The served image that the argument "image" (a real path) names. */
+/* The served image that the argument "image" (a real path) names, pinned. */
 static ServedImage *image_of_arguments(Serve *serve, JsonObject *arguments, GError **error)
 {
     const char *path = NULL;
     if (!control_get_string(arguments, "image", &path, error)) {
         return NULL;
     }
-    ServedImage *image = path != NULL ? serve_images_find(serve, path) : NULL;
+    ServedImage *image = path != NULL ? serve_images_get(serve, path) : NULL;
     if (path == NULL) {
         error_set(error, EINVAL, "image is missing: must be the real path of an image");
     } else if (image == NULL) {
@@ -287,7 +287,7 @@ static bool options_of_arguments(JsonObject *arguments, AttachmentOptions *how, 
 static bool attach_verb(JsonObject *arguments, JsonObject *answer, void *context, GError **error)
 {
     Serve *serve = context;
-    ServedImage *image = image_of_arguments(serve, arguments, error);
+    g_autoptr(ServedImage) image = image_of_arguments(serve, arguments, error);
     if (image == NULL) {
         return false;
     }
@@ -316,7 +316,7 @@ static const char *const detach_keys[] = {"image", NULL};
 static bool detach_verb(JsonObject *arguments, JsonObject *answer, void *context, GError **error)
 {
     Serve *serve = context;
-    ServedImage *image = image_of_arguments(serve, arguments, error);
+    g_autoptr(ServedImage) image = image_of_arguments(serve, arguments, error);
     if (image == NULL) {
         return false;
     }
@@ -341,6 +341,30 @@ static bool detach_verb(JsonObject *arguments, JsonObject *answer, void *context
         serve_leave(serve);
     }
     return true;
+}
+
+bool serve_attach_has(Serve *serve, const ServedImage *image)
+{
+    if (serve->attach == NULL) {
+        return false;
+    }
+    with_mutex(&serve->attach->lock);
+    return find_attachment(serve, image->real_path) != NULL;
+}
+
+void serve_attach_forget(Serve *serve, const ServedImage *image)
+{
+    if (serve->attach == NULL) {
+        return;
+    }
+    with_mutex(&serve->attach->lock);
+    GPtrArray *targets = serve->attach->targets;
+    for (unsigned i = targets->len; i-- > 0;) {
+        const Target *target = g_ptr_array_index(targets, i);
+        if (target->export == image->export) {
+            g_ptr_array_remove_index(targets, i);
+        }
+    }
 }
 
 /* What list and stats say of an image that is attached. */

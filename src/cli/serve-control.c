@@ -1,8 +1,7 @@
 /*
  * The control socket of a server, and the verbs that tell about it.
  *
- * What must stay true: the verbs only look, at what stays until the control socket has ended
- * (images, exports) or is atomic (counters, modes).
+ * What must stay true: the verbs only look, and do that on main, whose the images are.
  */
 #include <stdio.h>
 #include <string.h>
@@ -15,6 +14,7 @@
 #include "map/image.h"
 #include "nbd/listen.h"
 #include "nbd/nbd-wire.h"
+#include "nbd/server-clients.h"
 
 static const struct {
     NbdCommand command;
@@ -53,6 +53,10 @@ static JsonObject *describe_image(const Serve *serve, const ServedImage *image)
     json_object_set_boolean_member(object, "read-only", image->export->read_only);
     json_object_set_string_member(object, "mode", mode_name(disk_mode(image->disk)));
     json_object_set_int_member(object, "connections", counts.connections);
+    json_object_set_boolean_member(object, "leaving", image->leaving);
+    if (image->how.description != NULL) {
+        output_add_string(object, "description", image->how.description);
+    }
     return object;
 }
 
@@ -92,9 +96,27 @@ static JsonArray *all_images(const Serve *serve, bool stats)
     return array;
 }
 
-static bool verb_list(JsonObject *arguments, JsonObject *answer, void *context, GError **error)
+static JsonArray *all_clients(const Serve *serve)
 {
-    const Serve *serve = context;
+    JsonArray *array = json_array_new();
+    g_autoptr(GPtrArray) clients = nbd_server_clients(serve->server);
+    for (unsigned i = 0; i < clients->len; i++) {
+        const NbdClient *client = g_ptr_array_index(clients, i);
+        JsonObject *object = json_object_new();
+        json_object_set_int_member(object, "client", client->number);
+        json_object_set_string_member(object, "peer", client->peer);
+        if (client->export != NULL) {
+            output_add_string(object, "export", client->export);
+        }
+        json_object_set_int_member(object, "in-flight", client->in_flight);
+        json_array_add_object_element(array, object);
+    }
+    return array;
+}
+
+static void list_job(Serve *serve, void *argument)
+{
+    JsonObject *answer = argument;
     JsonArray *listeners = json_array_new();
     for (unsigned i = 0; i < serve->listeners->len; i++) {
         json_array_add_string_element(listeners,
@@ -102,17 +124,26 @@ static bool verb_list(JsonObject *arguments, JsonObject *answer, void *context, 
     }
     json_object_set_array_member(answer, "listen", listeners);
     json_object_set_array_member(answer, "exports", all_images(serve, false));
-    return true;
+    json_object_set_array_member(answer, "clients", all_clients(serve));
 }
 
-static bool verb_stats(JsonObject *arguments, JsonObject *answer, void *context, GError **error)
+static void stats_job(Serve *serve, void *argument)
 {
-    const Serve *serve = context;
+    JsonObject *answer = argument;
     json_object_set_int_member(answer, "seconds",
                                (g_get_monotonic_time() - serve->started) / G_USEC_PER_SEC);
     json_object_set_int_member(answer, "clients", nbd_server_connections(serve->server));
     json_object_set_array_member(answer, "exports", all_images(serve, true));
-    return true;
+}
+
+static bool verb_list(JsonObject *arguments, JsonObject *answer, void *context, GError **error)
+{
+    return serve_on_main(context, list_job, answer) || serve_is_ending(error);
+}
+
+static bool verb_stats(JsonObject *arguments, JsonObject *answer, void *context, GError **error)
+{
+    return serve_on_main(context, stats_job, answer) || serve_is_ending(error);
 }
 
 /* Where the user named no path, a server without a control socket is better than none. */
@@ -149,5 +180,6 @@ bool serve_control_open(Serve *serve, GError **error)
         control_add_verb(serve->control, "list", NULL, verb_list, serve);
         control_add_verb(serve->control, "stats", NULL, verb_stats, serve);
     }
+    serve_exports_start(serve);
     return true;
 }

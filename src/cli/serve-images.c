@@ -51,15 +51,21 @@ static bool take_over_journal(const Serve *serve, const ServedImage *served, GEr
                          : journal_check_empty(path, error);
 }
 
-/* Opens the image of path, with its disk. */
+/* Opens the image, with its disk. */
 static bool open_served(Serve *serve, ServedImage *served, GError **error)
 {
     const ServeOptions *o = &serve->options;
-    ImageOpen how = {.write = !o->read_only, .metadata_cache = o->metadata_cache};
+    ImageOpen how = {.write = !served->how.read_only, .metadata_cache = o->metadata_cache};
     if (!cli_image_open(&o->common, &how, error)) {
         return false;
     }
-    g_autoptr(Image) image = open_image(served->path, &how, error);
+    if (served->how.format != NULL) {
+        how.format = cli_format(served->how.format, error);
+        if (how.format == NULL) {
+            return false;
+        }
+    }
+    g_autoptr(Image) image = open_image(served->how.path, &how, error);
     if (image == NULL) {
         return false;
     }
@@ -70,32 +76,18 @@ static bool open_served(Serve *serve, ServedImage *served, GError **error)
     return take_over_journal(serve, served, error);
 }
 
-/* Opens one image and makes it an export. */
-static bool add_image(Serve *serve, const char *path, const char *name, const char *description,
-                      GError **error)
+/* An image that is written is in one place only; the locks would refuse it, but know no names. */
+static bool check_alone(const Serve *serve, const ServedImage *served, GError **error)
 {
-    ServedImage *served = g_new0(ServedImage, 1);
-    served->path = path;
-    served->real_path = real_path_of(path);
-    g_ptr_array_add(serve->images, served);
-    if (!open_served(serve, served, error)) {
-        return false;
-    }
-    served->export = export_table_add(serve->exports, name, description, disk_node(served->disk),
-                                      !served->write, error);
-    return served->export != NULL;
-}
-
-bool serve_images_open(Serve *serve, GError **error)
-{
-    const ServeOptions *o = &serve->options;
-    unsigned names = o->names != NULL ? g_strv_length(o->names) : 0;
-    unsigned descriptions = o->descriptions != NULL ? g_strv_length(o->descriptions) : 0;
-    for (unsigned i = 0; o->images[i] != NULL; i++) {
-        g_autofree char *base = g_path_get_basename(o->images[i]);
-        if (!add_image(serve, o->images[i], i < names ? o->names[i] : base,
-                       i < descriptions ? o->descriptions[i] : NULL, error)) {
-            return false;
+    for (unsigned i = 0; i < serve->images->len; i++) {
+        const ServedImage *other = g_ptr_array_index(serve->images, i);
+        if (strcmp(other->real_path, served->real_path) == 0 &&
+            (other->write || !served->how.read_only)) {
+            return error_set(error, EBUSY,
+                             "%s: is served as '%s' already%s: an image that is written can be "
+                             "served once only",
+                             served->how.path, other->how.name,
+                             other->leaving ? ", until its last client has gone" : "");
         }
     }
     return true;
@@ -107,9 +99,67 @@ static bool close_disk(ServedImage *served)
     served->disk = NULL;
     served->image = NULL;
     if (r != 0) {
-        log_error("%s: the last flush failed: %s", served->path, g_strerror(-r));
+        log_error("%s: the last flush failed: %s", served->how.path, g_strerror(-r));
     }
     return r == 0;
+}
+
+/* Closes it for good; its export is the table's, or was freed. */
+static bool close_served(Serve *serve, ServedImage *served)
+{
+    bool ok = close_disk(served);
+    if (served->mend) {
+        serve_leaks_mend(serve, served->real_path);
+    }
+    serve_removal_done(serve, served, ok);
+    g_free(served->how.name);
+    g_free(served->how.path);
+    g_free(served->how.format);
+    g_free(served->how.description);
+    g_free(served->real_path);
+    g_free(served);
+    return ok;
+}
+
+ServedImage *serve_images_add(Serve *serve, const ServedHow *how, GError **error)
+{
+    ServedImage *served = g_new0(ServedImage, 1);
+    served->how = (ServedHow){.name = g_strdup(how->name),
+                              .path = g_strdup(how->path),
+                              .format = g_strdup(how->format),
+                              .description = g_strdup(how->description),
+                              .read_only = how->read_only,
+                              .origin = how->origin};
+    served->real_path = real_path_of(how->path);
+    if (check_alone(serve, served, error) && open_served(serve, served, error)) {
+        served->export = export_table_add(serve->exports, how->name, how->description,
+                                          disk_node(served->disk), !served->write, error);
+    }
+    if (served->export == NULL) {
+        close_served(serve, served);
+        return NULL;
+    }
+    g_ptr_array_add(serve->images, served);
+    return served;
+}
+
+bool serve_images_open(Serve *serve, GError **error)
+{
+    const ServeOptions *o = &serve->options;
+    unsigned names = o->names != NULL ? g_strv_length(o->names) : 0;
+    unsigned descriptions = o->descriptions != NULL ? g_strv_length(o->descriptions) : 0;
+    for (unsigned i = 0; o->images[i] != NULL; i++) {
+        g_autofree char *base = g_path_get_basename(o->images[i]);
+        ServedHow how = {.name = i < names ? o->names[i] : base,
+                         .path = o->images[i],
+                         .description = i < descriptions ? o->descriptions[i] : NULL,
+                         .read_only = o->read_only,
+                         .origin = SERVED_GIVEN};
+        if (serve_images_add(serve, &how, error) == NULL) {
+            return false;
+        }
+    }
+    return true;
 }
 
 bool serve_images_suspend(Serve *serve)
@@ -133,29 +183,80 @@ bool serve_images_reopen(Serve *serve, GError **error)
     return true;
 }
 
-bool serve_images_close(Serve *serve)
+bool serve_images_reap(Serve *serve)
 {
     bool ok = true;
-    for (unsigned i = 0; i < serve->images->len; i++) {
+    for (unsigned i = serve->images->len; i-- > 0;) {
         ServedImage *served = g_ptr_array_index(serve->images, i);
-        ok &= close_disk(served);
-        if (served->mend) {
-            serve_leaks_mend(serve, served->real_path);
+        if (served->leaving && export_users(served->export) == 0) {
+            g_ptr_array_remove_index(serve->images, i);
+            serve_attach_forget(serve, served);
+            export_free(served->export);
+            log_info("%s: is not served any more", served->how.path);
+            ok &= close_served(serve, served);
         }
-        g_free(served->real_path);
-        g_free(served);
+    }
+    return ok;
+}
+
+bool serve_images_close(Serve *serve)
+{
+    bool ok = serve_images_reap(serve);
+    for (unsigned i = 0; i < serve->images->len; i++) {
+        ok &= close_served(serve, g_ptr_array_index(serve->images, i));
     }
     g_ptr_array_set_size(serve->images, 0);
     return ok;
 }
 
-ServedImage *serve_images_find(const Serve *serve, const char *real_path)
+ServedImage *serve_images_named(const Serve *serve, const char *name)
 {
     for (unsigned i = 0; i < serve->images->len; i++) {
         ServedImage *served = g_ptr_array_index(serve->images, i);
-        if (strcmp(served->real_path, real_path) == 0) {
+        if (!served->leaving && strcmp(served->how.name, name) == 0) {
             return served;
         }
     }
     return NULL;
+}
+
+ServedImage *serve_images_find(const Serve *serve, const char *real_path)
+{
+    ServedImage *found = NULL;
+    for (unsigned i = 0; i < serve->images->len; i++) {
+        ServedImage *served = g_ptr_array_index(serve->images, i);
+        if (strcmp(served->real_path, real_path) == 0 && (found == NULL || found->leaving)) {
+            found = served;
+        }
+    }
+    return found;
+}
+
+/* For other threads */
+
+typedef struct Search {
+    const char *real_path;
+    ServedImage *found;
+} Search;
+
+static void search_job(Serve *serve, void *argument)
+{
+    Search *search = argument;
+    ServedImage *found = serve_images_find(serve, search->real_path);
+    if (found != NULL && !found->leaving) {
+        export_get(found->export);
+        search->found = found;
+    }
+}
+
+ServedImage *serve_images_get(Serve *serve, const char *real_path)
+{
+    Search search = {.real_path = real_path};
+    serve_on_main(serve, search_job, &search);
+    return search.found;
+}
+
+void serve_image_put(ServedImage *image)
+{
+    export_put(image->export);
 }

@@ -4,6 +4,7 @@
  *      serve-options.c   the command line
  *      serve-listen.c    where clients come from
  *      serve-images.c    images -> disks -> exports, and back
+ *      serve-exports.c   exports that come and go while others are served: verbs add, remove, kick
  *      serve-control.c   the control socket and its verbs
  *      serve-handover.c  all of it given to another process, serve-takeover.c that process
  *      serve-attach.c    kernel devices: options, verbs, start and stop
@@ -31,6 +32,7 @@
 typedef struct Serve Serve;
 typedef struct ServeAttach ServeAttach;
 typedef struct ServeJob ServeJob;
+typedef struct ServeRemoval ServeRemoval;
 typedef struct ServeTakeover ServeTakeover;
 
 #define SERVE_TAKE_OVER "--take-over="
@@ -50,20 +52,37 @@ typedef struct ServeOptions {
     char **images; /* as given; at least one */
 } ServeOptions;
 
-/* An image that is served. Set up before the workers run; disk and export stay until the server
- * ends. */
+/* Where an export comes from. */
+typedef enum {
+    SERVED_GIVEN,    /* command line, verb add */
+    SERVED_DECLARED, /* configuration: a reload may take it away */
+    SERVED_FOUND,    /* below a directory; goes with its last client */
+} ServedOrigin;
+
+/* An image under a name, as it was asked for. */
+typedef struct ServedHow {
+    char *name;
+    char *path;        /* as given */
+    char *format;      /* NULL: found from the first bytes */
+    char *description; /* may be NULL */
+    bool read_only;
+    ServedOrigin origin;
+} ServedHow;
+
+/* An image that is served. All images are main's: other threads pin the one that they use. */
 typedef struct ServedImage {
-    const char *path; /* as given */
-    char *real_path;  /* realpath of it */
+    ServedHow how;
+    char *real_path; /* realpath of how.path */
     bool write;
     Image *image; /* the disk's; no reference of its own */
     Disk *disk;
     Export *export;
+    bool leaving;          /* removed: closed when nobody has its export pinned */
+    ServeRemoval *removal; /* job_lock; who waits for that, or NULL */
     bool mend; /* its last server was killed: leaked space is looked for when it is closed */
 } ServedImage;
 
-/* Adds what it knows of an image to its object in the answer of `list`, or of `stats`. [verbs'
- * thread] */
+/* Adds what it knows of an image to its object in the answer of `list`, or of `stats`. [main] */
 typedef void (*ServeDescribe)(const ServedImage *image, bool stats, JsonObject *object,
                               void *context);
 
@@ -99,6 +118,9 @@ struct Serve {
  * and it did not run. At most one thread may ask at a time (the verbs' thread). [any but main] */
 bool serve_on_main(Serve *serve, void (*function)(Serve *serve, void *argument), void *argument);
 
+/* The error of a verb for which that was so; false. */
+bool serve_is_ending(GError **error);
+
 /* Main leaves as it does after SIGTERM. Returns at once. [any] */
 void serve_leave(Serve *serve);
 
@@ -115,13 +137,29 @@ bool serve_listen_open(Serve *serve, GError **error);
 
 /* serve-images.c [main] */
 bool serve_images_open(Serve *serve, GError **error);
+/* Opens one more image and makes it an export; NULL: nothing has changed. */
+ServedImage *serve_images_add(Serve *serve, const ServedHow *how, GError **error);
+/* Closes those whose export is removed and that nobody uses any more. False: a last flush failed
+ * (said in the log). */
+bool serve_images_reap(Serve *serve);
+/* The image whose export has that name, and is not leaving; NULL: there is none. */
+ServedImage *serve_images_named(const Serve *serve, const char *name);
 /* For a handover that may fail: flushes and closes the disks, but keeps the exports, which nobody uses
  * meanwhile; and opens them again. */
 bool serve_images_suspend(Serve *serve); /* false: a flush failed (said in the log) */
 bool serve_images_reopen(Serve *serve, GError **error);
 bool serve_images_close(Serve *serve); /* false: a last flush failed (said in the log) */
-/* The image whose realpath this is; NULL: not served here. [any] */
+/* The image whose realpath this is, sooner one that stays than one that is leaving; NULL: not served
+ * here. */
 ServedImage *serve_images_find(const Serve *serve, const char *real_path);
+/* The same for another thread, unless it is leaving. It is pinned then, stays open until it is put. */
+ServedImage *serve_images_get(Serve *serve, const char *real_path); /* [any but main] */
+void serve_image_put(ServedImage *image);                           /* [any] */
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(ServedImage, serve_image_put)
+
+/* serve-exports.c: adds its verbs; tells who waits for it that a removed image is closed. [main] */
+void serve_exports_start(Serve *serve);
+void serve_removal_done(Serve *serve, ServedImage *image, bool flushed);
 
 /* serve-control.c [main]. Opens the control socket, if there is to be one, and gives it its verbs;
  * control_start follows when the others have added theirs. */
@@ -156,6 +194,10 @@ bool serve_attach_check(Serve *serve, GError **error);
 /* Workers run, no client is served yet; readiness was not told. The place to add verbs, where
  * serve->control is not NULL; they may run as soon as this has returned. */
 bool serve_attach_start(Serve *serve, GError **error);
+/* Whether the image is a block device now: then it cannot go. */
+bool serve_attach_has(Serve *serve, const ServedImage *image);
+/* The image is going. */
+void serve_attach_forget(Serve *serve, const ServedImage *image);
 /* All is ready; the same moment at which READY=1 is sent. */
 void serve_attach_ready(Serve *serve);
 /* Before disks are closed for a handover: leaves all devices in the kernel, where their requests wait,

@@ -137,12 +137,17 @@ bool serve_on_main(Serve *serve, void (*function)(Serve *serve, void *argument),
     return job.done;
 }
 
+bool serve_is_ending(GError **error)
+{
+    return error_set(error, ESHUTDOWN, "the server is ending");
+}
+
 void serve_leave(Serve *serve)
 {
     with_mutex(&serve->job_lock);
     serve->leaving = true;
     eventfd_write(serve->job_fd, 1);
-    pthread_cond_signal(&serve->job_changed);
+    pthread_cond_broadcast(&serve->job_changed);
 }
 
 static bool is_leaving(Serve *serve)
@@ -170,7 +175,7 @@ static void run_job(Serve *serve)
     job->function(serve, job->argument);
     with_mutex(&serve->job_lock);
     job->done = true;
-    pthread_cond_signal(&serve->job_changed);
+    pthread_cond_broadcast(&serve->job_changed);
 }
 
 static bool has_served_all(const Serve *serve)
@@ -189,6 +194,7 @@ static void wait_for_the_end(Serve *serve)
             return;
         case PROCESS_JOB:
             run_job(serve);
+            serve->failed |= !serve_images_reap(serve);
             break;
         case PROCESS_IDLE:
             if (has_served_all(serve)) {
