@@ -8,7 +8,7 @@
  * How the engine calls it, for one image:
  *
  *     map                                      many at once, beside flush             [pool]
- *     allocate, commit, abandon, unmap         one at a time, alone                   [pool]
+ *     allocate, commit, abandon, unmap, resize one at a time, alone                   [pool]
  *     flush                                    one at a time, beside map only         [pool]
  *
  * Every number read from an image is hostile: check it before it becomes an offset, a size, a shift
@@ -144,6 +144,11 @@ struct Format {
     bool (*dirty_flag)(const Image *image); /* "dirty-flag" of info. May be NULL (false). */
     /* Host space of all files of the image, bytes. NULL: there is only image->store. */
     uint64_t (*allocated_bytes)(const Image *image);
+
+    /* Makes the disk `size` bytes, durably. What it gains reads as zeroes, also where the file or a backing holds
+     * something there; what it loses is freed as unmap does. image->size says which size is in force when this returns,
+     * with either result. Call image_resize. NULL: the size is fixed. */
+    bool (*resize)(Image *image, uint64_t size, GError **error);
 
     const FormatOption *create_options; /* ends with a NULL name; NULL when there is no create */
     /* Writes a new image into an empty store, and syncs it. */

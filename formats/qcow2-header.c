@@ -420,24 +420,12 @@ bool qcow2_header_read(Image *image, GError **error)
     return true;
 }
 
-/* The lock is held. */
-static int write_features(Image *image, uint64_t incompatible, uint64_t autoclear)
+/* Fields that lie together in one sector, so in one piece; durable when this returns 0. header_lock is
+ * held. */
+static int write_fields(Image *image, const uint8_t *fields, size_t length, uint64_t offset)
 {
-    Qcow2State *s = image->state;
-    uint8_t fields[24];
-    store_be64(fields, incompatible);
-    store_be64(fields + 8, s->header.compatible_features);
-    store_be64(fields + 16, autoclear);
-    int r = store_write(image->store, fields, sizeof fields,
-                        offsetof(Qcow2HeaderDisk, incompatible_features));
-    if (r == 0) {
-        r = store_sync(image->store);
-    }
-    if (r == 0) {
-        s->header.incompatible_features = incompatible;
-        s->header.autoclear_features = autoclear;
-    }
-    return r;
+    int r = store_write(image->store, fields, length, offset);
+    return r < 0 ? r : store_sync(image->store);
 }
 
 int qcow2_header_set_features(Image *image, uint64_t incompatible, uint64_t autoclear)
@@ -446,25 +434,60 @@ int qcow2_header_set_features(Image *image, uint64_t incompatible, uint64_t auto
     if (s->header.version < 3) {
         return 0;
     }
+    uint8_t fields[24];
+    store_be64(fields, incompatible);
+    store_be64(fields + 8, s->header.compatible_features);
+    store_be64(fields + 16, autoclear);
     with_mutex(&s->header_lock);
-    return write_features(image, incompatible, autoclear);
+    int r = write_fields(image, fields, sizeof fields,
+                         offsetof(Qcow2HeaderDisk, incompatible_features));
+    if (r == 0) {
+        s->header.incompatible_features = incompatible;
+        s->header.autoclear_features = autoclear;
+    }
+    return r;
 }
 
 int qcow2_header_set_refcount_table(Image *image, uint64_t offset, uint32_t clusters)
 {
     Qcow2State *s = image->state;
-    uint8_t fields[12]; /* both fields in one sector, so in one piece */
+    uint8_t fields[12];
     store_be64(fields, offset);
     store_be32(fields + 8, clusters);
     with_mutex(&s->header_lock);
-    int r = store_write(image->store, fields, sizeof fields,
-                        offsetof(Qcow2HeaderDisk, refcount_table_offset));
-    if (r == 0) {
-        r = store_sync(image->store);
-    }
+    int r = write_fields(image, fields, sizeof fields,
+                         offsetof(Qcow2HeaderDisk, refcount_table_offset));
     if (r == 0) {
         s->header.refcount_table_offset = offset;
         s->header.refcount_table_clusters = clusters;
+    }
+    return r;
+}
+
+int qcow2_header_set_l1(Image *image, uint64_t offset, uint32_t entries)
+{
+    Qcow2State *s = image->state;
+    uint8_t fields[12];
+    store_be32(fields, entries);
+    store_be64(fields + 4, offset);
+    with_mutex(&s->header_lock);
+    int r = write_fields(image, fields, sizeof fields, offsetof(Qcow2HeaderDisk, l1_size));
+    if (r == 0) {
+        s->header.l1_size = entries;
+        s->header.l1_table_offset = offset;
+    }
+    return r;
+}
+
+int qcow2_header_set_size(Image *image, uint64_t size)
+{
+    Qcow2State *s = image->state;
+    uint8_t field[8];
+    store_be64(field, size);
+    with_mutex(&s->header_lock);
+    int r = write_fields(image, field, sizeof field, offsetof(Qcow2HeaderDisk, size));
+    if (r == 0) {
+        s->header.size = size;
     }
     return r;
 }

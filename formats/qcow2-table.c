@@ -1,11 +1,11 @@
 /*
- * qcow2: growth of the refcount table.
+ * qcow2: space for tables of more than one cluster, and the growth of the refcount table.
  *
- * The new table, and the blocks that describe the space where it lies, go to the end of the file:
+ * A table, and the blocks that describe the space where it lies, go to the end of the file:
  *
  *     ... used | new table (n clusters) | new blocks (k clusters) | free ...
  *
- * All of it is made in memory; flush writes blocks and table, syncs, points the header to the
+ * A new refcount table is made in memory; flush writes blocks and table, syncs, points the header to the
  * table, syncs, and frees the old one. So a crash leaves the old table, and leaked space at worst.
  */
 #include "formats/qcow2.h"
@@ -73,6 +73,48 @@ static int link_blocks(Image *image, const Plan *plan, bool fresh)
     return 0;
 }
 
+/* The space of the plan, prepared, is in use from now on. */
+static int take_plan(Image *image, const Plan *plan, bool fresh)
+{
+    Qcow2State *s = image->state;
+    Qcow2Run run = {plan->at, plan->table + plan->blocks};
+    qcow2_space_used(s, run);
+    int r = link_blocks(image, plan, fresh);
+    if (r == 0) {
+        r = qcow2_refcount_raise(image, run);
+    }
+    if (r < 0) {
+        /* Half of the new structure is in memory: it must never reach the disk. */
+        log_error("%s: no space for a table: %s", image->path, g_strerror(-r));
+        s->broken = r;
+    }
+    return r;
+}
+
+int qcow2_alloc_table(Image *image, uint64_t clusters, Qcow2Run *run)
+{
+    Qcow2State *s = image->state;
+    int r = s->space_known ? 0 : qcow2_space_scan(image);
+    Plan plan;
+    for (bool fits = false; r == 0 && !fits;) {
+        plan = (Plan){.at = s->used_end, .table = clusters};
+        plan.blocks = missing_blocks(s, &plan);
+        uint64_t last = (plan.at + plan.table + plan.blocks - 1) >> s->block_bits;
+        fits = last < s->table_entries;
+        r = fits ? 0 : qcow2_table_grow(image, last);
+    }
+    bool fresh;
+    if (r == 0) {
+        r = qcow2_space_prepare(image, (Qcow2Run){plan.at, plan.table + plan.blocks}, &fresh);
+    }
+    if (r == 0) {
+        *run = (Qcow2Run){plan.at, clusters};
+        r = take_plan(image, &plan, fresh);
+    }
+    qcow2_update_dirty(s);
+    return r;
+}
+
 int qcow2_table_grow(Image *image, uint64_t region)
 {
     Qcow2State *s = image->state;
@@ -83,9 +125,8 @@ int qcow2_table_grow(Image *image, uint64_t region)
                     image->path);
         return r;
     }
-    Qcow2Run run = {plan.at, plan.table + plan.blocks};
     bool fresh;
-    r = qcow2_space_prepare(image, run, &fresh);
+    r = qcow2_space_prepare(image, (Qcow2Run){plan.at, plan.table + plan.blocks}, &fresh);
     if (r < 0) {
         return r;
     }
@@ -93,19 +134,9 @@ int qcow2_table_grow(Image *image, uint64_t region)
     bool old_on_disk = s->table_offset == s->header.refcount_table_offset;
     s->table_offset = plan.at << s->cluster_bits;
     s->table_entries = plan.entries;
-    qcow2_space_used(s, run);
-    r = link_blocks(image, &plan, fresh);
-    if (r == 0) {
-        r = qcow2_refcount_raise(image, run);
-    }
-    if (r < 0) {
-        /* Half of the new structure is in memory: it must never reach the disk. */
-        log_error("%s: the refcount table cannot grow: %s", image->path, g_strerror(-r));
-        s->broken = r;
-        return r;
-    }
-    if (!old_on_disk) {
+    r = take_plan(image, &plan, fresh);
+    if (r == 0 && !old_on_disk) {
         qcow2_alloc_return(image, old);
     }
-    return 0;
+    return r;
 }

@@ -23,7 +23,7 @@ typedef struct Unmap {
 } Unmap;
 
 /* An image whose backing was not opened may have one of any length. */
-static uint64_t backing_end(const Image *image)
+uint64_t qcow2_backing_end(const Image *image)
 {
     if (image->backing != NULL) {
         return image->backing->size;
@@ -101,6 +101,27 @@ static int unmap_piece(Unmap *u)
     return r;
 }
 
+static int unmap_all(Unmap *u)
+{
+    Image *image = u->image;
+    qcow2_cursor_init(&u->cursor, image);
+    int r = qcow2_may_change(image);
+    while (r == 0 && u->offset < u->end) {
+        r = unmap_piece(u);
+        qcow2_cursor_release(&u->cursor);
+        qcow2_update_dirty(image->state);
+        qcow2_flush_if_full(image);
+        r = r < 0 ? r : qcow2_may_change(image);
+    }
+    return r;
+}
+
+int qcow2_drop(Image *image, uint64_t offset, uint64_t end, uint64_t zero_end)
+{
+    Unmap u = {.image = image, .offset = offset, .end = end, .backing_end = zero_end};
+    return unmap_all(&u);
+}
+
 int qcow2_unmap(Image *image, uint64_t offset, uint64_t length, UnmapFlags flags)
 {
     const Qcow2State *s = image->state;
@@ -108,20 +129,11 @@ int qcow2_unmap(Image *image, uint64_t offset, uint64_t length, UnmapFlags flags
         .image = image,
         .offset = offset,
         .end = offset + length,
-        .backing_end = backing_end(image),
+        .backing_end = qcow2_backing_end(image),
         .keep = flags & UNMAP_KEEP_SPACE,
     };
     if (s->header.version < 3 && (u.keep || offset < u.backing_end)) {
         return -ENOTSUP;
     }
-    qcow2_cursor_init(&u.cursor, image);
-    int r = qcow2_may_change(image);
-    while (r == 0 && u.offset < u.end) {
-        r = unmap_piece(&u);
-        qcow2_cursor_release(&u.cursor);
-        qcow2_update_dirty(image->state);
-        qcow2_flush_if_full(image);
-        r = r < 0 ? r : qcow2_may_change(image);
-    }
-    return r;
+    return unmap_all(&u);
 }

@@ -291,6 +291,7 @@ const Format format_qcow2 = {
     .snapshots = qcow2_snapshots_info,
     .cluster_size = qcow2_cluster_size,
     .dirty_flag = qcow2_dirty_flag,
+    .resize = qcow2_resize,
     .create_options = qcow2_create_options,
     .create = qcow2_create,
     .check = qcow2_check,

@@ -11,11 +11,12 @@
  *     qcow2-map.c       map, decode
  *     qcow2-l2.c        L1 and L2 tables
  *     qcow2-refcount.c  refcounts and their blocks
- *     qcow2-table.c     growth of the refcount table
+ *     qcow2-table.c     space for tables, growth of the refcount table
  *     qcow2-alloc.c     search for free clusters
  *     qcow2-write.c     allocate, commit, abandon
  *     qcow2-unmap.c     discard and write zeroes
  *     qcow2-flush.c     flush, pending frees, finish
+ *     qcow2-resize.c    another size of the disk
  *     qcow2-check*.c    check and repair
  *     qcow2-create.c    create
  *
@@ -236,6 +237,10 @@ int qcow2_header_set_features(Image *image, uint64_t incompatible, uint64_t auto
 /* Writes where the refcount table is, durably, and keeps state->header in step. 0 or -errno. */
 int qcow2_header_set_refcount_table(Image *image, uint64_t offset, uint32_t clusters);
 
+/* The same for the active L1 table, and for the size of the disk. */
+int qcow2_header_set_l1(Image *image, uint64_t offset, uint32_t entries);
+int qcow2_header_set_size(Image *image, uint64_t size);
+
 /* The image is damaged: says so once in the log and, for a writer, sets the corrupt bit durably;
  * from then on every change answers -EIO. Returns -EIO. [shared] */
 int qcow2_corrupt(Image *image, const char *format, ...) G_GNUC_PRINTF(2, 3);
@@ -345,6 +350,10 @@ bool qcow2_table_reserve(Qcow2State *s, uint64_t count);
  * its limit. */
 int qcow2_table_grow(Image *image, uint64_t region);
 
+/* Reserves clusters that lie together at the end of the file, for a table; what they hold is not
+ * known. [exclusive] */
+int qcow2_alloc_table(Image *image, uint64_t clusters, Qcow2Run *run);
+
 /* ---- free space (qcow2-alloc.c) ---- */
 
 /* Reserves up to `want` (at least 1) clusters that lie together: refcounts 1, the store grown to
@@ -408,6 +417,15 @@ int qcow2_allocate(Image *image, Allocation **list, unsigned count);
 int qcow2_commit(Image *image, Allocation **list, unsigned count);
 void qcow2_abandon(Image *image, Allocation **list, unsigned count);
 int qcow2_unmap(Image *image, uint64_t offset, uint64_t length, UnmapFlags flags);
+
+/* Below this guest offset, unallocated may not read as zeroes. */
+uint64_t qcow2_backing_end(const Image *image);
+
+/* Whole clusters lose what they hold, also behind the end of the disk: zero below zero_end,
+ * unallocated from there on. The L1 table has entries for all of them. [exclusive] */
+int qcow2_drop(Image *image, uint64_t offset, uint64_t end, uint64_t zero_end);
+
+bool qcow2_resize(Image *image, uint64_t size, GError **error);
 
 /* 0, or why nothing may be changed. Tries again the flush that said so. [exclusive] */
 int qcow2_may_change(Image *image);

@@ -59,6 +59,26 @@ static bool raw_is_dirty(const Image *image)
     return false;
 }
 
+static bool refuse_size(const Store *store, uint64_t size, int result, GError **error)
+{
+    return error_set_errno(error, -result, "%s: cannot set the size to %" G_GUINT64_FORMAT,
+                           store->name, size);
+}
+
+static bool raw_resize(Image *image, uint64_t size, GError **error)
+{
+    int r = store_truncate(image->store, size);
+    if (r == -ENOTSUP || r == -EINVAL) {
+        return error_set(error, ENOTSUP, "%s: is no file: a device has the size that it has",
+                         image->path);
+    }
+    if (r == 0) {
+        image->size = size;
+        r = store_sync(image->store);
+    }
+    return r == 0 || refuse_size(image->store, size, r, error);
+}
+
 static const FormatOption raw_create_options[] = {{NULL, NULL}};
 
 static bool raw_create(Store *store, const FormatCreate *how, GError **error)
@@ -72,8 +92,7 @@ static bool raw_create(Store *store, const FormatCreate *how, GError **error)
     if (store_size(store) < how->size) { /* a new file is empty; a device may be larger */
         int result = store_truncate(store, how->size);
         if (result < 0) {
-            return error_set_errno(error, -result, "%s: cannot set the size to %" G_GUINT64_FORMAT,
-                                   store->name, how->size);
+            return refuse_size(store, how->size, result, error);
         }
     }
     int result = store_sync(store);
@@ -92,6 +111,7 @@ const Format format_raw = {
     .unmap = raw_unmap,
     .flush = raw_flush,
     .is_dirty = raw_is_dirty,
+    .resize = raw_resize,
     .create_options = raw_create_options,
     .create = raw_create,
 };

@@ -6,8 +6,10 @@
  */
 #include "engine/change.h"
 
+#include <errno.h>
 #include <stdatomic.h>
 
+#include "base/bytes.h"
 #include "base/cleanup.h"
 #include "engine/journal-impl.h"
 
@@ -72,6 +74,20 @@ void change_start(Change *change, ChangeKind kind, void (*resume)(Request *reque
     }
 }
 
+/* While a change waited the disk may have got another size. -EAGAIN: it is not made of whole units any
+ * more, though all of its request lies inside. */
+static int check_range(const Disk *disk, const Change *change)
+{
+    const Image *image = disk->image;
+    const Request *request = change->request;
+    uint64_t end = change->offset + change->length;
+    if (!range_within(request->offset, request->length, image->size)) {
+        return request_past_the_end(request);
+    }
+    bool whole = end < image->size && end % image->allocation_unit == 0;
+    return whole || end == image->size ? 0 : -EAGAIN;
+}
+
 static bool is_writable(const Extent *extent)
 {
     return extent->type == EXTENT_DATA && (extent->flags & EXTENT_WRITABLE);
@@ -107,7 +123,13 @@ static void gather_allocate(Disk *disk, Change *change, GPtrArray *allocations)
 {
     change->result = disk_write_refusal(disk);
     if (change->result == 0) {
+        change->result = check_range(disk, change);
+    }
+    if (change->result == 0) {
         change->result = find_what_to_allocate(disk, change);
+    } else if (change->result == -EAGAIN) { /* look again: nothing can be allocated */
+        change->result = 0;
+        change->length = 0;
     }
     if (change->result == 0 && change->length > 0) {
         change->allocation.offset = change->offset;
@@ -243,7 +265,11 @@ static void unmap(Disk *disk, Change *change)
 {
     const Format *format = disk->image->format;
     change->result = disk_write_refusal(disk);
+    if (change->result == 0) {
+        change->result = check_range(disk, change);
+    }
     if (change->result < 0) {
+        change->result = change->result == -EAGAIN ? -ENOTSUP : change->result;
         return;
     }
     change->result = format->unmap == NULL ? -ENOTSUP

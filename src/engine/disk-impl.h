@@ -8,6 +8,7 @@
  *                        │              otherwise ──> change.c allocate, move, commit, complete
  *                        ├─> discard.c  ──> change.c unmap, complete
  *                        ├─> status.c   map, complete
+ *                        ├─> resize.c   format->resize, complete
  *                        ├─> reclaim.c  look for holes ──> change.c unmap, complete
  *                        └─> flush.c    one flush for all who wait
  *     map.c      STABLE lock and map of a range: from the cache, or by a job in the pool
@@ -71,6 +72,8 @@ static inline Disk *request_disk(const Request *request)
 void request_resume(Request *request,
                     void (*resume)(Request *request)); /* posts it to its worker [any] */
 void request_complete(Request *request, int result);   /* [worker] */
+/* What a request is answered that lies beyond the end of the disk: because that has moved. [any] */
+int request_past_the_end(const Request *request);
 void disk_degrade(Disk *disk, DiskMode mode, const char *why, int error); /* [any] */
 int disk_write_refusal(
     const Disk *disk); /* 0, or the -errno for changes of a disk in its present mode [any] */
@@ -100,6 +103,7 @@ void discard_start(Request *request);
 void cache_start(Request *request);
 void status_start(Request *request);
 void reclaim_start(Request *request);
+void resize_start(Request *request);
 void flush_start(Request *request);
 void flush_init(Disk *disk);
 

@@ -6,6 +6,7 @@
  */
 #include "engine/disk.h"
 
+#include <errno.h>
 #include <stdatomic.h>
 #include <string.h>
 
@@ -118,6 +119,18 @@ void request_complete(Request *request, int result)
     request->done(request);
 }
 
+int request_past_the_end(const Request *request)
+{
+    switch (request->type) {
+    case REQUEST_READ:
+    case REQUEST_CACHE:
+    case REQUEST_STATUS:
+        return -EINVAL;
+    default:
+        return -ENOSPC;
+    }
+}
+
 void disk_release(Disk *disk, Request *request)
 {
     pthread_mutex_lock(&disk->map_lock);
@@ -137,6 +150,7 @@ static void submit(Node *node, Request *request)
         [REQUEST_FLUSH] = flush_start,   [REQUEST_TRIM] = discard_start,
         [REQUEST_ZERO] = discard_start,  [REQUEST_CACHE] = cache_start,
         [REQUEST_STATUS] = status_start, [REQUEST_RECLAIM] = reclaim_start,
+        [REQUEST_RESIZE] = resize_start,
     };
     Disk *disk = (Disk *)((char *)node - offsetof(Disk, node));
     request->node = disk;
@@ -144,7 +158,8 @@ static void submit(Node *node, Request *request)
     extent_list_reset(&request->extents);
     if (disk_mode(disk) == DISK_FAILED) {
         request_complete(request, -EIO);
-    } else if (request->length == 0 && request->type != REQUEST_FLUSH) {
+    } else if (request->length == 0 && request->type != REQUEST_FLUSH &&
+               request->type != REQUEST_RESIZE) {
         request_complete(request, 0);
     } else {
         starts[request->type](request);

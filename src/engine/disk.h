@@ -31,6 +31,12 @@ Image *disk_image(const Disk *disk);
 
 DiskMode disk_mode(const Disk *disk); /* [any] */
 
+/* REQUEST_RESIZE, made on worker and waited for here: the disk and its node have another size afterwards.
+ * Requests beyond a new end get -ENOSPC, READs and STATUS -EINVAL. What else shows the size (exports
+ * that clients have open, devices of the kernel) is the caller's to tell. EPERM: it would lose data and
+ * shrink is false. Blocks. Not from a worker nor the pool. */
+bool disk_resize(Disk *disk, Worker *worker, uint64_t size, bool shrink, GError **error);
+
 /* All requests are done: flushes, finishes the image, frees. 0 or the -errno of the last flush. May
  * block. [main] */
 int disk_close(Disk *disk);

@@ -51,6 +51,8 @@ void journal_secure(Disk *disk);
 
 /* A flush has made everything durable. Inside the gate of the flush. [pool] */
 void journal_empty(Disk *disk);
+/* The disk has another size; the journal is empty. Inside the exclusive gate. [pool] */
+void journal_resized(Disk *disk);
 bool journal_is_kept(const Disk *disk);     /* [any] */
 bool journal_has_records(const Disk *disk); /* [any] */
 

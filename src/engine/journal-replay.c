@@ -11,7 +11,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -24,6 +23,7 @@
 #include "engine/journal-impl.h"
 #include "engine/journal.h"
 #include "engine/rangeset.h"
+#include "engine/request-call.h"
 
 #define STEP (1u << 20) /* bytes of one copy or one write */
 
@@ -253,33 +253,8 @@ static bool save_contents(Disk *disk, Left *left, GError **error)
 
 /* ---- CONTENTS -> the disk ------------------------------------------------------------------ */
 
-/* One request at a time, for a thread that waits for it. */
-typedef struct Caller {
-    Disk *disk;
-    Worker *worker;
-    Request request;
-    WorkerMessage start;
-    pthread_mutex_t lock;
-    pthread_cond_t done_condition;
-    bool done; /* lock */
-} Caller;
-
-static void call_done(Request *request)
-{
-    Caller *caller = (Caller *)((char *)request - offsetof(Caller, request));
-    with_mutex(&caller->lock);
-    caller->done = true;
-    pthread_cond_signal(&caller->done_condition);
-}
-
-/* [worker] */
-static void call_start(WorkerMessage *message)
-{
-    Caller *caller = (Caller *)((char *)message - offsetof(Caller, start));
-    node_submit(disk_node(caller->disk), &caller->request);
-}
-
-static int call(Caller *caller, RequestType type, uint64_t offset, uint64_t length, void *buffer)
+static int call(RequestCall *caller, RequestType type, uint64_t offset, uint64_t length,
+                void *buffer)
 {
     Request *request = &caller->request;
     request->type = type;
@@ -287,19 +262,10 @@ static int call(Caller *caller, RequestType type, uint64_t offset, uint64_t leng
     request->offset = offset;
     request->length = length;
     request->buffer = buffer;
-    request->worker = caller->worker;
-    request->done = call_done;
-    caller->done = false;
-    caller->start.run = call_start;
-    worker_post(caller->worker, &caller->start);
-    with_mutex(&caller->lock);
-    while (!caller->done) {
-        pthread_cond_wait(&caller->done_condition, &caller->lock);
-    }
-    return request->result;
+    return request_call(caller);
 }
 
-static int write_piece(Caller *caller, const Left *left, const JournalRecord *piece,
+static int write_piece(RequestCall *caller, const Left *left, const JournalRecord *piece,
                        uint8_t *buffer)
 {
     int r = 0;
@@ -320,10 +286,8 @@ static int write_piece(Caller *caller, const Left *left, const JournalRecord *pi
 static int write_pieces(Disk *disk, const Left *left, Worker *worker)
 {
     g_autofree uint8_t *buffer = g_malloc(STEP);
-    Caller caller = {.disk = disk, .worker = worker};
-    request_init(&caller.request);
-    pthread_mutex_init(&caller.lock, NULL);
-    pthread_cond_init(&caller.done_condition, NULL);
+    RequestCall caller;
+    request_call_init(&caller, disk_node(disk), worker);
     int r = 0;
     for (guint i = 0; r == 0 && i < left->records->len; i++) {
         r = write_piece(&caller, left, &g_array_index(left->records, JournalRecord, i), buffer);
@@ -331,9 +295,7 @@ static int write_pieces(Disk *disk, const Left *left, Worker *worker)
     if (r == 0) {
         r = call(&caller, REQUEST_FLUSH, 0, 0, NULL);
     }
-    request_clear(&caller.request);
-    pthread_cond_destroy(&caller.done_condition);
-    pthread_mutex_destroy(&caller.lock);
+    request_call_clear(&caller);
     return r;
 }
 

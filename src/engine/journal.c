@@ -46,7 +46,7 @@ void journal_header_init(JournalHeader *header, const Disk *disk)
     stat(disk->image->path, &file); /* not a file: 0 and 0, also the next time */
     memset(header, 0, sizeof *header);
     header->magic = JOURNAL_MAGIC;
-    header->disk_size = disk->image->size;
+    header->disk_size = disk->node.size;
     header->unit = disk->image->allocation_unit;
     header->device = file.st_dev;
     header->inode = file.st_ino;
@@ -105,6 +105,14 @@ void journal_empty(Disk *disk)
         atomic_store_explicit(&journal->header->count, 0, memory_order_release);
         journal->bytes = 0;
         journal->overflowed = false;
+    }
+}
+
+void journal_resized(Disk *disk)
+{
+    Journal *journal = journal_of(disk);
+    if (journal != NULL) {
+        journal->header->disk_size = disk->node.size;
     }
 }
 

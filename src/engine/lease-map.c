@@ -78,9 +78,12 @@ static void map_piece(PoolJob *job)
 {
     Errand *errand = errand_of(job);
     Disk *disk = errand->disk;
-    uint64_t unit = disk->image->allocation_unit, rest = disk->node.size - errand->offset;
+    uint64_t unit = disk->image->allocation_unit, size = disk->image->size;
+    uint64_t rest = size > errand->offset ? size - errand->offset : 0;
     uint64_t length = unit == 1 ? rest : min_u64(rest, unit * PIECE_UNITS);
-    int r = chain_map(disk->image, errand->offset, length, PIECE_EXTENTS, &errand->list);
+    int r = length == 0
+                ? 0 /* the disk is shorter than it was */
+                : chain_map(disk->image, errand->offset, length, PIECE_EXTENTS, &errand->list);
     gate_leave(&disk->gate, GATE_SHARED);
     errand_end(errand, r);
 }
@@ -106,9 +109,10 @@ int lease_map(Disk *disk, LeaseEach *each, void *argument)
     Errand errand;
     errand_init(&errand, disk);
     int r = 0;
-    while (r == 0 && errand.offset < disk->node.size) {
+    for (bool more = true; r == 0 && more && errand.offset < disk->node.size;) {
         extent_list_reset(&errand.list);
         r = errand_run(&errand, GATE_SHARED, map_piece);
+        more = errand.list.count > 0;
         for (unsigned i = 0; r == 0 && i < errand.list.count; i++) {
             tell(disk, &errand.list.items[i], each, argument);
             errand.offset = extent_end(&errand.list.items[i]);

@@ -167,9 +167,11 @@ bool lease_commit(Disk *disk, const Range *ranges, unsigned count)
     Lease *lease = disk->lease;
     bool fit = true;
     for (unsigned i = 0; i < count && fit; i++) {
-        assert_whole_units(disk, &ranges[i]);
         fit = !lease->is_recording ||
               !rangeset_overlaps(&lease->unfit, ranges[i].offset, ranges[i].length);
+        if (fit) { /* else the disk may have got another size */
+            assert_whole_units(disk, &ranges[i]);
+        }
     }
     stop_recording(lease);
     if (!fit) {

@@ -18,7 +18,7 @@ static void map_granted(Request *request);
  * the disk at once. */
 static uint64_t window_end(const Disk *disk, uint64_t end)
 {
-    uint64_t size = disk->node.size, unit = disk->image->allocation_unit;
+    uint64_t size = disk->image->size, unit = disk->image->allocation_unit;
     if (unit <= 1) {
         return size;
     }
@@ -26,9 +26,13 @@ static uint64_t window_end(const Disk *disk, uint64_t end)
     return end > size - (size & (window - 1)) ? size : align_up(end, window);
 }
 
-/* [pool] */
-static int map_range(Disk *disk, uint64_t offset, uint64_t length, ExtentList *answer)
+/* [pool] Behind the gate. */
+static int map_range(Disk *disk, const Request *request, ExtentList *answer)
 {
+    uint64_t offset = request->hold.offset, length = request->hold.length;
+    if (!range_within(offset, length, disk->image->size)) {
+        return request_past_the_end(request);
+    }
     ExtentList list;
     extent_list_init(&list);
     uint64_t end = window_end(disk, offset + length);
@@ -51,8 +55,7 @@ static void map_job(PoolJob *job)
 {
     Request *request = (Request *)((char *)job - offsetof(Request, job.job));
     Disk *disk = request_disk(request);
-    request->result =
-        map_range(disk, request->hold.offset, request->hold.length, &request->extents);
+    request->result = map_range(disk, request, &request->extents);
     gate_leave(&disk->gate, GATE_SHARED);
     request_resume(request, request->mapped);
 }

@@ -78,7 +78,7 @@ static int find_hole(const Disk *disk, const Extent *extent, Reclaim *reclaim)
         }
         uint64_t start = align_up(extent->offset + done, unit);
         uint64_t end = extent->offset + done + run;
-        end = end == disk->node.size ? end : align_down(end, unit);
+        end = end == disk->image->size ? end : align_down(end, unit);
         if (!data && start < end) {
             reclaim->hole = start;
             reclaim->bytes = end - start;
@@ -89,8 +89,13 @@ static int find_hole(const Disk *disk, const Extent *extent, Reclaim *reclaim)
 }
 
 /* [pool] */
-static int look(Disk *disk, Reclaim *reclaim, uint64_t offset, uint64_t length)
+static int look(Disk *disk, const Request *request)
 {
+    Reclaim *reclaim = request->work;
+    uint64_t offset = request->hold.offset, length = request->hold.length;
+    if (!range_within(offset, length, disk->image->size)) {
+        return request_past_the_end(request);
+    }
     ExtentList list;
     extent_list_init(&list);
     reclaim->bytes = 0;
@@ -114,7 +119,7 @@ static void look_job(PoolJob *job)
 {
     Request *request = (Request *)((char *)job - offsetof(Request, job.job));
     Disk *disk = request_disk(request);
-    request->result = look(disk, request->work, request->hold.offset, request->hold.length);
+    request->result = look(disk, request);
     gate_leave(&disk->gate, GATE_SHARED);
     request_resume(request, looked);
 }

@@ -1,5 +1,6 @@
 /*
- * A request: one READ, WRITE, FLUSH, TRIM, WRITE ZEROES, CACHE or block status in flight.
+ * A request: one READ, WRITE, FLUSH, TRIM, WRITE ZEROES, CACHE, block status or
+ * RESIZE in flight.
  *
  *      fill in the public part -> node_submit -> ... -> done(request), once, on the same worker
  *
@@ -9,6 +10,7 @@
 #ifndef ENGINE_REQUEST_H
 #define ENGINE_REQUEST_H
 
+#include <glib.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -27,6 +29,7 @@ typedef enum {
     REQUEST_STATUS,
     REQUEST_RECLAIM, /* units whose host space is all hole become holes of the image; nothing reads
                         differently after it */
+    REQUEST_RESIZE,  /* the disk becomes `length` bytes long, durably; offset is 0 */
 } RequestType;
 
 typedef enum {
@@ -38,6 +41,7 @@ typedef enum {
     REQUEST_ONE = 1 << 4, /* STATUS: one extent is enough */
     REQUEST_ALL_ZERO =
         1 << 5, /* WRITE: the payload is zeroes; parts that read as zeroes are left alone */
+    REQUEST_MAY_SHRINK = 1 << 6, /* RESIZE: what the disk loses may be lost; else -EPERM */
 } RequestFlags;
 
 typedef struct Request Request;
@@ -56,6 +60,7 @@ struct Request {
      * the range, whose zero extents were not written to buffer; empty: the whole buffer is filled.
      * Valid in done; cleared by request_clear. */
     ExtentList extents;
+    GError **why; /* RESIZE: where the reason of a failure goes; may be NULL */
 
     /* the engine's */
     void *node;                       /* the disk */

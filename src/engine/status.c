@@ -2,6 +2,7 @@
  * Block status: the map of a range as a report. Unlike READ it looks into sparse host files for
  * holes, which may block, so it always goes through the pool.
  */
+#include "base/bytes.h"
 #include "engine/disk-impl.h"
 #include "store/store.h"
 
@@ -39,6 +40,9 @@ static int add_refined(ExtentList *list, const Extent *extent)
 
 static int map_status(Disk *disk, const Request *request, ExtentList *answer)
 {
+    if (!range_within(request->offset, request->length, disk->image->size)) {
+        return request_past_the_end(request);
+    }
     ExtentList list;
     extent_list_init(&list);
     int r = chain_map(disk->image, request->offset, request->length, STATUS_EXTENTS_MAX, &list);

@@ -246,7 +246,8 @@ static void write_new(Request *request, uint64_t start, uint64_t end)
     Disk *disk = request_disk(request);
     uint64_t unit = disk->image->allocation_unit;
     uint64_t from = align_down(start, unit);
-    uint64_t to = min_u64(align_up(end, unit), disk->node.size);
+    /* Never before the end of what is written, although the disk may be shorter by now. */
+    uint64_t to = max_u64(end, min_u64(align_up(end, unit), disk->node.size));
     NewWrite *new = g_new0(NewWrite, 1);
     new->start = start;
     new->end = end;
@@ -315,7 +316,7 @@ static uint64_t guarded_size(const Disk *disk)
 
 static uint64_t guarded_length(const Request *request)
 {
-    return min_u64(request->length, guarded_size(request_disk(request)) - request->offset);
+    return min_u64(request->length, IMAGE_PROBE_SIZE - request->offset);
 }
 
 static void guard_done(Request *request)
@@ -328,6 +329,9 @@ static int guarded_write(Disk *disk, const Request *request)
 {
     uint8_t head[IMAGE_PROBE_SIZE] = {0};
     uint64_t size = guarded_size(disk), length = guarded_length(request);
+    if (!range_within(request->offset, length, size)) {
+        return request_past_the_end(request);
+    }
     int r = store_read(disk->image->store, head, size, 0);
     if (r < 0) {
         return r;
@@ -359,7 +363,7 @@ static void guard_granted(Request *request)
 
 static void guard_start(Request *request)
 {
-    change_acquire(request, 0, guarded_size(request_disk(request)), guard_granted);
+    change_acquire(request, 0, IMAGE_PROBE_SIZE, guard_granted);
 }
 
 void write_start(Request *request)

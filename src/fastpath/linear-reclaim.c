@@ -15,6 +15,7 @@
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "engine/request-call.h"
 #include "store/store.h"
 
 #define HOLES_MAX 4096 /* ranges; neighbours are joined beyond that */
@@ -49,52 +50,16 @@ static void find_holes(const DmRun *run, uint64_t unit, RangeSet *holes)
     }
 }
 
-/* One request, made on the worker, waited for here. */
-typedef struct Call {
-    Request request;
-    WorkerMessage message;
-    Node *node;
-    pthread_mutex_t lock;
-    pthread_cond_t condition;
-    bool done; /* lock */
-} Call;
-
-static void call_start(WorkerMessage *message)
-{
-    Call *call = (Call *)((char *)message - offsetof(Call, message));
-    node_submit(call->node, &call->request);
-}
-
-static void call_done(Request *request)
-{
-    Call *call = (Call *)((char *)request - offsetof(Call, request));
-    with_mutex(&call->lock);
-    call->done = true;
-    pthread_cond_signal(&call->condition);
-}
-
 static int reclaim_range(const Linear *linear, uint64_t offset, uint64_t length)
 {
-    Call call = {.node = disk_node(linear->disk)};
-    request_init(&call.request);
+    RequestCall call;
+    request_call_init(&call, disk_node(linear->disk), linear->worker);
     call.request.type = REQUEST_RECLAIM;
     call.request.offset = offset;
     call.request.length = length;
-    call.request.worker = linear->worker;
-    call.request.done = call_done;
-    call.message.run = call_start;
-    pthread_mutex_init(&call.lock, NULL);
-    pthread_cond_init(&call.condition, NULL);
-    worker_post(linear->worker, &call.message);
-    pthread_mutex_lock(&call.lock);
-    while (!call.done) {
-        pthread_cond_wait(&call.condition, &call.lock);
-    }
-    pthread_mutex_unlock(&call.lock);
-    pthread_cond_destroy(&call.condition);
-    pthread_mutex_destroy(&call.lock);
-    request_clear(&call.request);
-    return call.request.result;
+    int r = request_call(&call);
+    request_call_clear(&call);
+    return r;
 }
 
 static void reclaim_all(Linear *linear, const RangeSet *holes)

@@ -17,7 +17,7 @@ typedef struct NodeOps {
 
 struct Node {
     const NodeOps *ops;
-    uint64_t size; /* bytes */
+    _Atomic uint64_t size; /* bytes; changes by REQUEST_RESIZE only */
     bool read_only;
     uint32_t block_minimum, block_preferred, block_maximum; /* bytes, as NBD_INFO_BLOCK_SIZE */
 };

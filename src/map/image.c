@@ -346,6 +346,37 @@ int image_finish(Image *image)
     return format->finish ? format->finish(image) : 0;
 }
 
+/* "raw, qcow2" */
+static char *resizable_names(void)
+{
+    g_autoptr(GString) names = g_string_new(NULL);
+    for (const Format *const *format = formats; *format; format++) {
+        if ((*format)->resize) {
+            g_string_append_printf(names, "%s%s", names->len ? ", " : "", (*format)->name);
+        }
+    }
+    return g_string_free(g_steal_pointer(&names), FALSE);
+}
+
+bool image_resize(Image *image, uint64_t size, GError **error)
+{
+    if (!image->format->resize) {
+        g_autofree char *names = resizable_names();
+        return error_set(error, ENOTSUP, "%s: a %s image keeps its size: only %s can change it",
+                         image->path, image->format->name, names);
+    }
+    if (!image->write) {
+        return error_set(error, EACCES, "%s: is open read-only: its size cannot change",
+                         image->path);
+    }
+    if (size > INT64_MAX) {
+        return error_set(error, EFBIG,
+                         "%s: size is %" G_GUINT64_FORMAT " bytes: must be below 2^63", image->path,
+                         size);
+    }
+    return size == image->size || image->format->resize(image, size, error);
+}
+
 uint64_t image_allocated_bytes(const Image *image)
 {
     const Format *format = image->format;

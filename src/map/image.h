@@ -85,6 +85,11 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Image, image_unref)
  * [pool]/[main] */
 int image_finish(Image *image);
 
+/* Gives the disk another size; formats/format.h, resize, says what is promised. Refuses what the image
+ * cannot: EACCES not open for writing, ENOTSUP the format, EFBIG or EINVAL the size. Nothing else uses the image
+ * meanwhile. [pool]/[main] */
+bool image_resize(Image *image, uint64_t size, GError **error);
+
 /* Host space that the image's own files use, bytes. [pool]/[main] */
 uint64_t image_allocated_bytes(const Image *image);
 
