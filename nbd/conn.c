@@ -30,7 +30,6 @@
 #define RECEIVE_SIZE        (128u << 10) /* asked of one receive */
 #define RECEIVE_TURN_MAX    (1u << 20)   /* taken in one callback, so that others get their turn */
 #define HANDSHAKE_QUEUE_MAX (1u << 20)   /* memory of unsent answers: then no options are read */
-#define STOP_GRACE          5            /* seconds to take the last replies in */
 
 G_STATIC_ASSERT(NBD_SCRATCH_SIZE >= RECEIVE_SIZE + HANDSHAKE_OPTION_MAX + NBD_OPTION_SIZE);
 G_STATIC_ASSERT(STASH_ROOM >= NBD_EXTENDED_REQUEST_SIZE);
@@ -202,12 +201,22 @@ static void conn_close(Conn *conn)
     conn_unref(conn);
 }
 
+/* Nothing has come that was not read. */
+static bool is_silent(const Conn *conn)
+{
+    uint8_t byte;
+    return recv(conn->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) <= 0;
+}
+
 static void conn_settle(Conn *conn)
 {
     if (conn->closed || conn->local->still) {
         return;
     }
     resume(conn);
+    if (conn->stopping && conn->in_flight == 0 && is_silent(conn)) {
+        conn_drain(conn);
+    }
     if (conn->broken || (conn->draining && conn->in_flight == 0)) {
         conn_close(conn);
         return;
@@ -272,7 +281,8 @@ static void timer_cb(evutil_socket_t fd, short what, void *argument)
 {
     Conn *conn = argument;
     callback_begin(conn);
-    log_limited(LOG_LEVEL_INFO, "client dropped: silent for too long");
+    log_limited(LOG_LEVEL_INFO, conn->stopping ? "client dropped: it does not take its last replies"
+                                               : "client dropped: silent for too long");
     conn_break(conn);
     callback_end(conn);
 }
@@ -403,7 +413,7 @@ void conn_skip(Conn *conn, uint64_t length, NbdRequest *request)
 void conn_restart_timer(Conn *conn)
 {
     unsigned timeout = conn->local->server->limits.handshake_timeout;
-    if (timeout != 0 && !set_timer(conn, timeout)) {
+    if (timeout != 0 && !conn->stopping && !set_timer(conn, timeout)) {
         conn_break(conn);
     }
 }
@@ -429,8 +439,11 @@ void conn_start_transmission(Conn *conn, Export *export)
 void conn_stop(Conn *conn)
 {
     callback_begin(conn);
-    conn_drain(conn);
-    if (!set_timer(conn, STOP_GRACE)) {
+    if (conn->gone != NULL) {
+        conn_drain(conn);
+    }
+    conn->stopping = true;
+    if (!set_timer(conn, conn->local->server->limits.shutdown_timeout)) {
         conn_break(conn);
     }
     callback_end(conn);

@@ -134,6 +134,10 @@ static bool range_is_known(const NbdRequestHeader *header)
 /* Which error a request deserves, with its text; NBD_SUCCESS where it may go to the node. */
 static uint32_t check_request(const Conn *conn, const NbdRequestHeader *header, const char **text)
 {
+    if (conn->stopping) {
+        *text = "the server is shutting down";
+        return NBD_ESHUTDOWN;
+    }
     uint32_t error = check_form(conn, header, text);
     if (error != NBD_SUCCESS) {
         return error;

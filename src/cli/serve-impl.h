@@ -44,7 +44,7 @@ typedef struct ServeOptions {
     char *socket_mode, *socket_owner;
     char *client_memory_text, *metadata_cache_text, *pid_file, *control;
     gboolean read_only, once, stdio;
-    int threads, max_clients, handshake_timeout;
+    int threads, max_clients, handshake_timeout, shutdown_timeout;
     uint64_t client_memory, metadata_cache;
     int take_over;    /* channel to the process whose work this one takes over; -1: none */
     bool listen_none; /* --listen=none: no listener at all */
