@@ -112,6 +112,7 @@ static size_t receive_once(Conn *conn, bool *more)
         }
         return 0;
     }
+    conn->local->now = nbd_clock();
     size_t to_payload = min_u64(rest, got);
     if (to_payload > 0) {
         conn->payload_got += to_payload;
@@ -149,6 +150,7 @@ static void resume(Conn *conn)
     while (conn->paused && !conn->draining && !conn->broken && !conn->local->frozen &&
            resumable(conn)) {
         conn->paused = false;
+        conn->local->now = nbd_clock();
         consume(conn, stash_bytes(&conn->stash), conn->stash.length);
         conn_flush(conn);
     }

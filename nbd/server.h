@@ -45,6 +45,7 @@ typedef struct NbdLocal {
     Buffers buffers;
     NbdRequest *spare; /* free list */
     unsigned spare_count;
+    uint64_t now; /* nbd_clock at the last receive */
     bool stopping;
     unsigned submitted; /* requests that are the node's */
     bool frozen;        /* nothing is read */

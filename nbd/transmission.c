@@ -166,7 +166,7 @@ static void count(const NbdRequest *request)
     if (request->request.result == 0) {
         nbd_count(&counters->bytes[request->command], request->length);
     } else {
-        nbd_count(&counters->errors, 1);
+        nbd_count_error(counters, nbd_error_from_errno(request->request.result));
     }
 }
 
@@ -221,6 +221,8 @@ static void submit(Conn *conn, NbdRequest *request)
 {
     Request *to_node = &request->request;
     to_node->result = 0;
+    request->begun = conn->local->now;
+    nbd_count(&conn->counters->begun, 1);
     nbd_local_submitted(conn->local);
     if (!concerns_node(request)) {
         request_done(to_node);
@@ -251,7 +253,7 @@ static NbdRequest *make_request(Conn *conn, const NbdRequestHeader *header, uint
 static void refuse(Conn *conn, NbdRequest *request, uint64_t payload, uint32_t error,
                    const char *text)
 {
-    nbd_count(&conn->counters->errors, 1);
+    nbd_count_error(conn->counters, error);
     reply_make_error(request, error, text);
     if (payload == 0) {
         conn_send(conn, request);

@@ -81,6 +81,11 @@ static bool parse(ServeOptions *o, int *argc, char ***argv, GError **error)
         {"control", 0, 0, G_OPTION_ARG_FILENAME, &o->control,
          "Control socket, or none (default: /run/cownbd/control.sock, or below $XDG_RUNTIME_DIR)",
          "PATH"},
+        {"status", 0, 0, G_OPTION_ARG_FILENAME, &o->status,
+         "Status page: HOST:PORT, or :PORT of 127.0.0.1; it has /metrics for Prometheus and "
+         "/status "
+         "in JSON (default: none)",
+         "ADDR"},
         {"once", 0, 0, G_OPTION_ARG_NONE, &o->once, "Leave when the last client has gone", NULL},
         {"pid-file", 0, 0, G_OPTION_ARG_FILENAME, &o->pid_file,
          "Write the process id to PATH when ready", "PATH"},
@@ -176,4 +181,5 @@ void serve_options_clear(ServeOptions *o)
     g_free(o->metadata_cache_text);
     g_free(o->pid_file);
     g_free(o->control);
+    g_free(o->status);
 }

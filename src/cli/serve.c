@@ -61,6 +61,9 @@ static bool tell_ready(Serve *serve, GError **error)
          i++) {
         printf("listening on %s\n", listener_uri(g_ptr_array_index(serve->listeners, i)));
     }
+    if (serve->metrics != NULL && serve->options.take_over < 0) {
+        printf("status page on %s\n", metrics_uri(serve->metrics));
+    }
     fflush(stdout);
     process_notify("READY=1");
     serve_attach_ready(serve);
@@ -94,7 +97,7 @@ static bool start(Serve *serve, GError **error)
     aio_init(serve->pool);
     if (!start_workers(serve, error) || (takes_over && !serve_takeover_receive(serve, error)) ||
         !serve_attach_check(serve, error) || !serve_images_open(serve, error) ||
-        (!takes_over && !serve_listen_open(serve, error))) {
+        (!takes_over && !serve_listen_open(serve, error)) || !serve_metrics_open(serve, error)) {
         return false;
     }
     start_server(serve);
@@ -103,7 +106,8 @@ static bool start(Serve *serve, GError **error)
     }
     /* No client before what the kernel still holds is looked at. */
     if (!start_attached(serve, error) ||
-        (serve->control != NULL && !control_start(serve->control, error))) {
+        (serve->control != NULL && !control_start(serve->control, error)) ||
+        !serve_metrics_start(serve, error)) {
         return false;
     }
     if (takes_over) {
@@ -124,6 +128,7 @@ struct ServeJob {
 bool serve_on_main(Serve *serve, void (*function)(Serve *serve, void *argument), void *argument)
 {
     ServeJob job = {.function = function, .argument = argument};
+    with_mutex(&serve->ask_lock);
     with_mutex(&serve->job_lock);
     if (serve->leaving) {
         return false;
@@ -239,6 +244,7 @@ static int stop(Serve *serve)
     }
     serve_leave(serve);
     control_free(serve->control);
+    metrics_free(serve->metrics);
     stop_server(serve);
     int status = serve_images_close(serve) ? 0 : 1;
     /* Who may be in the middle of waking a worker goes before the worker: the pool, then the other
@@ -264,6 +270,7 @@ static void serve_init(Serve *serve)
         .job_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK),
     };
     g_assert(serve->job_fd >= 0);
+    pthread_mutex_init(&serve->ask_lock, NULL);
     pthread_mutex_init(&serve->job_lock, NULL);
     pthread_cond_init(&serve->job_changed, NULL);
     serve_options_init(&serve->options);
@@ -281,6 +288,7 @@ static void serve_clear(Serve *serve)
     g_ptr_array_unref(serve->workers);
     g_ptr_array_unref(serve->images);
     export_table_free(serve->exports);
+    pthread_mutex_destroy(&serve->ask_lock);
     pthread_mutex_destroy(&serve->job_lock);
     pthread_cond_destroy(&serve->job_changed);
     close(serve->signal_fd);
