@@ -12,30 +12,20 @@
 
 #include "base/bytes.h"
 #include "nbd/conn.h"
+#include "nbd/tls.h"
 
 #define SEND_AT_ONCE     (64u << 10) /* bytes queued that do not wait for the end of the callback */
 #define SEND_IOV_MAX     128
 #define SEND_BYTES_PIECE (1u << 20)
 
-/* Counted before it is sent, as all else is: who has an answer finds it in the numbers. */
-static void count_latency(NbdRequest *request, uint64_t now)
-{
-    if (request->begun != 0) {
-        nbd_count_latency(request->conn->counters, request->command, now - request->begun);
-        request->begun = 0;
-    }
-}
-
 static unsigned gather(const Conn *conn, struct iovec *iov, size_t *length)
 {
     unsigned count = 0;
-    uint64_t now = nbd_clock();
     *length = 0;
-    for (NbdRequest *request = conn->queue; request != NULL; request = request->next) {
+    for (const NbdRequest *request = conn->queue; request != NULL; request = request->next) {
         if (count + request->iov_count > SEND_IOV_MAX) {
             break;
         }
-        count_latency(request, now);
         memcpy(iov + count, request->iov, request->iov_count * sizeof *iov);
         count += request->iov_count;
         *length += request->reply_length;
@@ -83,16 +73,33 @@ static void block(Conn *conn)
     }
 }
 
+static bool has_output(const Conn *conn)
+{
+    return conn->queue != NULL || (conn->tls != NULL && tls_has_output(conn->tls));
+}
+
+/* As sendmsg, through TLS where that is. */
+static ssize_t send_some(Conn *conn, struct iovec *iov, unsigned count)
+{
+    if (conn->tls != NULL) {
+        ssize_t sent = tls_send(conn->tls, iov, count);
+        errno = sent < 0 ? -sent : 0;
+        return sent;
+    }
+    struct msghdr message = {.msg_iov = iov, .msg_iovlen = count};
+    return sendmsg(conn->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
 void conn_flush(Conn *conn)
 {
-    while (conn->queue != NULL && !conn->blocked && !conn->broken && !conn->local->still) {
+    while (has_output(conn) && !conn->blocked && !conn->broken && !conn->local->still) {
         struct iovec iov[SEND_IOV_MAX];
         size_t length;
-        struct msghdr message = {.msg_iov = iov, .msg_iovlen = gather(conn, iov, &length)};
-        ssize_t sent = sendmsg(conn->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+        unsigned count = gather(conn, iov, &length);
+        ssize_t sent = send_some(conn, iov, count);
         if (sent >= 0) {
             retire(conn, sent);
-            if ((size_t)sent < length) {
+            if ((size_t)sent < length || (conn->tls != NULL && tls_has_output(conn->tls))) {
                 block(conn);
             }
         } else if (errno == EAGAIN) {
@@ -101,7 +108,7 @@ void conn_flush(Conn *conn)
             conn_break(conn);
         }
     }
-    if (conn->writing && conn->queue == NULL && !conn->local->still) {
+    if (conn->writing && !has_output(conn) && !conn->local->still) {
         conn->writing = false;
         event_del(conn->write_event);
     }

@@ -8,6 +8,7 @@
 #include "nbd/conn-state.h"
 
 #include "nbd/conn.h"
+#include "nbd/peer.h"
 
 ConnState *conn_state_new(void)
 {
@@ -85,7 +86,8 @@ void conn_state_apply(Conn *conn, ConnState *state)
     conn_set_meta_export(conn, g_steal_pointer(&state->meta_export));
     conn->phase = state->phase;
     if (state->phase == CONN_TRANSMISSION) {
-        conn_start_transmission(conn, g_steal_pointer(&state->export));
+        bool read_only = !(peer_rights(conn, state->export) & ACCESS_WRITE);
+        conn_start_transmission(conn, g_steal_pointer(&state->export), read_only);
     } else {
         conn_restart_timer(conn);
     }

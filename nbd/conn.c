@@ -25,14 +25,21 @@
 #include "base/log.h"
 #include "base/shield.h"
 #include "nbd/handshake.h"
+#include "nbd/tls.h"
 #include "nbd/transmission.h"
 
 #define RECEIVE_SIZE        (128u << 10) /* asked of one receive */
 #define RECEIVE_TURN_MAX    (1u << 20)   /* taken in one callback, so that others get their turn */
 #define HANDSHAKE_QUEUE_MAX (1u << 20)   /* memory of unsent answers: then no options are read */
+#define STOP_GRACE          5            /* seconds to take the last replies in */
 
 G_STATIC_ASSERT(NBD_SCRATCH_SIZE >= RECEIVE_SIZE + HANDSHAKE_OPTION_MAX + NBD_OPTION_SIZE);
 G_STATIC_ASSERT(STASH_ROOM >= NBD_EXTENDED_REQUEST_SIZE);
+
+static bool owes_output(const Conn *conn)
+{
+    return conn->in_flight > 0 || (conn->tls != NULL && tls_has_output(conn->tls));
+}
 
 static bool may_read(const Conn *conn)
 {
@@ -85,6 +92,21 @@ static size_t receive_size(const Conn *conn, size_t held)
     return RECEIVE_SIZE;
 }
 
+/* As recvmsg, through TLS where that is. Another error than EAGAIN: there is no more. */
+static ssize_t receive_into(Conn *conn, struct iovec *iov, unsigned count)
+{
+    if (conn->tls != NULL) {
+        ssize_t got = tls_receive(conn->tls, iov, count);
+        errno = got < 0 ? -got : 0;
+        return got;
+    }
+    if (count == 1) {
+        return recv(conn->fd, iov->iov_base, iov->iov_len, MSG_DONTWAIT);
+    }
+    struct msghdr message = {.msg_iov = iov, .msg_iovlen = count};
+    return recvmsg(conn->fd, &message, MSG_DONTWAIT);
+}
+
 /* One receive and what follows from it. Returns the bytes received, 0 for none; *more: there may be
  * more. */
 static size_t receive_once(Conn *conn, bool *more)
@@ -94,15 +116,14 @@ static size_t receive_once(Conn *conn, bool *more)
     size_t held = stash_move(&conn->stash, scratch);
     size_t room = receive_size(conn, held);
     size_t rest = payload != NULL ? payload->length - conn->payload_got : 0;
-    ssize_t got;
+    struct iovec iov[2] = {{scratch + held, room}};
+    unsigned count = 1;
     if (rest > 0) {
-        struct iovec iov[2] = {{(uint8_t *)payload->buffer + conn->payload_got, rest},
-                               {scratch, room}};
-        struct msghdr message = {.msg_iov = iov, .msg_iovlen = 2};
-        got = recvmsg(conn->fd, &message, MSG_DONTWAIT);
-    } else {
-        got = recv(conn->fd, scratch + held, room, MSG_DONTWAIT);
+        iov[1] = iov[0];
+        iov[0] = (struct iovec){(uint8_t *)payload->buffer + conn->payload_got, rest};
+        count = 2;
     }
+    ssize_t got = receive_into(conn, iov, count);
     *more = got == (ssize_t)(rest + room);
     if (got <= 0) {
         stash_keep(&conn->stash, scratch, held);
@@ -112,7 +133,6 @@ static size_t receive_once(Conn *conn, bool *more)
         }
         return 0;
     }
-    conn->local->now = nbd_clock();
     size_t to_payload = min_u64(rest, got);
     if (to_payload > 0) {
         conn->payload_got += to_payload;
@@ -132,11 +152,17 @@ static size_t receive(Conn *conn)
     while (more && total < RECEIVE_TURN_MAX && may_read(conn)) {
         total += receive_once(conn, &more);
     }
+    if (conn->tls != NULL) {
+        tls_rest(conn->tls);
+    }
     return total;
 }
 
 static bool resumable(const Conn *conn)
 {
+    if (conn->starting != NULL) {
+        return conn->queue == NULL;
+    }
     if (conn->phase != CONN_TRANSMISSION) {
         return conn->in_flight_bytes <= HANDSHAKE_QUEUE_MAX;
     }
@@ -150,7 +176,9 @@ static void resume(Conn *conn)
     while (conn->paused && !conn->draining && !conn->broken && !conn->local->frozen &&
            resumable(conn)) {
         conn->paused = false;
-        conn->local->now = nbd_clock();
+        if (conn->starting != NULL) {
+            conn->tls = g_steal_pointer(&conn->starting);
+        }
         consume(conn, stash_bytes(&conn->stash), conn->stash.length);
         conn_flush(conn);
     }
@@ -189,6 +217,11 @@ static void conn_close(Conn *conn)
     free_event(&conn->read_event);
     free_event(&conn->write_event);
     free_event(&conn->timer);
+    if (conn->tls != NULL) {
+        tls_goodbye(conn->tls);
+    }
+    g_clear_pointer(&conn->tls, tls_session_free);
+    g_clear_pointer(&conn->starting, tls_session_free);
     close(conn->fd);
     discard_input(conn);
     while (conn->queue != NULL) {
@@ -203,23 +236,13 @@ static void conn_close(Conn *conn)
     conn_unref(conn);
 }
 
-/* Nothing has come that was not read. */
-static bool is_silent(const Conn *conn)
-{
-    uint8_t byte;
-    return recv(conn->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) <= 0;
-}
-
 static void conn_settle(Conn *conn)
 {
     if (conn->closed || conn->local->still) {
         return;
     }
     resume(conn);
-    if (conn->stopping && conn->in_flight == 0 && is_silent(conn)) {
-        conn_drain(conn);
-    }
-    if (conn->broken || (conn->draining && conn->in_flight == 0)) {
+    if (conn->broken || (conn->draining && !owes_output(conn))) {
         conn_close(conn);
         return;
     }
@@ -231,6 +254,9 @@ static void conn_settle(Conn *conn)
                         g_strerror(errno));
             conn_close(conn);
         }
+    }
+    if (want && conn->tls != NULL && tls_has_input(conn->tls)) {
+        event_active(conn->read_event, EV_READ, 0); /* the socket may have no more to say */
     }
 }
 
@@ -283,8 +309,7 @@ static void timer_cb(evutil_socket_t fd, short what, void *argument)
 {
     Conn *conn = argument;
     callback_begin(conn);
-    log_limited(LOG_LEVEL_INFO, conn->stopping ? "client dropped: it does not take its last replies"
-                                               : "client dropped: silent for too long");
+    log_limited(LOG_LEVEL_INFO, "client dropped: silent for too long");
     conn_break(conn);
     callback_end(conn);
 }
@@ -340,7 +365,7 @@ static void conn_start(WorkerMessage *message)
     } else if (conn->state != NULL) {
         conn_state_apply(conn, conn->state);
     } else if (conn->export != NULL) {
-        conn_start_transmission(conn, conn->export);
+        conn_start_transmission(conn, conn->export, conn->export->read_only);
     } else {
         conn_restart_timer(conn);
         handshake_start(conn);
@@ -415,7 +440,7 @@ void conn_skip(Conn *conn, uint64_t length, NbdRequest *request)
 void conn_restart_timer(Conn *conn)
 {
     unsigned timeout = conn->local->server->limits.handshake_timeout;
-    if (timeout != 0 && !conn->stopping && !set_timer(conn, timeout)) {
+    if (timeout != 0 && !set_timer(conn, timeout)) {
         conn_break(conn);
     }
 }
@@ -426,10 +451,17 @@ void conn_set_meta_export(Conn *conn, Export *export)
     conn->meta_export = export;
 }
 
-void conn_start_transmission(Conn *conn, Export *export)
+void conn_start_tls(Conn *conn, TlsSession *session)
+{
+    conn->starting = session;
+    conn->paused = true;
+}
+
+void conn_start_transmission(Conn *conn, Export *export, bool read_only)
 {
     free_event(&conn->timer);
     conn->export = export;
+    conn->read_only = read_only;
     conn->phase = CONN_TRANSMISSION;
     conn->counters = nbd_local_counters(conn->local, export);
     nbd_count(&conn->counters->connects, 1);
@@ -441,11 +473,8 @@ void conn_start_transmission(Conn *conn, Export *export)
 void conn_stop(Conn *conn)
 {
     callback_begin(conn);
-    if (conn->gone != NULL) {
-        conn_drain(conn);
-    }
-    conn->stopping = true;
-    if (!set_timer(conn, conn->local->server->limits.shutdown_timeout)) {
+    conn_drain(conn);
+    if (!set_timer(conn, STOP_GRACE)) {
         conn_break(conn);
     }
     callback_end(conn);
@@ -478,6 +507,10 @@ void conn_thaw(Conn *conn)
 void conn_abandon(Conn *conn)
 {
     callback_begin(conn);
-    conn_break(conn);
+    if (conn->tls != NULL) {
+        conn_drain(conn); /* nobody else has it: it ends as TLS does, its last replies sent */
+    } else {
+        conn_break(conn);
+    }
     callback_end(conn);
 }

@@ -6,9 +6,6 @@
  *        |                        |ABORT                       |DISC, end of input
  *        +--nonsense, time-out----+----> draining: reads no more, ends what is in flight, closes
  *
- * When the server stops, in each of them: what comes is refused, until nothing comes and nothing is in
- * flight.
- *
  * Input comes as runs of bytes: handshake_consume and transmission_consume each take what they can
  * use and say how much that was; the rest is stashed. The socket is closed in one place, at the end
  * of a callback, never inside a consume or a request's done; so neither of these can find the
@@ -26,6 +23,7 @@
 #include "nbd/stash.h"
 
 struct event;
+typedef struct TlsSession TlsSession;
 
 struct Conn {
     NbdLocal *local;
@@ -40,17 +38,17 @@ struct Conn {
     void *gone_argument;
     NbdCounters *counters; /* of its export on its worker; set in TRANSMISSION */
     ConnPhase phase;
+    TlsSession *tls;      /* NULL: plain */
+    TlsSession *starting; /* will be tls when the queue, which is still plain, is empty */
 
     bool reading;  /* read_event is added */
     bool blocked;  /* the socket takes no more */
     bool writing;  /* write_event is added; stays so until the queue is empty */
     bool paused;   /* over budget: reads no more until resume_charge fits */
     bool draining; /* reads no more for good, closes when nothing is in flight */
-    bool
-        stopping; /* the server ends: requests that still come are refused, closes when none are left */
-    bool broken; /* closes at the end of the callback */
-    bool closed; /* fd is gone; requests in flight may remain */
-    bool busy;   /* inside a callback that will flush and settle */
+    bool broken;   /* closes at the end of the callback */
+    bool closed;   /* fd is gone; requests in flight may remain */
+    bool busy;     /* inside a callback that will flush and settle */
     bool message_queued;
 
     /* what was negotiated */
@@ -60,6 +58,7 @@ struct Conn {
     MetaContexts contexts; /* chosen for meta_export; in TRANSMISSION for export */
     Export *meta_export;   /* for which contexts were chosen, pinned; or NULL */
     Export *export;        /* set in TRANSMISSION; pinned */
+    bool read_only;        /* set in TRANSMISSION */
 
     /* input */
     Stash stash;
@@ -121,7 +120,10 @@ void conn_break(Conn *conn);
 void conn_skip(Conn *conn, uint64_t length, NbdRequest *request);
 
 /* The handshake is over: no more time-out. Takes the pin of export. */
-void conn_start_transmission(Conn *conn, Export *export);
+void conn_start_transmission(Conn *conn, Export *export, bool read_only);
+
+/* What is queued is sent in plain, then all that follows goes through session, which is taken. */
+void conn_start_tls(Conn *conn, TlsSession *session);
 
 /* Contexts are chosen for export, whose pin is taken; NULL: there are none. */
 void conn_set_meta_export(Conn *conn, Export *export);
@@ -136,9 +138,7 @@ void conn_hold_still(Conn *conn);
 void conn_thaw(Conn *conn);
 void conn_abandon(Conn *conn);
 
-/* The server stops: what is in flight is finished, what comes meanwhile is refused, then it closes; by
- * force when the client does not take its replies in time. The kernel's requests are not refused but
- * left alone: it asks the next server. */
+/* The server stops: drains, and closes by force after a few seconds. */
 void conn_stop(Conn *conn);
 
 #endif

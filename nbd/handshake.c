@@ -15,6 +15,8 @@
 #include "base/log.h"
 #include "nbd/conn.h"
 #include "nbd/meta-context.h"
+#include "nbd/peer.h"
+#include "nbd/tls.h"
 #include "nbd/transmission.h"
 
 void handshake_put_reply(GByteArray *out, uint32_t option, uint32_t type, const void *data,
@@ -42,6 +44,31 @@ void handshake_start(Conn *conn)
     conn_send_bytes(conn, greeting, nbd_pack_greeting(greeting));
 }
 
+Export *handshake_find_export(Conn *conn, uint32_t option, const char *name, size_t length,
+                              GByteArray *out)
+{
+    g_autoptr(Export) export = export_table_get(conn->local->server->exports, name, length);
+    unsigned rights = export != NULL ? peer_rights(conn, export) : ACCESS_NONE;
+    if (rights & ACCESS_READ) {
+        return g_steal_pointer(&export);
+    }
+    if (out != NULL && (rights & ACCESS_LIST)) {
+        handshake_put_error(out, option, NBD_REP_ERR_POLICY, "you may not read export '%.*s'",
+                            (int)length, name);
+    } else if (out != NULL) {
+        handshake_put_error(out, option, NBD_REP_ERR_UNKNOWN, "no export is called '%.*s'",
+                            (int)length, name);
+    }
+    return NULL;
+}
+
+/* What a client may not say before it has begun TLS. */
+static bool needs_tls(const Conn *conn, uint32_t option)
+{
+    return conn->local->server->tls_required && conn->tls == NULL && option != NBD_OPT_STARTTLS &&
+           option != NBD_OPT_ABORT;
+}
+
 static size_t take_client_flags(Conn *conn, const uint8_t *bytes, size_t length)
 {
     if (length < NBD_CLIENT_FLAGS_SIZE) {
@@ -66,19 +93,25 @@ static void begin_transmission(Conn *conn, Export *export)
         conn->contexts = 0;
         conn_set_meta_export(conn, NULL);
     }
-    conn_start_transmission(conn, export);
+    conn_start_transmission(conn, export, !(peer_rights(conn, export) & ACCESS_WRITE));
     log_debug("client %d uses '%s'", conn->fd, export->name);
 }
 
 /* EXPORT_NAME: the reply is not an option reply; the only error is to hang up. */
 static void answer_export_name(Conn *conn, const uint8_t *data, size_t length)
 {
+    if (needs_tls(conn, NBD_OPT_EXPORT_NAME)) {
+        log_limited(LOG_LEVEL_INFO, "client dropped: it asked for an export without TLS");
+        conn_break(conn);
+        return;
+    }
     if (conn->extended) {
         log_limited(LOG_LEVEL_INFO, "client dropped: it sent EXPORT_NAME after extended headers");
         conn_break(conn);
         return;
     }
-    Export *export = export_table_get(conn->local->server->exports, (const char *)data, length);
+    Export *export =
+        handshake_find_export(conn, NBD_OPT_EXPORT_NAME, (const char *)data, length, NULL);
     if (export == NULL) {
         log_limited(LOG_LEVEL_INFO, "client dropped: it asked for an export that is not here");
         conn_break(conn);
@@ -155,10 +188,8 @@ static Export *answer_info(Conn *conn, uint32_t option, const uint8_t *data, siz
         return NULL;
     }
     g_autoptr(Export) export =
-        export_table_get(conn->local->server->exports, asked.name, asked.name_length);
+        handshake_find_export(conn, option, asked.name, asked.name_length, out);
     if (export == NULL) {
-        handshake_put_error(out, option, NBD_REP_ERR_UNKNOWN, "no export is called '%.*s'",
-                            (int)asked.name_length, asked.name);
         return NULL;
     }
     put_info_export(out, option, conn, export);
@@ -173,9 +204,14 @@ static void answer_list(Conn *conn, size_t length, GByteArray *out)
         handshake_put_error(out, NBD_OPT_LIST, NBD_REP_ERR_INVALID, "LIST has no data");
         return;
     }
+    AccessPeer peer;
+    peer_describe(conn, &peer);
     g_autoptr(GPtrArray) exports = export_table_get_all(conn->local->server->exports);
     for (unsigned i = 0; i < exports->len; i++) {
         const Export *export = g_ptr_array_index(exports, i);
+        if (!(export_rights(export, &peer) & ACCESS_LIST)) {
+            continue;
+        }
         uint32_t name_length = strlen(export->name);
         g_autoptr(GByteArray) item = g_byte_array_new();
         uint8_t number[4];
@@ -209,11 +245,48 @@ static void answer_reply_form(Conn *conn, uint32_t option, size_t length, GByteA
     }
 }
 
+/* The session that the client asks for; NULL: there is none, and out has the error. What was
+ * negotiated in plain is forgotten: who sits in between may have said it. */
+static TlsSession *answer_starttls(Conn *conn, size_t length, GByteArray *out)
+{
+    uint32_t option = NBD_OPT_STARTTLS;
+    TlsCredentials *credentials = conn->local->server->tls;
+    if (length > 0) {
+        handshake_put_error(out, option, NBD_REP_ERR_INVALID, "STARTTLS has no data");
+        return NULL;
+    }
+    if (conn->tls != NULL) {
+        handshake_put_error(out, option, NBD_REP_ERR_INVALID, "TLS has begun already");
+        return NULL;
+    }
+    if (credentials == NULL) {
+        handshake_put_error(out, option, NBD_REP_ERR_POLICY, "TLS is off on this server");
+        return NULL;
+    }
+    TlsSession *session =
+        tls_session_new(conn->fd, &conn->local->buffers, tls_credentials_get(credentials));
+    if (session == NULL) {
+        handshake_put_error(out, option, NBD_REP_ERR_POLICY, "no memory for TLS now");
+        return NULL;
+    }
+    conn->structured = conn->extended = false;
+    conn->contexts = 0;
+    conn_set_meta_export(conn, NULL);
+    handshake_put_reply(out, option, NBD_REP_ACK, NULL, 0);
+    return session;
+}
+
 /* All options but EXPORT_NAME, whole. */
 static void answer(Conn *conn, uint32_t option, const uint8_t *data, size_t length)
 {
     g_autoptr(GByteArray) out = g_byte_array_new();
     Export *chosen = NULL;
+    TlsSession *session = NULL;
+    if (needs_tls(conn, option)) {
+        handshake_put_error(out, option, NBD_REP_ERR_TLS_REQD, "begin TLS first (STARTTLS)");
+        conn_send_bytes(conn, out->data, out->len);
+        return;
+    }
     switch (option) {
     case NBD_OPT_ABORT:
         handshake_put_reply(out, option, NBD_REP_ACK, NULL, 0);
@@ -234,7 +307,7 @@ static void answer(Conn *conn, uint32_t option, const uint8_t *data, size_t leng
         meta_context_answer(conn, option, data, length, out);
         break;
     case NBD_OPT_STARTTLS:
-        handshake_put_error(out, option, NBD_REP_ERR_POLICY, "TLS is off on this server");
+        session = answer_starttls(conn, length, out);
         break;
     default:
         handshake_put_error(out, option, NBD_REP_ERR_UNSUP, "option %u is not known here", option);
@@ -245,6 +318,8 @@ static void answer(Conn *conn, uint32_t option, const uint8_t *data, size_t leng
         conn_drain(conn);
     } else if (chosen != NULL) {
         begin_transmission(conn, chosen);
+    } else if (session != NULL) {
+        conn_start_tls(conn, session);
     }
 }
 
@@ -275,17 +350,6 @@ static bool refuse_header(Conn *conn, const NbdOptionHeader *header)
     return true;
 }
 
-static void refuse_for_shutdown(Conn *conn, uint32_t option)
-{
-    if (option == NBD_OPT_EXPORT_NAME) {
-        conn_break(conn);
-        return;
-    }
-    g_autoptr(GByteArray) out = g_byte_array_new();
-    handshake_put_error(out, option, NBD_REP_ERR_SHUTDOWN, "the server is shutting down");
-    conn_send_bytes(conn, out->data, out->len);
-}
-
 static size_t take_option(Conn *conn, const uint8_t *bytes, size_t length)
 {
     NbdOptionHeader header;
@@ -305,14 +369,18 @@ static size_t take_option(Conn *conn, const uint8_t *bytes, size_t length)
     }
     conn_restart_timer(conn);
     const uint8_t *data = bytes + NBD_OPTION_SIZE;
-    if (conn->stopping && header.option != NBD_OPT_ABORT) {
-        refuse_for_shutdown(conn, header.option);
-    } else if (header.option == NBD_OPT_EXPORT_NAME) {
+    if (header.option == NBD_OPT_EXPORT_NAME) {
         answer_export_name(conn, data, header.length);
     } else {
         answer(conn, header.option, data, header.length);
     }
-    return NBD_OPTION_SIZE + header.length;
+    size_t used = NBD_OPTION_SIZE + header.length;
+    if (conn->starting != NULL && length > used) {
+        /* Nobody can know yet that we say yes: these came from somebody else (CVE-2021-3716). */
+        log_limited(LOG_LEVEL_WARNING, "client dropped: plain bytes came behind STARTTLS");
+        conn_break(conn);
+    }
+    return used;
 }
 
 size_t handshake_consume(Conn *conn, const uint8_t *bytes, size_t length)

@@ -119,10 +119,8 @@ void meta_context_answer(Conn *conn, uint32_t option, const uint8_t *data, size_
         return;
     }
     g_autoptr(Export) export =
-        export_table_get(conn->local->server->exports, asked.name, asked.name_length);
+        handshake_find_export(conn, option, asked.name, asked.name_length, out);
     if (export == NULL) {
-        handshake_put_error(out, option, NBD_REP_ERR_UNKNOWN, "no export is called '%.*s'",
-                            (int)asked.name_length, asked.name);
         return;
     }
     MetaContexts found = match_queries(&asked, export, !set);

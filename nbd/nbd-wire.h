@@ -50,6 +50,7 @@ typedef enum {
 #define NBD_REP_ERR_UNSUP           0x80000001u
 #define NBD_REP_ERR_POLICY          0x80000002u
 #define NBD_REP_ERR_INVALID         0x80000003u
+#define NBD_REP_ERR_TLS_REQD        0x80000005u
 #define NBD_REP_ERR_UNKNOWN         0x80000006u
 #define NBD_REP_ERR_SHUTDOWN        0x80000007u
 #define NBD_REP_ERR_TOO_BIG         0x80000009u

@@ -45,7 +45,8 @@ static void hold_still(NbdLocal *local)
     local->states = g_ptr_array_new_with_free_func(held_free);
     for (Conn *conn = local->conns; conn != NULL; conn = conn->next) {
         conn_hold_still(conn);
-        if (!conn->broken && conn->gone == NULL) {
+        bool secret = conn->tls != NULL || conn->starting != NULL; /* keys cannot be handed over */
+        if (!conn->broken && conn->gone == NULL && !secret) {
             NbdHeld *held = g_new(NbdHeld, 1);
             *held = (NbdHeld){.fd = conn->fd, .state = conn_state_take(conn)};
             g_ptr_array_add(local->states, held);

@@ -47,6 +47,12 @@ NbdServer *nbd_server_new(ExportTable *exports, const NbdLimits *limits, Worker 
     return server;
 }
 
+void nbd_server_set_tls(NbdServer *server, TlsCredentials *credentials, bool required)
+{
+    server->tls = credentials;
+    server->tls_required = required;
+}
+
 /* Says so when it was the last one, refused or served. */
 static void count_gone(NbdServer *server)
 {

@@ -22,6 +22,7 @@
 typedef struct Conn Conn;
 typedef struct NbdRequest NbdRequest;
 typedef struct NbdServer NbdServer;
+typedef struct TlsCredentials TlsCredentials;
 
 /* Called once, on a worker, when a connection is closed and none of its requests is in flight. */
 typedef void (*NbdGone)(void *argument);
@@ -30,7 +31,6 @@ typedef struct NbdLimits {
     unsigned max_clients;       /* connections at once; one more is closed unanswered */
     uint64_t client_memory;     /* bytes in flight a connection; a single request may always go */
     unsigned handshake_timeout; /* seconds of silence before transmission; 0: for ever */
-    unsigned shutdown_timeout;  /* seconds to take the last replies when the server stops */
 } NbdLimits;
 
 #define NBD_SCRATCH_SIZE (192u << 10)
@@ -45,7 +45,6 @@ typedef struct NbdLocal {
     Buffers buffers;
     NbdRequest *spare; /* free list */
     unsigned spare_count;
-    uint64_t now; /* nbd_clock at the last receive */
     bool stopping;
     unsigned submitted; /* requests that are the node's */
     bool frozen;        /* nothing is read */
@@ -58,6 +57,8 @@ typedef struct NbdLocal {
 struct NbdServer {
     ExportTable *exports;
     NbdLimits limits;
+    TlsCredentials *tls; /* NULL: there is no TLS */
+    bool tls_required;
     NbdLocal *locals;
     unsigned local_count;
     _Atomic uint64_t last_number; /* of a connection */
@@ -77,6 +78,10 @@ struct NbdServer {
 NbdServer *nbd_server_new(ExportTable *exports, const NbdLimits *limits, Worker *const *workers,
                           unsigned worker_count);
 
+/* Clients may begin TLS with these credentials, which must outlive the server; required: they must.
+ * Before the first connection. [main] */
+void nbd_server_set_tls(NbdServer *server, TlsCredentials *credentials, bool required);
+
 /* Serves a connected socket (non-blocking, options set). Takes fd; closes it when there are too
  * many. [any] */
 void nbd_server_accept(NbdServer *server, int fd);
@@ -90,8 +95,8 @@ void nbd_server_attach(NbdServer *server, Export *export, int fd, NbdGone gone,
  * not fit each other exactly. [any] */
 void nbd_server_get_counts(const NbdServer *server, const Export *export, NbdCounts *counts);
 
-/* Every connection finishes what is in flight, refuses what comes meanwhile, and closes; one that does
- * not take its replies is closed after shutdown_timeout. Returns at once: wait for idle_fd. [main] */
+/* Every connection reads no more, finishes what is in flight, and closes; one that does not take
+ * its replies is closed after a few seconds. Returns at once: wait for idle_fd. [main] */
 void nbd_server_stop(NbdServer *server);
 
 /* Readable (read 8 bytes to clear) after the last connection has gone. [any] */

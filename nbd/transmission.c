@@ -17,6 +17,7 @@
 #include "base/log.h"
 #include "nbd/conn.h"
 #include "nbd/meta-context.h"
+#include "nbd/peer.h"
 
 #define LARGE_PAYLOAD \
     (64u << 10) /* after such a WRITE, the next one's payload is not caught in scratch */
@@ -63,9 +64,10 @@ G_STATIC_ASSERT(G_N_ELEMENTS(COMMANDS) <= NBD_COMMANDS);
 uint16_t transmission_flags(const Conn *conn, const Export *export)
 {
     bool payload = conn->extended && conn->meta_export == export;
+    bool can_write = peer_rights(conn, export) & ACCESS_WRITE;
     return NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_TRIM |
            NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_CAN_MULTI_CONN | NBD_FLAG_SEND_CACHE |
-           NBD_FLAG_SEND_FAST_ZERO | (export->read_only ? NBD_FLAG_READ_ONLY : 0) |
+           NBD_FLAG_SEND_FAST_ZERO | (can_write ? 0 : NBD_FLAG_READ_ONLY) |
            (conn->structured ? NBD_FLAG_SEND_DF : 0) |
            (payload ? NBD_FLAG_BLOCK_STATUS_PAYLOAD : 0);
 }
@@ -134,16 +136,12 @@ static bool range_is_known(const NbdRequestHeader *header)
 /* Which error a request deserves, with its text; NBD_SUCCESS where it may go to the node. */
 static uint32_t check_request(const Conn *conn, const NbdRequestHeader *header, const char **text)
 {
-    if (conn->stopping) {
-        *text = "the server is shutting down";
-        return NBD_ESHUTDOWN;
-    }
     uint32_t error = check_form(conn, header, text);
     if (error != NBD_SUCCESS) {
         return error;
     }
     const Command *command = &COMMANDS[header->command];
-    if (command->writes && conn->export->read_only) {
+    if (command->writes && conn->read_only) {
         *text = "the export is read-only";
         return NBD_EPERM;
     }
@@ -166,7 +164,7 @@ static void count(const NbdRequest *request)
     if (request->request.result == 0) {
         nbd_count(&counters->bytes[request->command], request->length);
     } else {
-        nbd_count_error(counters, nbd_error_from_errno(request->request.result));
+        nbd_count(&counters->errors, 1);
     }
 }
 
@@ -221,8 +219,6 @@ static void submit(Conn *conn, NbdRequest *request)
 {
     Request *to_node = &request->request;
     to_node->result = 0;
-    request->begun = conn->local->now;
-    nbd_count(&conn->counters->begun, 1);
     nbd_local_submitted(conn->local);
     if (!concerns_node(request)) {
         request_done(to_node);
@@ -253,7 +249,7 @@ static NbdRequest *make_request(Conn *conn, const NbdRequestHeader *header, uint
 static void refuse(Conn *conn, NbdRequest *request, uint64_t payload, uint32_t error,
                    const char *text)
 {
-    nbd_count_error(conn->counters, error);
+    nbd_count(&conn->counters->errors, 1);
     reply_make_error(request, error, text);
     if (payload == 0) {
         conn_send(conn, request);

@@ -5,8 +5,8 @@
  *      serve-listen.c    where clients come from
  *      serve-images.c    images -> disks -> exports, and back
  *      serve-exports.c   exports that come and go while others are served: verbs add, remove, kick
+ *      serve-tls.c       certificates, keys, who may do what
  *      serve-control.c   the control socket and its verbs
- *      serve-stats.c     what was counted, and the status page that shows it
  *      serve-handover.c  all of it given to another process, serve-takeover.c that process
  *      serve-attach.c    kernel devices: options, verbs, start and stop
  *      serve.c           the order of it all; what main does while the others work
@@ -26,10 +26,10 @@
 #include "cli/options.h"
 #include "control/control.h"
 #include "control/export.h"
-#include "control/metrics.h"
 #include "engine/disk.h"
 #include "nbd/listen.h"
 #include "nbd/server.h"
+#include "nbd/tls-credentials.h"
 
 typedef struct Serve Serve;
 typedef struct ServeAttach ServeAttach;
@@ -39,18 +39,25 @@ typedef struct ServeTakeover ServeTakeover;
 
 #define SERVE_TAKE_OVER "--take-over="
 
+typedef enum { SERVE_TLS_OFF, SERVE_TLS_ON, SERVE_TLS_REQUIRE } ServeTls;
+
 typedef struct ServeOptions {
     CliCommon common;
     char **listen;
     char **names, **descriptions;
     char *socket_mode, *socket_owner;
-    char *client_memory_text, *metadata_cache_text, *pid_file, *control, *status;
-    gboolean read_only, once, stdio;
-    int threads, max_clients, handshake_timeout, shutdown_timeout;
+    char *client_memory_text, *metadata_cache_text, *pid_file, *control;
+    char *tls_text, *tls_certificates, *tls_psk;
+    char **allow;
+    gboolean read_only, once, stdio, tls_verify_peer;
+    int threads, max_clients, handshake_timeout;
     uint64_t client_memory, metadata_cache;
     int take_over;    /* channel to the process whose work this one takes over; -1: none */
     bool listen_none; /* --listen=none: no listener at all */
     ListenerAccess access;
+    ServeTls tls;
+    AccessRules
+        *rules;    /* for every export of the command line; NULL: everybody may do everything */
     char **images; /* as given; at least one */
 } ServeOptions;
 
@@ -100,7 +107,7 @@ struct Serve {
     unsigned inherited;   /* so many of the listeners came with the process */
     int stdio_fd;         /* the client of --stdio until it is served; -1 */
     NbdServer *server;
-    Metrics *metrics;       /* NULL: there is no status page */
+    TlsCredentials *tls;    /* NULL: there is no TLS */
     Control *control;       /* NULL: there is no control socket */
     ServeDescribe describe; /* may be NULL; set before the control socket answers */
     void *describe_context;
@@ -110,8 +117,7 @@ struct Serve {
     bool failed;             /* the exit status is 1 */
     ServeAttach *attach;     /* serve-attach.c's own; NULL: nothing is or was attached */
 
-    int job_fd;               /* eventfd: main has something to do */
-    pthread_mutex_t ask_lock; /* who has it may set job */
+    int job_fd; /* eventfd: main has something to do */
     pthread_mutex_t job_lock;
     pthread_cond_t job_changed;
     ServeJob *job; /* job_lock; at most one */
@@ -119,7 +125,7 @@ struct Serve {
 };
 
 /* Runs function on main, between its waits, and waits until it has run. False: the server is ending
- * and it did not run. [any but main] */
+ * and it did not run. At most one thread may ask at a time (the verbs' thread). [any but main] */
 bool serve_on_main(Serve *serve, void (*function)(Serve *serve, void *argument), void *argument);
 
 /* The error of a verb for which that was so; false. */
@@ -138,6 +144,12 @@ bool serve_listen_check(ServeOptions *options, GError **error);
 /* Takes what was inherited, before any thread starts. */
 bool serve_listen_inherit(Serve *serve, GError **error);
 bool serve_listen_open(Serve *serve, GError **error);
+
+/* serve-tls.c [main] */
+bool serve_tls_check(ServeOptions *options, GError **error);
+bool serve_tls_open(Serve *serve, GError **error);
+/* Certificates and keys are read again; false: the old ones stay. */
+bool serve_tls_reload(Serve *serve, GError **error);
 
 /* serve-images.c [main] */
 bool serve_images_open(Serve *serve, GError **error);
@@ -168,14 +180,6 @@ void serve_removal_done(Serve *serve, ServedImage *image, bool flushed);
 /* serve-control.c [main]. Opens the control socket, if there is to be one, and gives it its verbs;
  * control_start follows when the others have added theirs. */
 bool serve_control_open(Serve *serve, GError **error);
-
-const char *serve_mode_name(DiskMode mode); /* [any] */
-
-/* serve-stats.c. For serve_on_main: adds what was counted to the answer, a JsonObject. [main] */
-void serve_stats_job(Serve *serve, void *answer);
-/* The status page: binds its address, if there is to be one; then answers. [main] */
-bool serve_metrics_open(Serve *serve, GError **error);
-bool serve_metrics_start(Serve *serve, GError **error);
 
 /* serve.c [main] */
 void serve_start_listeners(Serve *serve);

@@ -67,25 +67,29 @@ static bool parse(ServeOptions *o, int *argc, char ***argv, GError **error)
          "Seconds that a client may be silent before it chooses an export (default: 10; 0: for "
          "ever)",
          "SECONDS"},
-        {"shutdown-timeout", 0, 0, G_OPTION_ARG_INT, &o->shutdown_timeout,
-         "Seconds that clients have to take their last replies when the server ends (default: 1)",
-         "SECONDS"},
         {"socket-mode", 0, 0, G_OPTION_ARG_FILENAME, &o->socket_mode,
          "Permissions of the files of unix sockets, octal (default: what the umask leaves)",
          "MODE"},
         {"socket-owner", 0, 0, G_OPTION_ARG_FILENAME, &o->socket_owner,
          "Their owner (default: who runs the server)", "USER[:GROUP]"},
+        {"tls", 0, 0, G_OPTION_ARG_STRING, &o->tls_text,
+         "off, on (a client may begin TLS) or require (it must) (default: off)", "MODE"},
+        {"tls-certificates", 0, 0, G_OPTION_ARG_FILENAME, &o->tls_certificates,
+         "Directory of server-cert.pem, server-key.pem, ca-cert.pem, ca-crl.pem", "DIR"},
+        {"tls-psk", 0, 0, G_OPTION_ARG_FILENAME, &o->tls_psk,
+         "File of pre-shared keys: lines USER:HEX", "FILE"},
+        {"tls-verify-peer", 0, 0, G_OPTION_ARG_NONE, &o->tls_verify_peer,
+         "Clients must have a certificate that ca-cert.pem has signed", NULL},
+        {"allow", 0, 0, G_OPTION_ARG_STRING_ARRAY, &o->allow,
+         "Who may do what, as in ip:192.0.2.0/24=list,read (repeatable; default: any=all; WHO: "
+         "any, ip:, uid:, psk:, dn:, san:; RIGHTS: list, read, write, all, none)",
+         "WHO=RIGHTS"},
         {"stdio", 0, 0, G_OPTION_ARG_NONE, &o->stdio,
          "Serve one client, whose socket is standard input (as inetd does), and leave with it",
          NULL},
         {"control", 0, 0, G_OPTION_ARG_FILENAME, &o->control,
          "Control socket, or none (default: /run/cownbd/control.sock, or below $XDG_RUNTIME_DIR)",
          "PATH"},
-        {"status", 0, 0, G_OPTION_ARG_FILENAME, &o->status,
-         "Status page: HOST:PORT, or :PORT of 127.0.0.1; it has /metrics for Prometheus and "
-         "/status "
-         "in JSON (default: none)",
-         "ADDR"},
         {"once", 0, 0, G_OPTION_ARG_NONE, &o->once, "Leave when the last client has gone", NULL},
         {"pid-file", 0, 0, G_OPTION_ARG_FILENAME, &o->pid_file,
          "Write the process id to PATH when ready", "PATH"},
@@ -140,10 +144,9 @@ static bool check(ServeOptions *o, int argc, char **argv, GError **error)
     return check_number("--threads", o->threads, 1, THREADS_MAX, error) &&
            check_number("--max-clients", o->max_clients, 1, G_MAXINT, error) &&
            check_number("--handshake-timeout", o->handshake_timeout, 0, G_MAXINT, error) &&
-           check_number("--shutdown-timeout", o->shutdown_timeout, 0, G_MAXINT, error) &&
            parse_size("--client-memory", o->client_memory_text, 1, &o->client_memory, error) &&
            parse_size("--metadata-cache", o->metadata_cache_text, 1, &o->metadata_cache, error) &&
-           serve_listen_check(o, error);
+           serve_listen_check(o, error) && serve_tls_check(o, error);
 }
 
 void serve_options_init(ServeOptions *o)
@@ -151,7 +154,6 @@ void serve_options_init(ServeOptions *o)
     *o = (ServeOptions){.threads = g_get_num_processors(),
                         .max_clients = 10000,
                         .handshake_timeout = 10,
-                        .shutdown_timeout = 1,
                         .client_memory = 64 << 20,
                         .access = LISTENER_ACCESS_INIT,
                         .take_over = -1};
@@ -174,6 +176,11 @@ void serve_options_clear(ServeOptions *o)
     cli_common_clear(&o->common);
     g_strfreev(o->listen);
     g_strfreev(o->names);
+    g_strfreev(o->allow);
+    g_free(o->tls_text);
+    g_free(o->tls_certificates);
+    g_free(o->tls_psk);
+    g_clear_pointer(&o->rules, access_rules_unref);
     g_strfreev(o->descriptions);
     g_free(o->socket_mode);
     g_free(o->socket_owner);
@@ -181,5 +188,4 @@ void serve_options_clear(ServeOptions *o)
     g_free(o->metadata_cache_text);
     g_free(o->pid_file);
     g_free(o->control);
-    g_free(o->status);
 }

@@ -50,6 +50,7 @@ static void raise_file_limit(void)
 int process_prepare(void)
 {
     sigset_t set = stop_signals();
+    sigaddset(&set, SIGHUP);
     signal(SIGPIPE, SIG_IGN);
     sigprocmask(SIG_BLOCK, &set, NULL);
     raise_file_limit();
@@ -72,7 +73,7 @@ ProcessEvent process_wait(int signal_fd, int idle_fd, int job_fd)
         }
         struct signalfd_siginfo info;
         if (read(signal_fd, &info, sizeof info) == sizeof info) {
-            return PROCESS_SIGNAL;
+            return info.ssi_signo == SIGHUP ? PROCESS_RELOAD : PROCESS_SIGNAL;
         }
         eventfd_t count;
         if (eventfd_read(idle_fd, &count) == 0) {

@@ -7,14 +7,14 @@
 #include <glib.h>
 #include <stdbool.h>
 
-/* Before any thread starts: blocks SIGTERM and SIGINT for process_wait, ignores SIGPIPE, raises the
+/* Before any thread starts: blocks SIGTERM, SIGINT and SIGHUP for process_wait, ignores SIGPIPE, raises the
  * limit of open files, keeps malloc from making an arena for each thread. Returns the descriptor
  * that process_wait looks at. */
 int process_prepare(void);
 
-typedef enum { PROCESS_SIGNAL, PROCESS_IDLE, PROCESS_JOB } ProcessEvent;
+typedef enum { PROCESS_SIGNAL, PROCESS_RELOAD, PROCESS_IDLE, PROCESS_JOB } ProcessEvent;
 
-/* Waits for SIGTERM or SIGINT, or for idle_fd or job_fd (eventfds, cleared then). */
+/* Waits for SIGTERM or SIGINT, for SIGHUP (RELOAD), or for idle_fd or job_fd (eventfds, cleared then). */
 ProcessEvent process_wait(int signal_fd, int idle_fd, int job_fd);
 
 /* From now on SIGTERM and SIGINT end the process at once with status 1. */

@@ -44,7 +44,6 @@ static void start_server(Serve *serve)
         .max_clients = o->max_clients,
         .client_memory = o->client_memory,
         .handshake_timeout = o->handshake_timeout,
-        .shutdown_timeout = o->shutdown_timeout,
     };
     serve->server = nbd_server_new(serve->exports, &limits, (Worker *const *)serve->workers->pdata,
                                    serve->workers->len);
@@ -60,9 +59,6 @@ static bool tell_ready(Serve *serve, GError **error)
     for (unsigned i = serve->inherited; i < serve->listeners->len && serve->options.take_over < 0;
          i++) {
         printf("listening on %s\n", listener_uri(g_ptr_array_index(serve->listeners, i)));
-    }
-    if (serve->metrics != NULL && serve->options.take_over < 0) {
-        printf("status page on %s\n", metrics_uri(serve->metrics));
     }
     fflush(stdout);
     process_notify("READY=1");
@@ -96,18 +92,18 @@ static bool start(Serve *serve, GError **error)
     serve->pool = pool_new(MAX(POOL_THREADS_MIN, 2 * serve->options.threads));
     aio_init(serve->pool);
     if (!start_workers(serve, error) || (takes_over && !serve_takeover_receive(serve, error)) ||
-        !serve_attach_check(serve, error) || !serve_images_open(serve, error) ||
-        (!takes_over && !serve_listen_open(serve, error)) || !serve_metrics_open(serve, error)) {
+        !serve_tls_open(serve, error) || !serve_attach_check(serve, error) ||
+        !serve_images_open(serve, error) || (!takes_over && !serve_listen_open(serve, error))) {
         return false;
     }
     start_server(serve);
+    nbd_server_set_tls(serve->server, serve->tls, serve->options.tls == SERVE_TLS_REQUIRE);
     if (!serve_control_open(serve, error) || (takes_over && !serve_takeover_commit(serve, error))) {
         return false;
     }
     /* No client before what the kernel still holds is looked at. */
     if (!start_attached(serve, error) ||
-        (serve->control != NULL && !control_start(serve->control, error)) ||
-        !serve_metrics_start(serve, error)) {
+        (serve->control != NULL && !control_start(serve->control, error))) {
         return false;
     }
     if (takes_over) {
@@ -128,7 +124,6 @@ struct ServeJob {
 bool serve_on_main(Serve *serve, void (*function)(Serve *serve, void *argument), void *argument)
 {
     ServeJob job = {.function = function, .argument = argument};
-    with_mutex(&serve->ask_lock);
     with_mutex(&serve->job_lock);
     if (serve->leaving) {
         return false;
@@ -191,6 +186,15 @@ static bool has_served_all(const Serve *serve)
            nbd_server_connections(serve->server) == 0;
 }
 
+/* SIGHUP. What cannot be read stays as it was. */
+static void reload(Serve *serve)
+{
+    g_autoptr(GError) error = NULL;
+    if (!serve_tls_reload(serve, &error)) {
+        log_error("not reloaded, the old certificates and keys stay in use: %s", error->message);
+    }
+}
+
 static void wait_for_the_end(Serve *serve)
 {
     int idle_fd = nbd_server_idle_fd(serve->server);
@@ -198,6 +202,9 @@ static void wait_for_the_end(Serve *serve)
         switch (process_wait(serve->signal_fd, idle_fd, serve->job_fd)) {
         case PROCESS_SIGNAL:
             return;
+        case PROCESS_RELOAD:
+            reload(serve);
+            break;
         case PROCESS_JOB:
             run_job(serve);
             serve->failed |= !serve_images_reap(serve);
@@ -244,7 +251,6 @@ static int stop(Serve *serve)
     }
     serve_leave(serve);
     control_free(serve->control);
-    metrics_free(serve->metrics);
     stop_server(serve);
     int status = serve_images_close(serve) ? 0 : 1;
     /* Who may be in the middle of waking a worker goes before the worker: the pool, then the other
@@ -270,7 +276,6 @@ static void serve_init(Serve *serve)
         .job_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK),
     };
     g_assert(serve->job_fd >= 0);
-    pthread_mutex_init(&serve->ask_lock, NULL);
     pthread_mutex_init(&serve->job_lock, NULL);
     pthread_cond_init(&serve->job_changed, NULL);
     serve_options_init(&serve->options);
@@ -288,7 +293,7 @@ static void serve_clear(Serve *serve)
     g_ptr_array_unref(serve->workers);
     g_ptr_array_unref(serve->images);
     export_table_free(serve->exports);
-    pthread_mutex_destroy(&serve->ask_lock);
+    tls_credentials_free(serve->tls);
     pthread_mutex_destroy(&serve->job_lock);
     pthread_cond_destroy(&serve->job_changed);
     close(serve->signal_fd);

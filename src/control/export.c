@@ -16,8 +16,9 @@
 
 struct ExportTable {
     pthread_mutex_t lock;
-    GPtrArray *exports; /* lock */
-    ExportIdle idle;    /* may be NULL */
+    GPtrArray *exports;  /* lock */
+    AccessRules *access; /* of new exports; may be NULL */
+    ExportIdle idle;     /* may be NULL */
     void *context;
 };
 
@@ -63,6 +64,7 @@ void export_table_free(ExportTable *table)
         free_export(g_ptr_array_index(table->exports, i));
     }
     g_ptr_array_unref(table->exports);
+    g_clear_pointer(&table->access, access_rules_unref);
     pthread_mutex_destroy(&table->lock);
     g_free(table);
 }
@@ -114,6 +116,7 @@ Export *export_table_add(ExportTable *table, const char *name, const char *descr
     export->description = g_strdup(description);
     export->node = node;
     export->read_only = read_only || node->read_only;
+    export->access = table->access != NULL ? access_rules_ref(table->access) : NULL;
     export->pins = g_new0(ExportPins, 1);
     export->pins->table = table;
     g_ptr_array_add(table->exports, export);
@@ -199,11 +202,22 @@ unsigned export_users(const Export *export)
     return export->pins->count;
 }
 
+static void replace_rules(AccessRules **place, AccessRules *rules)
+{
+    g_clear_pointer(place, access_rules_unref);
+    *place = rules != NULL ? access_rules_ref(rules) : NULL;
+}
+
+void export_table_set_access(ExportTable *table, AccessRules *rules)
+{
+    with_mutex(&table->lock);
+    replace_rules(&table->access, rules);
+}
+
 void export_set_access(Export *export, AccessRules *rules)
 {
     with_mutex(&export->pins->table->lock);
-    g_clear_pointer(&export->access, access_rules_unref);
-    export->access = rules != NULL ? access_rules_ref(rules) : NULL;
+    replace_rules(&export->access, rules);
 }
 
 unsigned export_rights(const Export *export, const AccessPeer *peer)

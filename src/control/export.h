@@ -89,6 +89,9 @@ bool export_add_context(Export *export, const char *name, ExportStatus status, v
 /* So many have it pinned. */
 unsigned export_users(const Export *export);
 
+/* Rules for the exports that are added from now on. Takes a reference of its own. */
+void export_table_set_access(ExportTable *table, AccessRules *rules);
+
 /* Who may do what with it from now on; rules may be NULL. Takes a reference of its own. */
 void export_set_access(Export *export, AccessRules *rules);
 
