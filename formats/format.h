@@ -35,7 +35,11 @@
  * or abandon. */
 typedef struct Allocation {
     uint64_t offset, length; /* guest range, whole units; in */
-    ExtentList extents; /* where the data goes: DATA|NEW, FRESH where true; covers the range; out */
+    /* Not 0: the range is one unit, and encode has made this many bytes of it; in. Only for formats
+     * with encode, and only tools ask for it. */
+    uint32_t stored_length;
+    ExtentList extents; /* where the data goes: DATA|NEW, FRESH where true; covers the range; out.
+                           One ENCODED|NEW extent where stored_length is not 0 */
     int result;         /* 0 or -errno, out */
 } Allocation;
 
@@ -44,6 +48,8 @@ typedef enum {
                             what a backing holds does not come back: discard on an overlay reads as
                             zeroes) */
     UNMAP_KEEP_SPACE = 1 << 1, /* keep the host space where the format can (NO_HOLE) */
+    UNMAP_BACKING = 1 << 2,    /* alone: the image has nothing there afterwards, what the backing
+                                  holds is seen again. -ENOTSUP where the format cannot say that */
 } UnmapFlags;
 
 typedef struct FormatOption {
@@ -133,6 +139,18 @@ struct Format {
      * unit, extent->unit_length bytes. Memory only, any number at once. */
     int (*decode)(Image *image, const Extent *extent, const uint8_t *stored, size_t stored_length,
                   uint8_t *unit);
+
+    /* The other way: a whole unit into at most `room` stored bytes, in the image's way of
+     * compression. Their number; 0: it does not get that small, write it plain; or -errno. Memory
+     * only, any number at once. What it made goes where allocate says (Allocation.stored_length). */
+    int (*encode)(Image *image, const uint8_t *unit, uint32_t unit_length, uint8_t *stored,
+                  uint32_t room);
+
+    /* Writes another name (and format) of a backing into the image, or none (NULL), durably and so
+     * that a crash leaves the old or the new one. image->backing is not touched; backing is the new
+     * one, opened, or NULL when nobody looked at it. May be NULL. */
+    bool (*set_backing)(Image *image, const char *name, const char *format, const Image *backing,
+                        GError **error);
 
     /* "format-specific" data of info: adds "{sv}" entries, with qemu-img's keys, in qemu-img's
      * order. May be NULL. */

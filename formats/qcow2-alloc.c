@@ -165,6 +165,9 @@ int qcow2_space_scan(Image *image)
 void qcow2_space_freed(Qcow2State *s, uint64_t cluster)
 {
     s->gap_hint = min_u64(s->gap_hint, cluster);
+    if (s->packed_end >> s->cluster_bits == cluster) {
+        s->packed_end = 0;
+    }
 }
 
 void qcow2_space_used(Qcow2State *s, Qcow2Run run)

@@ -27,14 +27,14 @@ typedef struct Mapping {
     unsigned first;       /* list->count before we began */
 } Mapping;
 
-static uint64_t compressed_offset_bits(const Qcow2State *s)
+uint32_t qcow2_compressed_offset_bits(const Qcow2State *s)
 {
     return 62 - (s->cluster_bits - 8);
 }
 
 static Qcow2Cluster decode_compressed(const Qcow2State *s, uint64_t entry)
 {
-    uint64_t bits = compressed_offset_bits(s);
+    uint64_t bits = qcow2_compressed_offset_bits(s);
     uint64_t host = entry & ((UINT64_C(1) << bits) - 1);
     uint64_t sectors = ((entry & ~(QCOW2_COMPRESSED | QCOW2_COPIED)) >> bits) + 1;
     if (host >= QCOW2_MAX_HOST_OFFSET || host == 0) {

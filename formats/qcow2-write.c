@@ -78,6 +78,9 @@ static int reserve(Image *image, Allocation *a, Qcow2Cursor *cursor)
 {
     const Qcow2State *s = image->state;
     uint64_t end = a->offset + a->length, pending = 0; /* clusters that need space */
+    if (a->stored_length > 0) {
+        return qcow2_compressed_reserve(image, a);
+    }
     for (uint64_t offset = a->offset; offset < end; offset += s->cluster_size) {
         Qcow2Cluster cluster;
         int r = qcow2_cursor_get(cursor, offset, &cluster);
@@ -104,7 +107,7 @@ static int zero_behind_the_end(Image *image, const Allocation *a)
     const Qcow2State *s = image->state;
     const Extent *last = &a->extents.items[a->extents.count - 1];
     uint64_t used = last->length % s->cluster_size, rest = s->cluster_size - used;
-    if (used == 0 || (last->flags & EXTENT_FRESH)) {
+    if (used == 0 || (last->flags & EXTENT_FRESH) || last->type == EXTENT_ENCODED) {
         return 0;
     }
     g_autofree uint8_t *zeroes = g_try_malloc0(rest);
@@ -134,7 +137,17 @@ static bool is_referred_to(Qcow2Cursor *cursor, uint64_t offset, uint64_t host)
         return true;
     }
     return cluster.host == host &&
-           (cluster.type == QCOW2_CLUSTER_DATA || cluster.type == QCOW2_CLUSTER_ZERO_ALLOC);
+           (cluster.type == QCOW2_CLUSTER_DATA || cluster.type == QCOW2_CLUSTER_ZERO_ALLOC ||
+            cluster.type == QCOW2_CLUSTER_COMPRESSED);
+}
+
+/* The host clusters of one guest cluster of an extent, `at` bytes into it. */
+static Qcow2Run reserved_run(const Qcow2State *s, const Extent *e, uint64_t at)
+{
+    uint64_t host = e->host_offset + at;
+    uint64_t length = e->type == EXTENT_ENCODED ? e->stored_length : s->cluster_size;
+    uint64_t first = host >> s->cluster_bits, last = (host + length - 1) >> s->cluster_bits;
+    return (Qcow2Run){first, last - first + 1};
 }
 
 static void give_back(Image *image, Allocation *a)
@@ -147,7 +160,7 @@ static void give_back(Image *image, Allocation *a)
         const Extent *e = &a->extents.items[i];
         for (uint64_t at = 0; at < e->length; at += s->cluster_size) {
             if (!is_referred_to(&cursor, e->offset + at, e->host_offset + at)) {
-                qcow2_run_append(runs, (Qcow2Run){(e->host_offset + at) >> s->cluster_bits, 1});
+                qcow2_run_append(runs, reserved_run(s, e, at));
             }
         }
     }
@@ -185,18 +198,34 @@ int qcow2_allocate(Image *image, Allocation **list, unsigned count)
     return first_error;
 }
 
-static int commit_cluster(Qcow2Cursor *cursor, uint64_t offset, uint64_t host)
+/* The entry of the cluster that lies `at` bytes into an extent. False: it cannot be said. */
+static bool new_entry(const Qcow2State *s, const Extent *e, uint64_t at, uint64_t *entry)
+{
+    *entry = (e->host_offset + at) | QCOW2_COPIED;
+    return e->type != EXTENT_ENCODED || qcow2_compressed_entry(s, e, entry);
+}
+
+static int commit_cluster(Qcow2Cursor *cursor, const Extent *e, uint64_t at)
 {
     Qcow2State *s = cursor->image->state;
     Qcow2Cluster old;
-    int r = qcow2_cursor_get(cursor, offset, &old);
-    if (r == 0) {
-        r = qcow2_cursor_set(cursor, offset, host | QCOW2_COPIED);
+    uint64_t entry;
+    int r = qcow2_cursor_get(cursor, e->offset + at, &old);
+    if (r == 0 && !new_entry(s, e, at, &entry)) {
+        r = -EFBIG;
     }
-    if (r == 0 && (old.host != host || old.type == QCOW2_CLUSTER_COMPRESSED)) {
+    if (r == 0) {
+        r = qcow2_cursor_set(cursor, e->offset + at, entry);
+    }
+    if (r < 0) {
+        return r;
+    }
+    bool keeps_its_place = old.host == e->host_offset + at && e->type == EXTENT_DATA &&
+                           old.type != QCOW2_CLUSTER_COMPRESSED;
+    if (!keeps_its_place) {
         qcow2_free_later(s, qcow2_cluster_run(s, &old));
     }
-    return r;
+    return 0;
 }
 
 static int commit_one(Qcow2Cursor *cursor, const Allocation *a)
@@ -206,7 +235,7 @@ static int commit_one(Qcow2Cursor *cursor, const Allocation *a)
     for (unsigned i = 0; r == 0 && i < a->extents.count; i++) {
         const Extent *e = &a->extents.items[i];
         for (uint64_t at = 0; r == 0 && at < e->length; at += s->cluster_size) {
-            r = commit_cluster(cursor, e->offset + at, e->host_offset + at);
+            r = commit_cluster(cursor, e, at);
         }
     }
     return r;

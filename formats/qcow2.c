@@ -128,6 +128,7 @@ static void count_space_anew(Image *image)
     s->size_at_open = s->fresh_start = size;
     s->space_known = false;
     s->gap_hint = 0;
+    s->packed_end = 0;
     qcow2_metadata_index(image);
 }
 
@@ -287,6 +288,7 @@ const Format format_qcow2 = {
     .finish = qcow2_finish,
     .is_dirty = qcow2_is_dirty,
     .decode = qcow2_decode,
+    .encode = qcow2_encode,
     .info = qcow2_info,
     .snapshots = qcow2_snapshots_info,
     .cluster_size = qcow2_cluster_size,

@@ -14,6 +14,7 @@
  *     qcow2-table.c     space for tables, growth of the refcount table
  *     qcow2-alloc.c     search for free clusters
  *     qcow2-write.c     allocate, commit, abandon
+ *     qcow2-compress.c  clusters that are written compressed
  *     qcow2-unmap.c     discard and write zeroes
  *     qcow2-flush.c     flush, pending frees, finish
  *     qcow2-resize.c    another size of the disk
@@ -197,6 +198,7 @@ typedef struct Qcow2State {
     uint64_t used_end, gap_hint;
     uint64_t fresh_start;  /* bytes; beyond it nothing was ever written */
     uint64_t size_at_open; /* bytes of the store, cluster-aligned */
+    uint64_t packed_end; /* host offset where the next compressed cluster may begin (0: nowhere) */
 
     /* Writers only: pending frees. */
     GArray *freed; /* Qcow2Run: no table in memory refers to them, tables on the disk may */
@@ -271,6 +273,9 @@ typedef struct Qcow2Cluster {
 
 /* What an L2 entry says. Does not look at the size of the file. Pure. */
 Qcow2Cluster qcow2_l2_decode(const Qcow2State *s, uint64_t entry);
+
+/* Where the offset of a compressed entry ends and its number of sectors begins. Pure. */
+uint32_t qcow2_compressed_offset_bits(const Qcow2State *s);
 
 /* All host clusters that the entry refers to (count 0: none). */
 Qcow2Run qcow2_cluster_run(const Qcow2State *s, const Qcow2Cluster *cluster);
@@ -426,7 +431,6 @@ uint64_t qcow2_backing_end(const Image *image);
 int qcow2_drop(Image *image, uint64_t offset, uint64_t end, uint64_t zero_end);
 
 bool qcow2_resize(Image *image, uint64_t size, GError **error);
-
 /* 0, or why nothing may be changed. Tries again the flush that said so. [exclusive] */
 int qcow2_may_change(Image *image);
 
@@ -437,6 +441,17 @@ void qcow2_update_dirty(Qcow2State *s); /* after any change */
 void qcow2_free_later(Qcow2State *s,
                       Qcow2Run run);    /* no table in memory refers to the run any more */
 void qcow2_flush_if_full(Image *image); /* what changes run at their end */
+
+/* ---- compressed clusters (qcow2-compress.c) ---- */
+
+int qcow2_encode(Image *image, const uint8_t *unit, uint32_t unit_length, uint8_t *stored,
+                 uint32_t room);
+
+/* Reserves the bytes of an Allocation with a stored_length. [exclusive] */
+int qcow2_compressed_reserve(Image *image, Allocation *a);
+
+/* The L2 entry of such an extent; false: it lies too far behind in the file to say so. Pure. */
+bool qcow2_compressed_entry(const Qcow2State *s, const Extent *extent, uint64_t *entry);
 
 /* ---- tools (qcow2-check*.c, qcow2-create.c) ---- */
 

@@ -88,11 +88,6 @@ static char *read_bare_name(const VhdState *s)
     return length ? windows_name_decode(name, length, "UTF-16BE") : NULL;
 }
 
-static bool is_all_zero(const uint8_t *bytes, size_t n)
-{
-    return bytes[0] == 0 && memcmp(bytes, bytes + 1, n - 1) == 0;
-}
-
 bool vhd_parent_read(Image *image, const VhdState *s, GError **error)
 {
     char *name = windows_name_to_local(read_windows(image, s, PLATFORM_W2RU));
@@ -109,7 +104,7 @@ bool vhd_parent_read(Image *image, const VhdState *s, GError **error)
     image->backing_substitute = windows_name_substitute(name);
     /* Xen's way to say that the parent is no vhd: it has no UUID. */
     image->backing_format =
-        g_strdup(is_all_zero(s->header.parent_uuid, VHD_UUID_SIZE) ? "raw" : "vhd");
+        g_strdup(bytes_are_zero(s->header.parent_uuid, VHD_UUID_SIZE) ? "raw" : "vhd");
     return true;
 }
 

@@ -18,14 +18,25 @@
 #define SEND_IOV_MAX     128
 #define SEND_BYTES_PIECE (1u << 20)
 
+/* Counted before it is sent, as all else is: who has an answer finds it in the numbers. */
+static void count_latency(NbdRequest *request, uint64_t now)
+{
+    if (request->begun != 0) {
+        nbd_count_latency(request->conn->counters, request->command, now - request->begun);
+        request->begun = 0;
+    }
+}
+
 static unsigned gather(const Conn *conn, struct iovec *iov, size_t *length)
 {
     unsigned count = 0;
+    uint64_t now = nbd_clock();
     *length = 0;
-    for (const NbdRequest *request = conn->queue; request != NULL; request = request->next) {
+    for (NbdRequest *request = conn->queue; request != NULL; request = request->next) {
         if (count + request->iov_count > SEND_IOV_MAX) {
             break;
         }
+        count_latency(request, now);
         memcpy(iov + count, request->iov, request->iov_count * sizeof *iov);
         count += request->iov_count;
         *length += request->reply_length;

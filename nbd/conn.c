@@ -31,7 +31,6 @@
 #define RECEIVE_SIZE        (128u << 10) /* asked of one receive */
 #define RECEIVE_TURN_MAX    (1u << 20)   /* taken in one callback, so that others get their turn */
 #define HANDSHAKE_QUEUE_MAX (1u << 20)   /* memory of unsent answers: then no options are read */
-#define STOP_GRACE          5            /* seconds to take the last replies in */
 
 G_STATIC_ASSERT(NBD_SCRATCH_SIZE >= RECEIVE_SIZE + HANDSHAKE_OPTION_MAX + NBD_OPTION_SIZE);
 G_STATIC_ASSERT(STASH_ROOM >= NBD_EXTENDED_REQUEST_SIZE);
@@ -133,6 +132,7 @@ static size_t receive_once(Conn *conn, bool *more)
         }
         return 0;
     }
+    conn->local->now = nbd_clock();
     size_t to_payload = min_u64(rest, got);
     if (to_payload > 0) {
         conn->payload_got += to_payload;
@@ -176,6 +176,7 @@ static void resume(Conn *conn)
     while (conn->paused && !conn->draining && !conn->broken && !conn->local->frozen &&
            resumable(conn)) {
         conn->paused = false;
+        conn->local->now = nbd_clock();
         if (conn->starting != NULL) {
             conn->tls = g_steal_pointer(&conn->starting);
         }
@@ -236,12 +237,25 @@ static void conn_close(Conn *conn)
     conn_unref(conn);
 }
 
+/* Nothing has come that was not read. */
+static bool is_silent(const Conn *conn)
+{
+    uint8_t byte;
+    if (conn->tls != NULL && tls_has_input(conn->tls)) {
+        return false;
+    }
+    return recv(conn->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) <= 0;
+}
+
 static void conn_settle(Conn *conn)
 {
     if (conn->closed || conn->local->still) {
         return;
     }
     resume(conn);
+    if (conn->stopping && conn->in_flight == 0 && is_silent(conn)) {
+        conn_drain(conn);
+    }
     if (conn->broken || (conn->draining && !owes_output(conn))) {
         conn_close(conn);
         return;
@@ -309,7 +323,8 @@ static void timer_cb(evutil_socket_t fd, short what, void *argument)
 {
     Conn *conn = argument;
     callback_begin(conn);
-    log_limited(LOG_LEVEL_INFO, "client dropped: silent for too long");
+    log_limited(LOG_LEVEL_INFO, conn->stopping ? "client dropped: it does not take its last replies"
+                                               : "client dropped: silent for too long");
     conn_break(conn);
     callback_end(conn);
 }
@@ -440,7 +455,7 @@ void conn_skip(Conn *conn, uint64_t length, NbdRequest *request)
 void conn_restart_timer(Conn *conn)
 {
     unsigned timeout = conn->local->server->limits.handshake_timeout;
-    if (timeout != 0 && !set_timer(conn, timeout)) {
+    if (timeout != 0 && !conn->stopping && !set_timer(conn, timeout)) {
         conn_break(conn);
     }
 }
@@ -473,8 +488,11 @@ void conn_start_transmission(Conn *conn, Export *export, bool read_only)
 void conn_stop(Conn *conn)
 {
     callback_begin(conn);
-    conn_drain(conn);
-    if (!set_timer(conn, STOP_GRACE)) {
+    if (conn->gone != NULL) {
+        conn_drain(conn);
+    }
+    conn->stopping = true;
+    if (!set_timer(conn, conn->local->server->limits.shutdown_timeout)) {
         conn_break(conn);
     }
     callback_end(conn);

@@ -6,6 +6,9 @@
  *        |                        |ABORT                       |DISC, end of input
  *        +--nonsense, time-out----+----> draining: reads no more, ends what is in flight, closes
  *
+ * When the server stops, in each of them: what comes is refused, until nothing comes and nothing is in
+ * flight.
+ *
  * Input comes as runs of bytes: handshake_consume and transmission_consume each take what they can
  * use and say how much that was; the rest is stashed. The socket is closed in one place, at the end
  * of a callback, never inside a consume or a request's done; so neither of these can find the
@@ -46,9 +49,11 @@ struct Conn {
     bool writing;  /* write_event is added; stays so until the queue is empty */
     bool paused;   /* over budget: reads no more until resume_charge fits */
     bool draining; /* reads no more for good, closes when nothing is in flight */
-    bool broken;   /* closes at the end of the callback */
-    bool closed;   /* fd is gone; requests in flight may remain */
-    bool busy;     /* inside a callback that will flush and settle */
+    bool
+        stopping; /* the server ends: requests that still come are refused, closes when none are left */
+    bool broken; /* closes at the end of the callback */
+    bool closed; /* fd is gone; requests in flight may remain */
+    bool busy;   /* inside a callback that will flush and settle */
     bool message_queued;
 
     /* what was negotiated */
@@ -138,7 +143,9 @@ void conn_hold_still(Conn *conn);
 void conn_thaw(Conn *conn);
 void conn_abandon(Conn *conn);
 
-/* The server stops: drains, and closes by force after a few seconds. */
+/* The server stops: what is in flight is finished, what comes meanwhile is refused, then it closes; by
+ * force when the client does not take its replies in time. The kernel's requests are not refused but
+ * left alone: it asks the next server. */
 void conn_stop(Conn *conn);
 
 #endif

@@ -350,6 +350,17 @@ static bool refuse_header(Conn *conn, const NbdOptionHeader *header)
     return true;
 }
 
+static void refuse_for_shutdown(Conn *conn, uint32_t option)
+{
+    if (option == NBD_OPT_EXPORT_NAME) {
+        conn_break(conn);
+        return;
+    }
+    g_autoptr(GByteArray) out = g_byte_array_new();
+    handshake_put_error(out, option, NBD_REP_ERR_SHUTDOWN, "the server is shutting down");
+    conn_send_bytes(conn, out->data, out->len);
+}
+
 static size_t take_option(Conn *conn, const uint8_t *bytes, size_t length)
 {
     NbdOptionHeader header;
@@ -369,7 +380,9 @@ static size_t take_option(Conn *conn, const uint8_t *bytes, size_t length)
     }
     conn_restart_timer(conn);
     const uint8_t *data = bytes + NBD_OPTION_SIZE;
-    if (header.option == NBD_OPT_EXPORT_NAME) {
+    if (conn->stopping && header.option != NBD_OPT_ABORT) {
+        refuse_for_shutdown(conn, header.option);
+    } else if (header.option == NBD_OPT_EXPORT_NAME) {
         answer_export_name(conn, data, header.length);
     } else {
         answer(conn, header.option, data, header.length);

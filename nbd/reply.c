@@ -51,6 +51,7 @@ NbdRequest *nbd_request_new(Conn *conn, uint64_t charge)
     }
     request->conn = conn;
     request->charge = charge + NBD_REQUEST_CHARGE;
+    request->begun = 0;
     conn->refs++;
     conn->in_flight++;
     conn->in_flight_bytes += request->charge;

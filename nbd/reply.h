@@ -29,6 +29,7 @@ struct NbdRequest {
     MetaContexts contexts; /* of a BLOCK_STATUS */
     uint64_t length;       /* as asked; while a payload arrives, of that */
     uint64_t charge;       /* bytes counted against the connection's budget */
+    uint64_t begun;        /* nbd_clock when it was there whole; 0: its time is not counted */
 
     void *buffer; /* payload or reply data; from the worker's cache */
     uint32_t buffer_length;

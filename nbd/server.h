@@ -31,6 +31,7 @@ typedef struct NbdLimits {
     unsigned max_clients;       /* connections at once; one more is closed unanswered */
     uint64_t client_memory;     /* bytes in flight a connection; a single request may always go */
     unsigned handshake_timeout; /* seconds of silence before transmission; 0: for ever */
+    unsigned shutdown_timeout;  /* seconds to take the last replies when the server stops */
 } NbdLimits;
 
 #define NBD_SCRATCH_SIZE (192u << 10)
@@ -45,6 +46,7 @@ typedef struct NbdLocal {
     Buffers buffers;
     NbdRequest *spare; /* free list */
     unsigned spare_count;
+    uint64_t now; /* nbd_clock at the last receive */
     bool stopping;
     unsigned submitted; /* requests that are the node's */
     bool frozen;        /* nothing is read */
@@ -95,8 +97,8 @@ void nbd_server_attach(NbdServer *server, Export *export, int fd, NbdGone gone,
  * not fit each other exactly. [any] */
 void nbd_server_get_counts(const NbdServer *server, const Export *export, NbdCounts *counts);
 
-/* Every connection reads no more, finishes what is in flight, and closes; one that does not take
- * its replies is closed after a few seconds. Returns at once: wait for idle_fd. [main] */
+/* Every connection finishes what is in flight, refuses what comes meanwhile, and closes; one that does
+ * not take its replies is closed after shutdown_timeout. Returns at once: wait for idle_fd. [main] */
 void nbd_server_stop(NbdServer *server);
 
 /* Readable (read 8 bytes to clear) after the last connection has gone. [any] */

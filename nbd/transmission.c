@@ -136,6 +136,10 @@ static bool range_is_known(const NbdRequestHeader *header)
 /* Which error a request deserves, with its text; NBD_SUCCESS where it may go to the node. */
 static uint32_t check_request(const Conn *conn, const NbdRequestHeader *header, const char **text)
 {
+    if (conn->stopping) {
+        *text = "the server is shutting down";
+        return NBD_ESHUTDOWN;
+    }
     uint32_t error = check_form(conn, header, text);
     if (error != NBD_SUCCESS) {
         return error;
@@ -164,7 +168,7 @@ static void count(const NbdRequest *request)
     if (request->request.result == 0) {
         nbd_count(&counters->bytes[request->command], request->length);
     } else {
-        nbd_count(&counters->errors, 1);
+        nbd_count_error(counters, nbd_error_from_errno(request->request.result));
     }
 }
 
@@ -219,6 +223,8 @@ static void submit(Conn *conn, NbdRequest *request)
 {
     Request *to_node = &request->request;
     to_node->result = 0;
+    request->begun = conn->local->now;
+    nbd_count(&conn->counters->begun, 1);
     nbd_local_submitted(conn->local);
     if (!concerns_node(request)) {
         request_done(to_node);
@@ -249,7 +255,7 @@ static NbdRequest *make_request(Conn *conn, const NbdRequestHeader *header, uint
 static void refuse(Conn *conn, NbdRequest *request, uint64_t payload, uint32_t error,
                    const char *text)
 {
-    nbd_count(&conn->counters->errors, 1);
+    nbd_count_error(conn->counters, error);
     reply_make_error(request, error, text);
     if (payload == 0) {
         conn_send(conn, request);

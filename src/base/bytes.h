@@ -89,6 +89,13 @@ static inline uint64_t div_round_up(uint64_t v, uint64_t by)
     return v / by + (v % by != 0);
 }
 
+/* True when all of the bytes are 0, also when there are none. */
+static inline bool bytes_are_zero(const void *bytes, size_t n)
+{
+    const uint8_t *p = bytes;
+    return n == 0 || (p[0] == 0 && memcmp(p, p + 1, n - 1) == 0);
+}
+
 static inline uint64_t min_u64(uint64_t a, uint64_t b)
 {
     return a < b ? a : b;

@@ -28,12 +28,28 @@ bool target_is_file(const char *path, const char *other)
            a.st_ino == b.st_ino;
 }
 
+/* A name that nobody has, beside the target. */
+static char *name_beside(const CreateTarget *target)
+{
+    g_autofree char *directory = g_path_get_dirname(target->path);
+    return g_strdup_printf("%s/.cownbd-%08x.new", directory, g_random_int());
+}
+
+/* An empty file without a name: whatever kills us, nothing is left of it. -1 where the file system
+ * cannot do that. */
+static int open_nameless(CreateTarget *target)
+{
+    g_autofree char *directory = g_path_get_dirname(target->path);
+    int fd = open(directory, O_RDWR | O_TMPFILE | O_CLOEXEC, 0666);
+    target->nameless = fd >= 0;
+    return fd;
+}
+
 /* An empty file of a name that nobody has, beside the target. -1 with *error. */
 static int open_beside(CreateTarget *target, GError **error)
 {
-    g_autofree char *directory = g_path_get_dirname(target->path);
     for (unsigned i = 0; i < NAME_TRIES; i++) {
-        g_autofree char *name = g_strdup_printf("%s/.cownbd-%08x.new", directory, g_random_int());
+        g_autofree char *name = name_beside(target);
         int fd = open(name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
         if (fd >= 0) {
             target->new_path = g_steal_pointer(&name);
@@ -61,7 +77,8 @@ static bool copy_owner(int fd, const char *path, const struct stat *old, GError 
 
 static bool open_new(CreateTarget *target, const struct stat *old, GError **error)
 {
-    autofd int fd = open_beside(target, error);
+    autofd int fd = open_nameless(target);
+    fd = fd < 0 ? open_beside(target, error) : fd;
     if (fd < 0 || (old && !copy_owner(fd, target->path, old, error))) {
         return false;
     }
@@ -95,6 +112,11 @@ bool target_open(CreateTarget *target, const char *path, GError **error)
     return open_new(target, &st, error);
 }
 
+bool target_is_new(const CreateTarget *target)
+{
+    return target->nameless || target->new_path;
+}
+
 static bool sync_directory(const char *path, GError **error)
 {
     g_autofree char *directory = g_path_get_dirname(path);
@@ -105,14 +127,46 @@ static bool sync_directory(const char *path, GError **error)
     return true;
 }
 
+/* Gives the nameless file this name. 0, or -errno: -EEXIST where it is taken. */
+static int link_as(const CreateTarget *target, const char *path)
+{
+    autofd int fd = store_file_reopen(target->store);
+    if (fd < 0) {
+        return -errno;
+    }
+    char link[64];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    return linkat(AT_FDCWD, link, AT_FDCWD, path, AT_SYMLINK_FOLLOW) < 0 ? -errno : 0;
+}
+
+/* A nameless file gets its name at once where nobody has that; else another one, which is then
+ * renamed: a link replaces nothing. */
+static int name_nameless(CreateTarget *target)
+{
+    int r = link_as(target, target->path);
+    for (unsigned i = 0; r == -EEXIST && i < NAME_TRIES; i++) {
+        g_autofree char *name = name_beside(target);
+        r = link_as(target, name);
+        if (r == 0) {
+            target->new_path = g_steal_pointer(&name);
+        }
+    }
+    return r;
+}
+
 bool target_commit(CreateTarget *target, GError **error)
 {
-    if (!target->new_path) {
+    if (!target_is_new(target)) {
         return true;
     }
-    if (rename(target->new_path, target->path) < 0) {
-        return error_set_errno(error, errno, "%s: cannot give the image its name", target->path);
+    int r = target->nameless ? name_nameless(target) : 0;
+    if (r == 0 && target->new_path && rename(target->new_path, target->path) < 0) {
+        r = -errno;
     }
+    if (r < 0) {
+        return error_set_errno(error, -r, "%s: cannot give the image its name", target->path);
+    }
+    target->nameless = false;
     g_clear_pointer(&target->new_path, g_free);
     return sync_directory(target->path, error);
 }

@@ -12,10 +12,15 @@
 typedef struct CreateTarget {
     Store *store;   /* write the image here */
     char *path;     /* where it shall be, symbolic links resolved */
-    char *new_path; /* where it is until then; NULL for a device, which is written in place */
+    bool nameless;  /* the file has no name until then */
+    char *new_path; /* where it is until then; NULL for a nameless one, and for a device, which
+                       is written in place */
     Store
         *old_store; /* the file that is replaced, locked so that nobody starts to use it; or NULL */
 } CreateTarget;
+
+/* Whether it is a new file, and no device. */
+bool target_is_new(const CreateTarget *target);
 
 /* Refuses a target that is in use, and what is neither a file nor a block device. */
 bool target_open(CreateTarget *target, const char *path, GError **error);

@@ -12,9 +12,11 @@
 #include "base/errors.h"
 #include "cli/attach-server.h"
 #include "cli/cli.h"
+#include "cli/create-options.h"
 #include "cli/create-target.h"
 #include "cli/options.h"
 #include "cli/output.h"
+#include "cli/tool-options.h"
 #include "formats/option.h"
 
 typedef struct CreateCommand {
@@ -40,117 +42,14 @@ static void create_command_clear(CreateCommand *command)
 }
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(CreateCommand, create_command_clear)
 
-/* Options that every format has, because they are this command's own. */
-static const FormatOption common_options[] = {
-    {"size", "size of the disk, the same as SIZE"},
-    {"backing_file", "the same as -b"},
-    {"backing_fmt", "the same as -F"},
-    {NULL, NULL},
-};
-
-static bool option_listed(const FormatOption *options, const char *name)
-{
-    for (; options->name; options++) {
-        if (strcmp(options->name, name) == 0) {
-            return true;
-        }
-    }
-    return false;
-}
-
-static void append_names(GString *names, const FormatOption *options)
-{
-    for (; options->name; options++) {
-        g_string_append_printf(names, "%s%s", names->len ? ", " : "", options->name);
-    }
-}
-
-static bool check_option_names(const CreateCommand *command, GError **error)
-{
-    GHashTableIter iter;
-    gpointer name;
-    g_hash_table_iter_init(&iter, command->options);
-    while (g_hash_table_iter_next(&iter, &name, NULL)) {
-        if (option_listed(command->format->create_options, name) ||
-            option_listed(common_options, name)) {
-            continue;
-        }
-        g_autoptr(GString) names = g_string_new(NULL);
-        append_names(names, command->format->create_options);
-        append_names(names, common_options);
-        return error_set(error, EINVAL, "option '%s' is not known to %s: must be one of %s",
-                         (const char *)name, command->format->name, names->str);
-    }
-    return true;
-}
-
-static void print_options(const FormatOption *options)
-{
-    for (; options->name; options++) {
-        printf("  %-17s %s\n", options->name, options->help);
-    }
-}
-
-static int print_option_help(const Format *format)
-{
-    printf("Options of %s:\n", format->name);
-    print_options(format->create_options);
-    print_options(common_options);
-    return output_finish(0);
-}
-
-/* Takes an option of the command's own out of the list, unless it was given by its flag already. */
-static bool take_option(CreateCommand *command, const char *name, char **value, GError **error)
-{
-    const char *text = option_lookup(command->options, name);
-    if (!text) {
-        return true;
-    }
-    if (*value) {
-        return error_set(error, EINVAL, "%s is given twice: by its flag and by -o", name);
-    }
-    *value = g_strdup(text);
-    g_hash_table_remove(command->options, name);
-    return true;
-}
-
-static bool check_backing_flags(const CreateCommand *command, GError **error)
-{
-    if (command->backing_name && !command->backing_format) {
-        return error_set(error, EINVAL,
-                         "backing file '%s' without its format: say it with -F, for guessing is "
-                         "not safe",
-                         command->backing_name);
-    }
-    if (command->backing_format && !command->backing_name) {
-        return error_set(error, EINVAL, "-F '%s' without a backing file: name it with -b",
-                         command->backing_format);
-    }
-    if (command->backing_name && command->backing_name[0] == '\0') {
-        return error_set(error, EINVAL, "the name of the backing file is empty: name it with -b");
-    }
-    return true;
-}
-
 /* The backing must open, all the way down, and gives the size when none was said. */
 static bool look_at_backing(CreateCommand *command, const CliCommon *common, GError **error)
 {
     if (!command->backing_name || command->no_backing_check) {
         return true;
     }
-    ImageOpen how = {
-        .format = cli_format(command->backing_format, error),
-        .allow_paths = (const char *const *)common->allow_paths,
-        .no_lock = common->force_share,
-    };
-    if (!how.format) {
-        return false;
-    }
-    g_autofree char *path = cli_name_beside(command->path, command->backing_name);
-    if (target_is_file(command->path, path)) {
-        return error_set(error, EINVAL, "%s: cannot be its own backing file", command->path);
-    }
-    command->backing = image_open(path, &how, error);
+    command->backing = tool_open_backing(command->path, command->backing_name,
+                                         command->backing_format, common, error);
     if (!command->backing) {
         return false;
     }
@@ -162,7 +61,7 @@ static bool look_at_backing(CreateCommand *command, const CliCommon *common, GEr
 static bool decide_size(CreateCommand *command, GError **error)
 {
     g_autofree char *option_size = NULL;
-    if (!take_option(command, "size", &option_size, error)) {
+    if (!create_option_take(command->options, "size", &option_size, error)) {
         return false;
     }
     const char *text = command->size_text ? command->size_text : option_size;
@@ -234,21 +133,11 @@ static void print_json(const CreateCommand *command)
 
 static bool create_image(CreateCommand *command, const CliCommon *common, GError **error)
 {
-    return check_option_names(command, error) &&
-           take_option(command, "backing_file", &command->backing_name, error) &&
-           take_option(command, "backing_fmt", &command->backing_format, error) &&
-           check_backing_flags(command, error) && look_at_backing(command, common, error) &&
-           decide_size(command, error) && write_image(command, error);
-}
-
-static bool find_format(CreateCommand *command, const CliCommon *common, GError **error)
-{
-    command->format = cli_format(common->format ? common->format : "raw", error);
-    if (command->format && !command->format->create) {
-        return error_set(error, ENOTSUP, "images of format %s cannot be made: use qcow2 or raw",
-                         command->format->name);
-    }
-    return command->format != NULL;
+    return create_options_check(command->format, command->options, error) &&
+           create_backing_take(command->options, &command->backing_name, &command->backing_format,
+                               error) &&
+           look_at_backing(command, common, error) && decide_size(command, error) &&
+           write_image(command, error);
 }
 
 static int run(CreateCommand *command, const CliCommon *common)
@@ -296,11 +185,11 @@ int cli_create(int argc, char **argv)
     g_autoptr(GError) error = NULL;
     if (!cli_parse(&usage, own, &common, &argc, &argv, &error) ||
         !cli_option_lists(command.option_lists, command.options, &error) ||
-        !find_format(&command, &common, &error)) {
+        !(command.format = create_format(common.format, &error))) {
         return cli_fail_usage(&usage, "%s", error->message);
     }
     if (g_hash_table_contains(command.options, "help")) {
-        return print_option_help(command.format);
+        return create_options_help(command.format);
     }
     if (argc < 2 || argc > 3) {
         return cli_fail_usage(&usage, "%d arguments given: must be IMAGE and perhaps SIZE",

@@ -13,23 +13,9 @@
 #include "formats/format.h"
 #include "map/image.h"
 #include "nbd/listen.h"
-#include "nbd/nbd-wire.h"
 #include "nbd/server-clients.h"
 
-static const struct {
-    NbdCommand command;
-    const char *name;
-} commands[] = {
-    {NBD_CMD_READ, "read"},
-    {NBD_CMD_WRITE, "write"},
-    {NBD_CMD_FLUSH, "flush"},
-    {NBD_CMD_TRIM, "trim"},
-    {NBD_CMD_CACHE, "cache"},
-    {NBD_CMD_WRITE_ZEROES, "write-zeroes"},
-    {NBD_CMD_BLOCK_STATUS, "block-status"},
-};
-
-static const char *mode_name(DiskMode mode)
+const char *serve_mode_name(DiskMode mode)
 {
     switch (mode) {
     case DISK_NORMAL:
@@ -51,7 +37,7 @@ static JsonObject *describe_image(const Serve *serve, const ServedImage *image)
     json_object_set_string_member(object, "format", image->image->format->name);
     json_object_set_int_member(object, "size", image->export->node->size);
     json_object_set_boolean_member(object, "read-only", image->export->read_only);
-    json_object_set_string_member(object, "mode", mode_name(disk_mode(image->disk)));
+    json_object_set_string_member(object, "mode", serve_mode_name(disk_mode(image->disk)));
     json_object_set_int_member(object, "connections", counts.connections);
     json_object_set_boolean_member(object, "leaving", image->leaving);
     if (image->how.description != NULL) {
@@ -60,36 +46,14 @@ static JsonObject *describe_image(const Serve *serve, const ServedImage *image)
     return object;
 }
 
-static JsonObject *image_stats(const Serve *serve, const ServedImage *image)
-{
-    JsonObject *object = json_object_new(), *requests = json_object_new(),
-               *bytes = json_object_new();
-    NbdCounts counts;
-    nbd_server_get_counts(serve->server, image->export, &counts);
-    for (unsigned i = 0; i < G_N_ELEMENTS(commands); i++) {
-        NbdCommand command = commands[i].command;
-        json_object_set_int_member(requests, commands[i].name, counts.requests[command]);
-        if (command != NBD_CMD_FLUSH) {
-            json_object_set_int_member(bytes, commands[i].name, counts.bytes[command]);
-        }
-    }
-    output_add_string(object, "name", image->export->name);
-    json_object_set_string_member(object, "mode", mode_name(disk_mode(image->disk)));
-    json_object_set_int_member(object, "connections", counts.connections);
-    json_object_set_int_member(object, "errors", counts.errors);
-    json_object_set_object_member(object, "requests", requests);
-    json_object_set_object_member(object, "bytes", bytes);
-    return object;
-}
-
-static JsonArray *all_images(const Serve *serve, bool stats)
+static JsonArray *all_images(const Serve *serve)
 {
     JsonArray *array = json_array_new();
     for (unsigned i = 0; i < serve->images->len; i++) {
         const ServedImage *image = g_ptr_array_index(serve->images, i);
-        JsonObject *object = stats ? image_stats(serve, image) : describe_image(serve, image);
+        JsonObject *object = describe_image(serve, image);
         if (serve->describe != NULL) {
-            serve->describe(image, stats, object, serve->describe_context);
+            serve->describe(image, false, object, serve->describe_context);
         }
         json_array_add_object_element(array, object);
     }
@@ -123,17 +87,8 @@ static void list_job(Serve *serve, void *argument)
                                       listener_uri(g_ptr_array_index(serve->listeners, i)));
     }
     json_object_set_array_member(answer, "listen", listeners);
-    json_object_set_array_member(answer, "exports", all_images(serve, false));
+    json_object_set_array_member(answer, "exports", all_images(serve));
     json_object_set_array_member(answer, "clients", all_clients(serve));
-}
-
-static void stats_job(Serve *serve, void *argument)
-{
-    JsonObject *answer = argument;
-    json_object_set_int_member(answer, "seconds",
-                               (g_get_monotonic_time() - serve->started) / G_USEC_PER_SEC);
-    json_object_set_int_member(answer, "clients", nbd_server_connections(serve->server));
-    json_object_set_array_member(answer, "exports", all_images(serve, true));
 }
 
 static bool verb_list(JsonObject *arguments, JsonObject *answer, void *context, GError **error)
@@ -143,7 +98,7 @@ static bool verb_list(JsonObject *arguments, JsonObject *answer, void *context, 
 
 static bool verb_stats(JsonObject *arguments, JsonObject *answer, void *context, GError **error)
 {
-    return serve_on_main(context, stats_job, answer) || serve_is_ending(error);
+    return serve_on_main(context, serve_stats_job, answer) || serve_is_ending(error);
 }
 
 /* Where the user named no path, a server without a control socket is better than none. */

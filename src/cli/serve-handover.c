@@ -171,6 +171,13 @@ static bool send_control(const Handover *handover, GError **error)
     return channel_send(handover->channel, object, control_fd(control), -1, error);
 }
 
+static bool send_metrics(const Handover *handover, GError **error)
+{
+    const Metrics *metrics = handover->serve->metrics;
+    return metrics == NULL || channel_send(handover->channel, channel_object("status-page"),
+                                           metrics_fd(metrics), -1, error);
+}
+
 static bool send_attachments(const Handover *handover, GError **error)
 {
     for (unsigned i = 0; i < json_array_get_length(handover->attachments); i++) {
@@ -195,6 +202,7 @@ static bool send_all(Handover *handover)
 {
     Serve *serve = handover->serve;
     if (!send_listeners(handover, &handover->error) || !send_control(handover, &handover->error) ||
+        !send_metrics(handover, &handover->error) ||
         !send_attachments(handover, &handover->error)) {
         return false;
     }

@@ -7,6 +7,7 @@
  *      serve-exports.c   exports that come and go while others are served: verbs add, remove, kick
  *      serve-tls.c       certificates, keys, who may do what
  *      serve-control.c   the control socket and its verbs
+ *      serve-stats.c     what was counted, and the status page that shows it
  *      serve-handover.c  all of it given to another process, serve-takeover.c that process
  *      serve-attach.c    kernel devices: options, verbs, start and stop
  *      serve.c           the order of it all; what main does while the others work
@@ -26,6 +27,7 @@
 #include "cli/options.h"
 #include "control/control.h"
 #include "control/export.h"
+#include "control/metrics.h"
 #include "engine/disk.h"
 #include "nbd/listen.h"
 #include "nbd/server.h"
@@ -46,11 +48,11 @@ typedef struct ServeOptions {
     char **listen;
     char **names, **descriptions;
     char *socket_mode, *socket_owner;
-    char *client_memory_text, *metadata_cache_text, *pid_file, *control;
+    char *client_memory_text, *metadata_cache_text, *pid_file, *control, *status;
     char *tls_text, *tls_certificates, *tls_psk;
     char **allow;
     gboolean read_only, once, stdio, tls_verify_peer;
-    int threads, max_clients, handshake_timeout;
+    int threads, max_clients, handshake_timeout, shutdown_timeout;
     uint64_t client_memory, metadata_cache;
     int take_over;    /* channel to the process whose work this one takes over; -1: none */
     bool listen_none; /* --listen=none: no listener at all */
@@ -107,6 +109,7 @@ struct Serve {
     unsigned inherited;   /* so many of the listeners came with the process */
     int stdio_fd;         /* the client of --stdio until it is served; -1 */
     NbdServer *server;
+    Metrics *metrics;       /* NULL: there is no status page */
     TlsCredentials *tls;    /* NULL: there is no TLS */
     Control *control;       /* NULL: there is no control socket */
     ServeDescribe describe; /* may be NULL; set before the control socket answers */
@@ -117,7 +120,8 @@ struct Serve {
     bool failed;             /* the exit status is 1 */
     ServeAttach *attach;     /* serve-attach.c's own; NULL: nothing is or was attached */
 
-    int job_fd; /* eventfd: main has something to do */
+    int job_fd;               /* eventfd: main has something to do */
+    pthread_mutex_t ask_lock; /* who has it may set job */
     pthread_mutex_t job_lock;
     pthread_cond_t job_changed;
     ServeJob *job; /* job_lock; at most one */
@@ -125,7 +129,7 @@ struct Serve {
 };
 
 /* Runs function on main, between its waits, and waits until it has run. False: the server is ending
- * and it did not run. At most one thread may ask at a time (the verbs' thread). [any but main] */
+ * and it did not run. [any but main] */
 bool serve_on_main(Serve *serve, void (*function)(Serve *serve, void *argument), void *argument);
 
 /* The error of a verb for which that was so; false. */
@@ -180,6 +184,14 @@ void serve_removal_done(Serve *serve, ServedImage *image, bool flushed);
 /* serve-control.c [main]. Opens the control socket, if there is to be one, and gives it its verbs;
  * control_start follows when the others have added theirs. */
 bool serve_control_open(Serve *serve, GError **error);
+
+const char *serve_mode_name(DiskMode mode); /* [any] */
+
+/* serve-stats.c. For serve_on_main: adds what was counted to the answer, a JsonObject. [main] */
+void serve_stats_job(Serve *serve, void *answer);
+/* The status page: binds its address, if there is to be one; then answers. [main] */
+bool serve_metrics_open(Serve *serve, GError **error);
+bool serve_metrics_start(Serve *serve, GError **error);
 
 /* serve.c [main] */
 void serve_start_listeners(Serve *serve);

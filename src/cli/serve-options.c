@@ -67,6 +67,9 @@ static bool parse(ServeOptions *o, int *argc, char ***argv, GError **error)
          "Seconds that a client may be silent before it chooses an export (default: 10; 0: for "
          "ever)",
          "SECONDS"},
+        {"shutdown-timeout", 0, 0, G_OPTION_ARG_INT, &o->shutdown_timeout,
+         "Seconds that clients have to take their last replies when the server ends (default: 1)",
+         "SECONDS"},
         {"socket-mode", 0, 0, G_OPTION_ARG_FILENAME, &o->socket_mode,
          "Permissions of the files of unix sockets, octal (default: what the umask leaves)",
          "MODE"},
@@ -90,6 +93,11 @@ static bool parse(ServeOptions *o, int *argc, char ***argv, GError **error)
         {"control", 0, 0, G_OPTION_ARG_FILENAME, &o->control,
          "Control socket, or none (default: /run/cownbd/control.sock, or below $XDG_RUNTIME_DIR)",
          "PATH"},
+        {"status", 0, 0, G_OPTION_ARG_FILENAME, &o->status,
+         "Status page: HOST:PORT, or :PORT of 127.0.0.1; it has /metrics for Prometheus and "
+         "/status "
+         "in JSON (default: none)",
+         "ADDR"},
         {"once", 0, 0, G_OPTION_ARG_NONE, &o->once, "Leave when the last client has gone", NULL},
         {"pid-file", 0, 0, G_OPTION_ARG_FILENAME, &o->pid_file,
          "Write the process id to PATH when ready", "PATH"},
@@ -144,6 +152,7 @@ static bool check(ServeOptions *o, int argc, char **argv, GError **error)
     return check_number("--threads", o->threads, 1, THREADS_MAX, error) &&
            check_number("--max-clients", o->max_clients, 1, G_MAXINT, error) &&
            check_number("--handshake-timeout", o->handshake_timeout, 0, G_MAXINT, error) &&
+           check_number("--shutdown-timeout", o->shutdown_timeout, 0, G_MAXINT, error) &&
            parse_size("--client-memory", o->client_memory_text, 1, &o->client_memory, error) &&
            parse_size("--metadata-cache", o->metadata_cache_text, 1, &o->metadata_cache, error) &&
            serve_listen_check(o, error) && serve_tls_check(o, error);
@@ -154,6 +163,7 @@ void serve_options_init(ServeOptions *o)
     *o = (ServeOptions){.threads = g_get_num_processors(),
                         .max_clients = 10000,
                         .handshake_timeout = 10,
+                        .shutdown_timeout = 1,
                         .client_memory = 64 << 20,
                         .access = LISTENER_ACCESS_INIT,
                         .take_over = -1};
@@ -188,4 +198,5 @@ void serve_options_clear(ServeOptions *o)
     g_free(o->metadata_cache_text);
     g_free(o->pid_file);
     g_free(o->control);
+    g_free(o->status);
 }

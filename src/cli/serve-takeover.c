@@ -72,6 +72,15 @@ static bool take_control(Serve *serve, ChannelMessage *message)
     return true;
 }
 
+static bool take_metrics(Serve *serve, ChannelMessage *message)
+{
+    if (message->fds[0] < 0 || serve->metrics != NULL) {
+        return false;
+    }
+    serve->metrics = metrics_adopt(take_fd(message));
+    return true;
+}
+
 static bool take_connection(Serve *serve, ChannelMessage *message)
 {
     ChannelMessage *kept = g_new(ChannelMessage, 1);
@@ -90,6 +99,9 @@ static bool take(Serve *serve, ChannelMessage *message, bool *begin)
     }
     if (strcmp(what, "control") == 0) {
         return take_control(serve, message);
+    }
+    if (strcmp(what, "status-page") == 0) {
+        return take_metrics(serve, message);
     }
     if (strcmp(what, "connection") == 0) {
         return take_connection(serve, message);

@@ -44,6 +44,7 @@ static void start_server(Serve *serve)
         .max_clients = o->max_clients,
         .client_memory = o->client_memory,
         .handshake_timeout = o->handshake_timeout,
+        .shutdown_timeout = o->shutdown_timeout,
     };
     serve->server = nbd_server_new(serve->exports, &limits, (Worker *const *)serve->workers->pdata,
                                    serve->workers->len);
@@ -59,6 +60,9 @@ static bool tell_ready(Serve *serve, GError **error)
     for (unsigned i = serve->inherited; i < serve->listeners->len && serve->options.take_over < 0;
          i++) {
         printf("listening on %s\n", listener_uri(g_ptr_array_index(serve->listeners, i)));
+    }
+    if (serve->metrics != NULL && serve->options.take_over < 0) {
+        printf("status page on %s\n", metrics_uri(serve->metrics));
     }
     fflush(stdout);
     process_notify("READY=1");
@@ -93,7 +97,8 @@ static bool start(Serve *serve, GError **error)
     aio_init(serve->pool);
     if (!start_workers(serve, error) || (takes_over && !serve_takeover_receive(serve, error)) ||
         !serve_tls_open(serve, error) || !serve_attach_check(serve, error) ||
-        !serve_images_open(serve, error) || (!takes_over && !serve_listen_open(serve, error))) {
+        !serve_images_open(serve, error) || (!takes_over && !serve_listen_open(serve, error)) ||
+        !serve_metrics_open(serve, error)) {
         return false;
     }
     start_server(serve);
@@ -103,7 +108,8 @@ static bool start(Serve *serve, GError **error)
     }
     /* No client before what the kernel still holds is looked at. */
     if (!start_attached(serve, error) ||
-        (serve->control != NULL && !control_start(serve->control, error))) {
+        (serve->control != NULL && !control_start(serve->control, error)) ||
+        !serve_metrics_start(serve, error)) {
         return false;
     }
     if (takes_over) {
@@ -124,6 +130,7 @@ struct ServeJob {
 bool serve_on_main(Serve *serve, void (*function)(Serve *serve, void *argument), void *argument)
 {
     ServeJob job = {.function = function, .argument = argument};
+    with_mutex(&serve->ask_lock);
     with_mutex(&serve->job_lock);
     if (serve->leaving) {
         return false;
@@ -251,6 +258,7 @@ static int stop(Serve *serve)
     }
     serve_leave(serve);
     control_free(serve->control);
+    metrics_free(serve->metrics);
     stop_server(serve);
     int status = serve_images_close(serve) ? 0 : 1;
     /* Who may be in the middle of waking a worker goes before the worker: the pool, then the other
@@ -276,6 +284,7 @@ static void serve_init(Serve *serve)
         .job_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK),
     };
     g_assert(serve->job_fd >= 0);
+    pthread_mutex_init(&serve->ask_lock, NULL);
     pthread_mutex_init(&serve->job_lock, NULL);
     pthread_cond_init(&serve->job_changed, NULL);
     serve_options_init(&serve->options);
@@ -293,6 +302,7 @@ static void serve_clear(Serve *serve)
     g_ptr_array_unref(serve->workers);
     g_ptr_array_unref(serve->images);
     export_table_free(serve->exports);
+    pthread_mutex_destroy(&serve->ask_lock);
     tls_credentials_free(serve->tls);
     pthread_mutex_destroy(&serve->job_lock);
     pthread_cond_destroy(&serve->job_changed);

@@ -49,7 +49,19 @@ static void print_commands(JsonObject *requests, JsonObject *bytes)
     }
 }
 
-/* What others have added: plain values. */
+/* The kinds that came at all. */
+static void print_errors(JsonObject *kinds)
+{
+    JsonObjectIter iter;
+    const char *kind;
+    json_object_iter_init_ordered(&iter, kinds);
+    while (json_object_iter_next_ordered(&iter, &kind, NULL)) {
+        if (number_of(kinds, kind) > 0) {
+            printf("  %-14s %12" G_GINT64_FORMAT "\n", kind, number_of(kinds, kind));
+        }
+    }
+}
+
 /* Strings without their quotes, and no more digits of a fraction than anybody reads. */
 static char *value_text(JsonNode *value)
 {
@@ -76,8 +88,8 @@ static void print_members(JsonObject *object)
 
 static void print_rest(JsonObject *export)
 {
-    static const char *const known[] = {"name",     "mode",  "connections", "errors",
-                                        "requests", "bytes", NULL};
+    static const char *const known[] = {"name",  "mode",    "connections",    "errors", "requests",
+                                        "bytes", "latency", "errors-by-kind", NULL};
     JsonObjectIter iter;
     const char *key;
     JsonNode *value;
@@ -105,6 +117,10 @@ static void print_export(JsonObject *export)
     JsonObject *requests = object_of(export, "requests");
     if (requests != NULL) {
         print_commands(requests, object_of(export, "bytes"));
+    }
+    JsonObject *kinds = object_of(export, "errors-by-kind");
+    if (kinds != NULL) {
+        print_errors(kinds);
     }
     print_rest(export);
 }

@@ -56,11 +56,15 @@ struct Disk {
     GateJob change_job;
     _Atomic uint64_t new_bytes; /* that became writable in place since the disk was opened */
 
+    _Atomic uint64_t map_hits, map_misses;        /* map_lock for writing */
+    _Atomic uint64_t flushes, flush_microseconds; /* flush_lock for writing */
+
     _Atomic bool has_unsynced; /* something was written that no flush has begun to cover */
     pthread_mutex_t flush_lock;
     Request *flush_waiting; /* flush_lock; for the next flush */
     Request *flush_running; /* the flush job's; answered when it ends */
     bool flush_active;      /* flush_lock; the job below is in use */
+    int64_t flush_begun;    /* flush_lock; when the job below was begun, in microseconds */
     GateJob flush_job;
 };
 

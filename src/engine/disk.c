@@ -62,6 +62,15 @@ DiskMode disk_mode(const Disk *disk)
     return disk->mode;
 }
 
+void disk_get_counts(const Disk *disk, DiskCounts *counts)
+{
+    *counts = (DiskCounts){.map_hits = disk->map_hits,
+                           .map_misses = disk->map_misses,
+                           .allocated = disk->new_bytes,
+                           .flushes = disk->flushes,
+                           .flush_microseconds = disk->flush_microseconds};
+}
+
 int disk_close(Disk *disk)
 {
     int r = 0;

@@ -37,6 +37,17 @@ DiskMode disk_mode(const Disk *disk); /* [any] */
  * shrink is false. Blocks. Not from a worker nor the pool. */
 bool disk_resize(Disk *disk, Worker *worker, uint64_t size, bool shrink, GError **error);
 
+/* What was counted since the disk was opened. */
+typedef struct DiskCounts {
+    uint64_t map_hits, map_misses; /* maps of a request's range that were known, that were not */
+    uint64_t allocated;            /* bytes that became writable in place */
+    uint64_t flushes; /* that went to stable storage; waiting ones are joined into one */
+    uint64_t flush_microseconds;
+} DiskCounts;
+
+/* Numbers of one moment need not fit each other exactly. [any] */
+void disk_get_counts(const Disk *disk, DiskCounts *counts);
+
 /* All requests are done: flushes, finishes the image, frees. 0 or the -errno of the last flush. May
  * block. [main] */
 int disk_close(Disk *disk);

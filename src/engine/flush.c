@@ -37,6 +37,7 @@ static bool has_metadata(const Disk *disk)
 static void flush_begin(Disk *disk)
 {
     disk->flush_active = true;
+    disk->flush_begun = g_get_monotonic_time();
     disk->flush_running = disk->flush_waiting;
     disk->flush_waiting = NULL;
     disk->has_unsynced = false; /* what is answered from now on is the next one's */
@@ -64,6 +65,8 @@ static void flush_end(Disk *disk, int result)
     }
     disk->flush_running = NULL;
     disk->flush_active = false;
+    disk->flushes++;
+    disk->flush_microseconds += g_get_monotonic_time() - disk->flush_begun;
     if (disk->flush_waiting != NULL) {
         flush_begin(disk);
     }

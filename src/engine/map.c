@@ -5,6 +5,7 @@
  * them into the cache before leaving the gate. The STABLE lock is taken before the cache is asked,
  * under the same mutex, so that nothing can change between the answer and its use.
  */
+#include <stdatomic.h>
 #include <string.h>
 
 #include "base/bytes.h"
@@ -67,11 +68,20 @@ static void map_miss(Request *request)
     gate_enter(&request_disk(request)->gate, &request->job, GATE_SHARED);
 }
 
+/* Holding map_lock, so adding needs no atomic instruction: only whoever reads the counts has no lock. */
+static void count_one(_Atomic uint64_t *counter)
+{
+    uint64_t now = atomic_load_explicit(counter, memory_order_relaxed);
+    atomic_store_explicit(counter, now + 1, memory_order_relaxed);
+}
+
 static bool lookup(Disk *disk, Request *request)
 {
-    return mapcache_lookup(disk->mapcache, request->hold.offset, request->hold.length, MAP_PART_MAX,
-                           &request->extents) ||
-           request->extents.count >= MAP_PART_MAX;
+    bool known = mapcache_lookup(disk->mapcache, request->hold.offset, request->hold.length,
+                                 MAP_PART_MAX, &request->extents) ||
+                 request->extents.count >= MAP_PART_MAX;
+    count_one(known ? &disk->map_hits : &disk->map_misses);
+    return known;
 }
 
 static void map_granted(Request *request)

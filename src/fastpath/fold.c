@@ -59,11 +59,6 @@ typedef struct Run {
 
 /* ---- from the store to requests ------------------------------------------------------------ */
 
-static bool is_zero(const uint8_t *bytes, uint64_t length)
-{
-    return length == 0 || (bytes[0] == 0 && memcmp(bytes, bytes + 1, length - 1) == 0);
-}
-
 /* How many exceptions from `first` on follow each other on the disk and fit into a slot. */
 static uint64_t count_run(const Fold *fold, uint64_t first)
 {
@@ -115,7 +110,7 @@ static int read_alike(const Fold *fold, uint64_t first, uint64_t most, Run *run)
         uint64_t count = count_piece(fold, next, most - run->count);
         uint8_t *bytes = run->buffer + run->length;
         int r = read_run(fold, next, count, bytes, &length);
-        bool zero = r == 0 && is_zero(bytes, length);
+        bool zero = r == 0 && bytes_are_zero(bytes, length);
         if (r < 0 || (run->count > 0 && zero != run->zero)) {
             return r;
         }

@@ -124,7 +124,7 @@ static int read_encoded(const Extent *extent, uint8_t *buffer)
     return r;
 }
 
-static int read_extent(const Extent *extent, uint8_t *buffer)
+int chain_read_extent(const Extent *extent, uint8_t *buffer)
 {
     switch (extent->type) {
     case EXTENT_DATA:
@@ -152,7 +152,7 @@ int chain_read(Image *top, void *buffer, uint64_t length, uint64_t offset)
         r = chain_map(top, at, end - at, READ_EXTENTS, &list);
         for (unsigned i = 0; r == 0 && i < list.count; i++) {
             const Extent *extent = &list.items[i];
-            r = read_extent(extent, (uint8_t *)buffer + (extent->offset - offset));
+            r = chain_read_extent(extent, (uint8_t *)buffer + (extent->offset - offset));
             at = extent_end(extent);
         }
     }

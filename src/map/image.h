@@ -110,6 +110,9 @@ int chain_map(Image *top, uint64_t offset, uint64_t length, unsigned max_extents
  */
 int chain_read(Image *top, void *buffer, uint64_t length, uint64_t offset);
 
+/* The bytes of one extent of a chain's map, decode included. 0 or -errno. [pool]/[main] */
+int chain_read_extent(const Extent *extent, uint8_t *buffer);
+
 /* The rest is for formats. Opens a file that the image names, beneath the directory of the image or
  * the allowed ones (openat2, RESOLVE_BENEATH); absolute names must lie in one of these. *resolved
  * (may be NULL): free with g_free. */

@@ -111,7 +111,7 @@ def test_stats():
         assert requests["flush"] == 1 and requests["trim"] == 1 and volume["trim"] == 4096
         assert export["errors"] == 1 and export["connections"] == 1 and answer["clients"] == 1
         text = server.run(command="stats").stdout
-        assert "write" in text and "12 KiB" in text and "cache" not in text
+        assert "write" in text and "12 KiB" in text and "\n  cache" not in text
 
 
 def test_what_is_no_request():

@@ -1,6 +1,7 @@
 """Clients that die, lie, flood or never read: the server goes on, in bounded memory, for everybody else."""
 import os
 import random
+import signal
 import socket
 import struct
 import sys
@@ -289,16 +290,94 @@ def test_many_clients_come_and_go():
         still_serves(server)
 
 
-def test_stop_answers_what_was_sent_and_does_not_wait_for_sleepers():
+def begin_stop(server, sleeper):
+    """The server has begun to stop, on its only worker, when this returns. sleeper is a client without requests."""
+    server.process.send_signal(signal.SIGTERM)
+    assert sleeper.is_closed()
+
+
+def end_stop(server, client):
+    assert client.is_closed()
+    assert server.process.wait(TIMEOUT) == 0
+
+
+def test_stop_refuses_requests_that_were_not_begun():
+    with Server("-t", "1", "--client-memory", "1M", "--shutdown-timeout", str(TIMEOUT)) as server:
+        client, sleeper = server.connect().go(), server.connect().go()
+        client.write(0, b"x" * MB)
+        count = 200  # their answers fit neither in the client's budget nor in the socket
+        client.send(request(READ, 7, 0, 100000) * count)
+        begin_stop(server, sleeper)
+        answers = []
+        while not answers or len(answers) < count:
+            cookie, done, kind, payload = client.chunk()
+            assert cookie == 7 and done and kind in (OFFSET_DATA, ERROR), kind
+            answers.append(kind)
+            if kind == OFFSET_DATA:
+                assert payload[8:] == b"x" * 100000
+            else:
+                assert struct.unpack(">I", payload[:4])[0] == ESHUTDOWN
+                assert payload[6:] == b"the server is shutting down"
+        end_stop(server, client)
+        assert answers[0] == OFFSET_DATA and answers[-1] == ERROR
+
+
+def test_stop_refuses_options_that_were_not_begun():
+    with Server("-t", "1", "--shutdown-timeout", str(TIMEOUT), "--description", 4000 * "x") as server:
+        client, sleeper = server.connect(), server.connect()
+        count = 2000  # their answers fit neither in the queue nor in the socket
+        client.send(struct.pack(">QII", OPTION_MAGIC, OPT_LIST, 0) * count)
+        begin_stop(server, sleeper)
+        answers = [client.option_replies(OPT_LIST)[-1][0] for _ in range(count)]
+        end_stop(server, client)
+        assert answers[0] == REP_ACK and answers[-1] == ERR_SHUTDOWN
+        assert answers == sorted(answers)
+
+
+def test_stop_does_not_wait_for_clients_that_read_nothing():
     with Server() as server:
-        sleeper, handshake, deaf = server.connect().go(), server.connect(), server.connect().go()
-        deaf.send(b"".join(request(READ, n, 0, MB) for n in range(30)))
+        clients = [server.connect().go() for _ in range(8)]
+        for client in clients:
+            client.write(0, b"x" * MB)
+            client.send(request(READ, 7, 0, MB) * 100)
+        start = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - start < TIMEOUT / 2, "it waited for them to the end"
+
+
+def test_stop_with_a_thousand_clients_keeps_what_was_answered():
+    """Each has one write answered, and one whose answer nobody waits for: that may be there whole, or not at all."""
+    with Server(size=64 * MB, open_files=4096) as server:
+        clients = [server.connect().go() for _ in range(1000)]
+        for n, client in enumerate(clients):
+            client.send(request(WRITE, 1, n * 65536, 4096) + bytes([1 + n % 200]) * 4096)
+        for client in clients:
+            assert client.chunk()[0] == 1
+        for n, client in enumerate(clients):
+            client.send(request(WRITE, 2, n * 65536 + 32768, 4096) + bytes([1 + n % 200]) * 4096)
+        assert server.stop() == 0
+        with open(server.images[0], "rb") as image:
+            data = image.read()
+        for n, client in enumerate(clients):
+            block, at = bytes([1 + n % 200]) * 4096, n * 65536
+            assert data[at:at + 4096] == block
+            try:
+                done = client.chunk()[3] == 0
+            except Closed:
+                done = False
+            assert data[at + 32768:at + 36864] in ((block,) if done else (block, bytes(4096)))
+            client.close()
+
+
+def test_stop_keeps_what_was_answered_and_does_not_wait_for_sleepers():
+    with Server("--shutdown-timeout", str(TIMEOUT)) as server:
+        sleeper, handshake, half = server.connect().go(), server.connect(), server.connect(flags=None)
         writer = server.connect().go()
         assert writer.write(0, b"kept") == 0
         start = time.monotonic()
         assert server.stop() == 0
-        assert time.monotonic() - start < 12
-        for client in (sleeper, handshake, writer):
+        assert time.monotonic() - start < TIMEOUT / 2, "it waited for clients that have nothing to come"
+        for client in (sleeper, handshake, half, writer):
             assert client.is_closed()
         with open(server.images[0], "rb") as image:
             assert image.read(4) == b"kept"

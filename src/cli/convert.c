@@ -1,0 +1,358 @@
+/*
+ * cownbd convert: copies what a disk reads as into a new image, or into one that is there.
+ *
+ * The new image is a file without a name until it is complete and synced; then it gets its name, or
+ * replaces what had it. A conversion that fails, or is killed, leaves what was there.
+ */
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/errors.h"
+#include "cli/attach-server.h"
+#include "cli/cli.h"
+#include "cli/create-options.h"
+#include "cli/create-target.h"
+#include "cli/options.h"
+#include "cli/output.h"
+#include "cli/progress.h"
+#include "cli/tool-options.h"
+#include "formats/option.h"
+#include "tools/copy.h"
+
+#define GRAIN_DEFAULT 4096
+#define GRAIN_MAX     (UINT64_C(1) << 20)
+
+typedef struct Convert {
+    const char *source_path, *path;
+    char *output_format, *backing_name, *backing_format;
+    char *range_text, *grain_text, *compression;
+    char **option_lists;
+    gboolean compress, existing, show_progress, quiet, ignored;
+    int threads;
+
+    const Format *format;
+    GHashTable *options;
+    uint64_t offset, length; /* of the source */
+    uint64_t grain;
+    Image *source, *backing;
+    Progress progress;
+} Convert;
+
+static void convert_clear(Convert *convert)
+{
+    g_free(convert->output_format);
+    g_free(convert->backing_name);
+    g_free(convert->backing_format);
+    g_free(convert->range_text);
+    g_free(convert->grain_text);
+    g_free(convert->compression);
+    g_strfreev(convert->option_lists);
+    g_clear_pointer(&convert->options, g_hash_table_unref);
+    image_unref(convert->source);
+    image_unref(convert->backing);
+}
+G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Convert, convert_clear)
+
+/* ---- what is asked for ---------------------------------------------------------------------- */
+
+static bool parse_grain(Convert *convert, GError **error)
+{
+    const char *text = convert->grain_text;
+    convert->grain = GRAIN_DEFAULT;
+    if (!text || (option_parse_size(text, &convert->grain) && convert->grain == 0)) {
+        return true;
+    }
+    return (option_parse_size(text, &convert->grain) && is_power_of_two(convert->grain) &&
+            convert->grain >= 512 && convert->grain <= GRAIN_MAX) ||
+           error_set(error, EINVAL, "-S is '%s': must be 0, or a power of two from 512 to 1M",
+                     text);
+}
+
+static bool parse_range(Convert *convert, GError **error)
+{
+    const char *text = convert->range_text;
+    if (!text) {
+        return true;
+    }
+    g_auto(GStrv) parts = g_strsplit(text, ":", 2);
+    return (parts[0] && parts[1] && option_parse_size(parts[0], &convert->offset) &&
+            option_parse_size(parts[1], &convert->length) && convert->length > 0) ||
+           error_set(error, EINVAL, "--range is '%s': must be OFFSET:LENGTH, as in 1M:64M", text);
+}
+
+/* --compression says by a flag what -o compression_type says. */
+static bool take_compression(Convert *convert, GError **error)
+{
+    if (!convert->compression) {
+        return true;
+    }
+    if (g_hash_table_contains(convert->options, "compression_type")) {
+        return error_set(error, EINVAL, "compression_type is given twice: by its flag and by -o");
+    }
+    g_hash_table_insert(convert->options, g_strdup("compression_type"),
+                        g_strdup(convert->compression));
+    convert->compress = TRUE;
+    return true;
+}
+
+/* What cannot be said of an image that is there already. */
+static bool check_existing(const Convert *convert, GError **error)
+{
+    if (!convert->existing) {
+        return true;
+    }
+    if (g_hash_table_size(convert->options) > 0 || convert->backing_name) {
+        return error_set(error, EINVAL,
+                         "-n writes into an image that is there: -o and -b say how to make one");
+    }
+    return true;
+}
+
+static bool check_size(const Convert *convert, GError **error)
+{
+    return !g_hash_table_contains(convert->options, "size") ||
+           error_set(error, EINVAL, "-o size: the new disk has the size of SRC, or of --range");
+}
+
+static bool check_compress(const Convert *convert, GError **error)
+{
+    if (convert->compress && convert->format && !convert->format->encode) {
+        return error_set(error, ENOTSUP,
+                         "-c: cownbd cannot compress images of format %s: use -O qcow2",
+                         convert->format->name);
+    }
+    return true;
+}
+
+static bool check_flags(Convert *convert, GError **error)
+{
+    return parse_grain(convert, error) && parse_range(convert, error) &&
+           tool_threads_check(&convert->threads, error) && check_existing(convert, error) &&
+           take_compression(convert, error) &&
+           create_backing_take(convert->options, &convert->backing_name, &convert->backing_format,
+                               error) &&
+           (convert->existing || create_options_check(convert->format, convert->options, error)) &&
+           check_size(convert, error) && check_compress(convert, error);
+}
+
+/* ---- the images ----------------------------------------------------------------------------- */
+
+static bool open_source(Convert *convert, const CliCommon *common, GError **error)
+{
+    ImageOpen how = {0};
+    if (!cli_image_open(common, &how, error)) {
+        return false;
+    }
+    convert->source = image_open(convert->source_path, &how, error);
+    return convert->source && tool_not_in_chain(convert->source, convert->path, error);
+}
+
+static bool decide_range(Convert *convert, GError **error)
+{
+    uint64_t size = convert->source->size;
+    if (!convert->range_text) {
+        convert->length = size;
+        return true;
+    }
+    return range_within(convert->offset, convert->length, size) ||
+           error_set(error, EINVAL,
+                     "--range is '%s': must lie inside the disk, which has %" PRIu64 " bytes",
+                     convert->range_text, size);
+}
+
+static bool open_backing(Convert *convert, const CliCommon *common, GError **error)
+{
+    if (!convert->backing_name) {
+        return true;
+    }
+    convert->backing = tool_open_backing(convert->path, convert->backing_name,
+                                         convert->backing_format, common, error);
+    return convert->backing != NULL;
+}
+
+static bool fail_copy(const Convert *convert, const Image *target, int result,
+                      const CopyFailure *failure, GError **error)
+{
+    if (result == -EINTR) {
+        return error_set(error, EINTR, "interrupted: %s is as it was", convert->path);
+    }
+    const Image *image = failure->writing ? target : convert->source;
+    uint64_t offset = failure->offset + (failure->writing ? 0 : convert->offset);
+    return error_set_errno(error, -result, "%s: cannot %s near offset %" PRIu64, image->path,
+                           failure->writing ? "write" : "read", offset);
+}
+
+/* Fills the opened target. blank: nobody has written to it, and it reads as zeroes. */
+static bool fill(Convert *convert, Image *target, bool blank, uint64_t length, GError **error)
+{
+    CopyOptions options = {
+        .source_offset = convert->offset,
+        .length = length,
+        .grain = convert->grain,
+        .blank = blank,
+        .compress = convert->compress,
+        .backing = convert->backing,
+        .threads = convert->threads,
+        .progress = progress_step,
+        .context = &convert->progress,
+    };
+    CopyFailure failure = {0};
+    int r = length > 0 ? copy_disk(convert->source, target, &options, &failure) : 0;
+    progress_end(&convert->progress);
+    if (r < 0) {
+        return fail_copy(convert, target, r, &failure, error);
+    }
+    r = image_finish(target);
+    return r == 0 || error_set_errno(error, -r, "%s: cannot write the last of it", target->path);
+}
+
+static bool convert_new(Convert *convert, GError **error)
+{
+    g_auto(CreateTarget) target = {0};
+    FormatCreate how = {
+        .size = convert->length,
+        .backing_name = convert->backing_name,
+        .backing_format = convert->backing_format,
+        .backing = convert->backing,
+        .options = convert->options,
+    };
+    if (!target_open(&target, convert->path, error) ||
+        !convert->format->create(target.store, &how, error)) {
+        return false;
+    }
+    ImageOpen open = {.format = convert->format, .write = true};
+    g_autoptr(Image) image = image_open_store(target.store, &open, convert->backing, error);
+    if (!image) {
+        return false;
+    }
+    /* A device holds what it held; over a backing nothing is zero. */
+    bool blank = target_is_new(&target) && !convert->backing;
+    return fill(convert, image, blank, min_u64(convert->length, image->size), error) &&
+           target_commit(&target, error);
+}
+
+static bool convert_existing(Convert *convert, const CliCommon *common, GError **error)
+{
+    ImageOpen how = {
+        .format = convert->format,
+        .write = true,
+        .allow_paths = (const char *const *)common->allow_paths,
+    };
+    g_autoptr(Image) image = image_open(convert->path, &how, error);
+    if (!image) {
+        return false;
+    }
+    if (image->size < convert->length) {
+        return error_set(error, ENOSPC,
+                         "%s: has %" PRIu64 " bytes, the source %" PRIu64
+                         ": must be at least as large",
+                         convert->path, image->size, convert->length);
+    }
+    convert->format = image->format;
+    return check_compress(convert, error) && fill(convert, image, false, image->size, error);
+}
+
+/* ---- the command ---------------------------------------------------------------------------- */
+
+static bool convert_image(Convert *convert, const CliCommon *common, GError **error)
+{
+    return attach_server_not_attached(convert->path, error) &&
+           open_source(convert, common, error) && decide_range(convert, error) &&
+           open_backing(convert, common, error) &&
+           (convert->existing ? convert_existing(convert, common, error)
+                              : convert_new(convert, error));
+}
+
+static int run(Convert *convert, const CliCommon *common)
+{
+    g_autoptr(GError) error = NULL;
+    progress_catch_signals();
+    if (!convert_image(convert, common, &error)) {
+        g_prefix_error(&error, "convert: ");
+        cli_fail(error);
+        convert_clear(convert);
+        *convert = (Convert){0};
+        progress_raise_signal();
+        return 1;
+    }
+    return output_finish(0);
+}
+
+static const CliUsage usage = {
+    .command = "convert",
+    .arguments = "SRC DST",
+    .summary =
+        "Copies what a disk reads as into a new image. Holes stay holes, zeroes become holes.\n"
+        "DST gets its name when it is complete: a conversion that is killed leaves what was there.",
+    .example = "  cownbd convert -O qcow2 disk.vmdk disk.qcow2\n"
+               "  cownbd convert -O qcow2 -c --compression zstd disk.img small.qcow2\n"
+               "  cownbd convert -O raw --range 1M:64M disk.qcow2 part.img\n"
+               "  cownbd convert -n -O raw disk.qcow2 /dev/vg/disk",
+    .flags = CLI_FLAG_FORMAT | CLI_FLAG_JSON | CLI_FLAG_SHARE | CLI_FLAG_ALLOW,
+};
+
+static bool parse(Convert *convert, CliCommon *common, int *argc, char ***argv, GError **error)
+{
+    const GOptionEntry own[] = {
+        {"output-format", 'O', 0, G_OPTION_ARG_FILENAME, &convert->output_format,
+         "Format of DST (default: raw)", "FMT"},
+        {"option", 'o', 0, G_OPTION_ARG_FILENAME_ARRAY, &convert->option_lists,
+         "Options of that format (repeatable); -o help lists them", "K=V,..."},
+        {"compress", 'c', 0, G_OPTION_ARG_NONE, &convert->compress, "Write compressed data", NULL},
+        {"compression", 0, 0, G_OPTION_ARG_FILENAME, &convert->compression,
+         "-c, by zlib or zstd: the same as -o compression_type", "TYPE"},
+        {"backing", 'b', 0, G_OPTION_ARG_FILENAME, &convert->backing_name,
+         "Backing file of DST, written into it as given; what reads the same there is left out",
+         "FILE"},
+        {"backing-format", 'F', 0, G_OPTION_ARG_FILENAME, &convert->backing_format,
+         "Format of the backing file", "FMT"},
+        {"range", 0, 0, G_OPTION_ARG_FILENAME, &convert->range_text,
+         "Copy this part of the disk only", "OFFSET:LENGTH"},
+        {"sparse-size", 'S', 0, G_OPTION_ARG_FILENAME, &convert->grain_text,
+         "Look for zeroes in blocks of SIZE (default: 4k); 0: write all, holes too", "SIZE"},
+        {"existing", 'n', 0, G_OPTION_ARG_NONE, &convert->existing,
+         "Write into DST as it is, an image or a device", NULL},
+        TOOL_THREADS_OPTION(&convert->threads),
+        {"out-of-order", 'W', 0, G_OPTION_ARG_NONE, &convert->ignored,
+         "Write in any order: always so", NULL},
+        {"progress", 'p', 0, G_OPTION_ARG_NONE, &convert->show_progress,
+         "Show a progress bar, also where stderr is no terminal", NULL},
+        {"quiet", 'q', 0, G_OPTION_ARG_NONE, &convert->quiet, "Show no progress bar", NULL},
+        {NULL},
+    };
+    if (!cli_parse(&usage, own, common, argc, argv, error) ||
+        !cli_option_lists(convert->option_lists, convert->options, error)) {
+        return false;
+    }
+    if (!convert->existing || convert->output_format) {
+        convert->format = convert->existing ? cli_format(convert->output_format, error)
+                                            : create_format(convert->output_format, error);
+        return convert->format != NULL;
+    }
+    return true;
+}
+
+int cli_convert(int argc, char **argv)
+{
+    g_auto(Convert) convert = {.options = cli_option_table()};
+    g_auto(CliCommon) common = {0};
+    g_autoptr(GError) error = NULL;
+    if (!parse(&convert, &common, &argc, &argv, &error)) {
+        return cli_fail_usage(&usage, "%s", error->message);
+    }
+    if (g_hash_table_contains(convert.options, "help") && convert.format) {
+        return create_options_help(convert.format);
+    }
+    if (!check_flags(&convert, &error)) {
+        return cli_fail_usage(&usage, "%s", error->message);
+    }
+    if (argc != 3) {
+        return cli_fail_usage(&usage, "%d files given: must be SRC and DST", argc - 1);
+    }
+    convert.source_path = argv[1];
+    convert.path = argv[2];
+    convert.progress.kind = progress_kind(convert.show_progress, convert.quiet, common.json);
+    return run(&convert, &common);
+}

@@ -1,0 +1,28 @@
+/*
+ * What the tools that read and write whole disks share: threads, backing files, files that must not
+ * be the same. [main]
+ */
+#ifndef CLI_TOOL_OPTIONS_H
+#define CLI_TOOL_OPTIONS_H
+
+#include "cli/options.h"
+
+/* A row of GOptionEntry; the number is checked by tool_threads_check. */
+#define TOOL_THREADS_OPTION(number)                                          \
+    {                                                                        \
+        "threads", 'm', 0, G_OPTION_ARG_INT, (number),                       \
+            "Work with so many threads (default: number of processors)", "N" \
+    }
+
+/* Puts the default in where nothing was said (0). */
+bool tool_threads_check(int *threads, GError **error);
+
+/* The image called name in one whose path is `path`, opened read-only, all the way down. A file
+ * cannot be its own backing. */
+Image *tool_open_backing(const char *path, const char *name, const char *format,
+                         const CliCommon *common, GError **error);
+
+/* Whether path is another file than those of the chain. */
+bool tool_not_in_chain(const Image *chain, const char *path, GError **error);
+
+#endif

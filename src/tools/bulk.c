@@ -1,0 +1,172 @@
+/*
+ * The bulk mover.
+ *
+ *     next                                     the end of the range
+ *      v
+ *     |....|.1..|.2..|....|....|....|....|     threads take the piece at `next`, under the lock
+ *
+ * What must stay true: a piece is handed out once; when pieces stop being handed out, those before
+ * have all been given to a thread, and bulk_run waits for these; so the lowest failed piece is the
+ * first one of the range.
+ */
+#include "tools/bulk.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <time.h>
+
+#include <glib.h>
+
+#include "base/bytes.h"
+#include "base/cleanup.h"
+
+#define PROGRESS_MS 200
+
+typedef struct BulkState {
+    const Bulk *bulk;
+    uint64_t end;
+    pthread_mutex_t lock;
+    pthread_cond_t ended; /* a thread has ended */
+    uint64_t next;        /* the first piece that nobody has */
+    uint64_t done;        /* bytes */
+    unsigned running;
+    int result;         /* of the first piece of the range that said more than 0 */
+    uint64_t result_at; /* where it begins */
+} BulkState;
+
+typedef struct BulkThread {
+    BulkState *state;
+    unsigned slot;
+    pthread_t thread;
+} BulkThread;
+
+static uint64_t piece_end(const BulkState *state, uint64_t offset)
+{
+    return min_u64(align_down(offset, state->bulk->piece) + state->bulk->piece, state->end);
+}
+
+/* The lock is held. A piece for a thread; false: there is none. */
+static bool take_piece(BulkState *state, uint64_t *offset, uint64_t *end)
+{
+    if (state->result != 0 || state->next >= state->end) {
+        return false;
+    }
+    *offset = state->next;
+    *end = piece_end(state, *offset);
+    state->next = *end;
+    return true;
+}
+
+/* The lock is held. Nothing is to do before `next`: what nobody has taken yet counts as done. */
+static void skip_to(BulkState *state, uint64_t next)
+{
+    next = next >= state->end ? state->end : align_down(next, state->bulk->piece);
+    if (next > state->next) {
+        state->done += next - state->next;
+        state->next = next;
+    }
+}
+
+/* The lock is held. */
+static void note_result(BulkState *state, int result, uint64_t at)
+{
+    if (result != 0 && (state->result == 0 || at < state->result_at)) {
+        state->result = result;
+        state->result_at = at;
+    }
+}
+
+static void *thread_main(void *argument)
+{
+    BulkThread *thread = argument;
+    BulkState *state = thread->state;
+    const Bulk *bulk = state->bulk;
+    uint64_t offset, end;
+    pthread_mutex_lock(&state->lock);
+    while (take_piece(state, &offset, &end)) {
+        pthread_mutex_unlock(&state->lock);
+        uint64_t next = end;
+        int r = bulk->work(bulk->opaque, thread->slot, offset, end - offset, &next);
+        pthread_mutex_lock(&state->lock);
+        note_result(state, r, offset);
+        state->done += end - offset;
+        skip_to(state, next);
+    }
+    state->running--;
+    pthread_cond_signal(&state->ended);
+    pthread_mutex_unlock(&state->lock);
+    return NULL;
+}
+
+/* The lock is held: tells how far it is, without it. */
+static void tell(BulkState *state)
+{
+    const Bulk *bulk = state->bulk;
+    uint64_t done = state->done;
+    if (bulk->progress == NULL) {
+        return;
+    }
+    pthread_mutex_unlock(&state->lock);
+    bool stop = bulk->progress(bulk->context, done, bulk->length);
+    pthread_mutex_lock(&state->lock);
+    if (stop) {
+        note_result(state, -EINTR, state->end);
+    }
+}
+
+static void wait_for_threads(BulkState *state)
+{
+    with_mutex(&state->lock);
+    while (state->running > 0) {
+        struct timespec until;
+        clock_gettime(CLOCK_MONOTONIC, &until);
+        until.tv_nsec += PROGRESS_MS * 1000000L;
+        until.tv_sec += until.tv_nsec / 1000000000L;
+        until.tv_nsec %= 1000000000L;
+        if (pthread_cond_timedwait(&state->ended, &state->lock, &until) == ETIMEDOUT) {
+            tell(state);
+        }
+    }
+    tell(state);
+}
+
+static void state_init(BulkState *state, const Bulk *bulk)
+{
+    *state = (BulkState){.bulk = bulk, .next = bulk->offset, .end = bulk->offset + bulk->length};
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_mutex_init(&state->lock, NULL);
+    pthread_cond_init(&state->ended, &monotonic);
+    pthread_condattr_destroy(&monotonic);
+}
+
+int bulk_run(const Bulk *bulk, uint64_t *at)
+{
+    BulkState state;
+    unsigned wanted = min_u64(bulk->threads, div_round_up(bulk->length, bulk->piece)), started = 0;
+    BulkThread *threads = g_new0(BulkThread, wanted + 1);
+    state_init(&state, bulk);
+    pthread_mutex_lock(&state.lock);
+    for (; started < wanted; started++) {
+        threads[started] = (BulkThread){.state = &state, .slot = started};
+        int r = pthread_create(&threads[started].thread, NULL, thread_main, &threads[started]);
+        if (r != 0) { /* those that there are do the work */
+            note_result(&state, started == 0 ? -r : 0, bulk->offset);
+            break;
+        }
+        state.running++;
+    }
+    pthread_mutex_unlock(&state.lock);
+    wait_for_threads(&state);
+    for (unsigned i = 0; i < started; i++) {
+        pthread_join(threads[i].thread, NULL);
+    }
+    pthread_cond_destroy(&state.ended);
+    pthread_mutex_destroy(&state.lock);
+    g_free(threads);
+    if (at != NULL) {
+        *at = state.result_at;
+    }
+    return state.result;
+}

@@ -1,0 +1,176 @@
+/*
+ * Copies a disk.
+ *
+ * Each piece: map it, read what is not zero, tell data from zeroes, hand it to the writer. Pieces
+ * that the map calls zero are neither read nor, in a blank image, written.
+ */
+#include "tools/copy.h"
+
+#include <errno.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "tools/buffers.h"
+#include "tools/bulk.h"
+#include "tools/reader.h"
+#include "tools/writer.h"
+
+typedef struct Copy {
+    Image *source;
+    const CopyOptions *options;
+    Writer *writer;
+    Buffers *buffers;              /* one a thread: a piece of the source */
+    Buffers *below;                /* the same piece of the target's backing */
+    uint64_t unit;                 /* of the target */
+    _Atomic uint64_t write_failed; /* the first piece that could not be written; UINT64_MAX */
+} Copy;
+
+/* What the map of a piece and its bytes say, as parts of the target. */
+static GArray *parts_of(const Copy *copy, const ExtentList *map, const uint8_t *bytes)
+{
+    GArray *parts = parts_new();
+    uint64_t start = map->items[0].offset, grain = copy->options->grain;
+    for (unsigned i = 0; i < map->count; i++) {
+        const Extent *extent = &map->items[i];
+        uint64_t offset = extent->offset - copy->options->source_offset;
+        if (extent_is_zero(extent)) {
+            parts_add(parts, offset, extent->length, grain == 0 ? PART_DATA : PART_ZERO);
+        } else {
+            parts_add_data(parts, offset, extent->length, bytes + (extent->offset - start), grain);
+        }
+    }
+    return parts;
+}
+
+/* The parts of a piece once more; units that the backing holds already are kept. */
+static GArray *without_backing(const Copy *copy, const GArray *parts, uint64_t offset,
+                               uint64_t length, const uint8_t *bytes, const uint8_t *below)
+{
+    GArray *left = parts_new();
+    guint p = 0;
+    for (uint64_t at = offset, end = offset + length; at < end;) {
+        uint64_t next = min_u64(at + copy->unit, end);
+        if (memcmp(bytes + (at - offset), below + (at - offset), next - at) == 0) {
+            parts_add(left, at, next - at, PART_KEEP);
+            at = next;
+            continue;
+        }
+        while (at < next) {
+            const Part *part = &g_array_index(parts, Part, p);
+            uint64_t part_end = part->offset + part->length;
+            if (part_end <= at) {
+                p++;
+                continue;
+            }
+            uint64_t to = min_u64(part_end, next);
+            parts_add(left, at, to - at, part->kind);
+            at = to;
+        }
+    }
+    return left;
+}
+
+static int read_below(Copy *copy, unsigned slot, uint64_t offset, uint64_t length,
+                      const uint8_t **below)
+{
+    ExtentList map;
+    extent_list_init(&map);
+    uint8_t *buffer = buffers_get(copy->below, slot);
+    int r = buffer ? reader_map(copy->options->backing, offset, length, &map) : -ENOMEM;
+    r = r < 0 ? r : reader_fill(&map, buffer);
+    extent_list_clear(&map);
+    *below = buffer;
+    return r;
+}
+
+static void note_write_failure(Copy *copy, uint64_t offset)
+{
+    uint64_t first = copy->write_failed;
+    while (offset < first && !atomic_compare_exchange_weak(&copy->write_failed, &first, offset)) {
+    }
+}
+
+static int write_piece(Copy *copy, unsigned slot, uint64_t offset, uint64_t length,
+                       const ExtentList *map, const uint8_t *bytes)
+{
+    g_autoptr(GArray) parts = parts_of(copy, map, bytes);
+    if (copy->options->backing) {
+        const uint8_t *below;
+        int r = read_below(copy, slot, offset, length, &below);
+        if (r < 0) {
+            return r;
+        }
+        GArray *left = without_backing(copy, parts, offset, length, bytes, below);
+        g_array_unref(parts);
+        parts = left;
+    }
+    int r = writer_write(copy->writer, slot, offset, length, bytes, parts);
+    if (r < 0) {
+        note_write_failure(copy, offset);
+    }
+    return r;
+}
+
+/* Nothing to read, and nothing to write in a blank image. */
+static bool is_nothing(const Copy *copy, const ExtentList *map)
+{
+    const CopyOptions *options = copy->options;
+    return options->blank && options->grain != 0 && reader_all_zero(map);
+}
+
+static int copy_mapped(Copy *copy, unsigned slot, uint64_t offset, uint64_t length,
+                       const ExtentList *map, uint64_t *next)
+{
+    const CopyOptions *options = copy->options;
+    if (is_nothing(copy, map)) {
+        *next = reader_zero_until(copy->source, options->source_offset + *next,
+                                  options->source_offset + options->length) -
+                options->source_offset;
+        return 0;
+    }
+    uint8_t *buffer = buffers_get(copy->buffers, slot);
+    int r = buffer ? reader_fill(map, buffer) : -ENOMEM;
+    return r < 0 ? r : write_piece(copy, slot, offset, length, map, buffer);
+}
+
+static int copy_piece(void *opaque, unsigned slot, uint64_t offset, uint64_t length, uint64_t *next)
+{
+    Copy *copy = opaque;
+    ExtentList map;
+    extent_list_init(&map);
+    int r = reader_map(copy->source, copy->options->source_offset + offset, length, &map);
+    r = r < 0 ? r : copy_mapped(copy, slot, offset, length, &map, next);
+    extent_list_clear(&map);
+    return r;
+}
+
+int copy_disk(Image *source, Image *target, const CopyOptions *options, CopyFailure *failure)
+{
+    uint64_t piece = buffers_piece(target->allocation_unit);
+    unsigned threads = buffers_threads(options->threads, piece);
+    WriterOptions how = {options->blank, options->compress, threads, piece};
+    g_autoptr(Writer) writer = writer_new(target, &how);
+    g_autoptr(Buffers) buffers = buffers_new(threads, piece), below = buffers_new(threads, piece);
+    Copy copy = {
+        .source = source,
+        .options = options,
+        .writer = writer,
+        .buffers = buffers,
+        .below = below,
+        .write_failed = UINT64_MAX,
+        .unit = max_u64(target->allocation_unit, options->grain ? options->grain : 1),
+    };
+    Bulk bulk = {
+        .length = options->length,
+        .piece = piece,
+        .threads = threads,
+        .work = copy_piece,
+        .opaque = &copy,
+        .progress = options->progress,
+        .context = options->context,
+    };
+    int r = bulk_run(&bulk, &failure->offset);
+    failure->writing = copy.write_failed == failure->offset;
+    return r;
+}

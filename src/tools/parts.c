@@ -1,0 +1,50 @@
+/*
+ * Parts: what is to be done with each range of a piece.
+ */
+#include "tools/writer.h"
+
+#include "base/bytes.h"
+
+GArray *parts_new(void)
+{
+    return g_array_new(false, false, sizeof(Part));
+}
+
+void parts_add(GArray *parts, uint64_t offset, uint64_t length, PartKind kind)
+{
+    Part *last = parts->len > 0 ? &g_array_index(parts, Part, parts->len - 1) : NULL;
+    if (length == 0) {
+        return;
+    }
+    if (last && last->kind == kind) {
+        g_assert(last->offset + last->length == offset);
+        last->length += length;
+        return;
+    }
+    g_array_append_val(parts, ((Part){offset, length, kind}));
+}
+
+void parts_add_data(GArray *parts, uint64_t offset, uint64_t length, const uint8_t *bytes,
+                    uint64_t grain)
+{
+    if (grain == 0) {
+        parts_add(parts, offset, length, PART_DATA);
+        return;
+    }
+    for (uint64_t at = offset, end = offset + length; at < end;) {
+        uint64_t next = min_u64(at - at % grain + grain, end);
+        bool zero = bytes_are_zero(bytes + (at - offset), next - at);
+        parts_add(parts, at, next - at, zero ? PART_ZERO : PART_DATA);
+        at = next;
+    }
+}
+
+bool parts_all(const GArray *parts, PartKind kind)
+{
+    for (guint i = 0; i < parts->len; i++) {
+        if (g_array_index(parts, Part, i).kind != kind) {
+            return false;
+        }
+    }
+    return true;
+}

@@ -1,0 +1,267 @@
+#!/usr/bin/python3
+"""convert: what it writes, qemu-img reads and finds sound; what qemu-img writes, it reads; nothing is left of what fails."""
+import os
+import pty
+import random
+import signal
+import subprocess
+import sys
+import time
+
+from cli import COWNBD, Workdir, cownbd, expect, expect_equal, expect_refused, load_json, must, ours, run
+
+SIZE = 9 << 20
+QEMU_NAME = {"vhd": "vpc"}
+CHECKED_BY_QEMU = ("qcow2", "vdi")
+WRITTEN = ("raw", "qcow2", "vhd", "vdi", "qcow")
+
+
+def make_source(path, seed=1):
+    """Data, zeroes that are written, holes, small pieces, and data in the last byte."""
+    dice = random.Random(seed)
+    with open(path, "wb") as file:
+        file.truncate(SIZE)
+        for offset, length in ((0, 70000), (1 << 20, 300000), (SIZE - 5000, 5000)):
+            file.seek(offset)
+            file.write(dice.randbytes(length))
+        file.seek(3 << 20)
+        file.write(b"words that compress " * 20000 + bytes(200000))
+        for _ in range(20):
+            file.seek(dice.randrange(4 << 20, 8 << 20))
+            file.write(dice.randbytes(dice.randrange(1, 3000)))
+
+
+def same(a, b, fmt_b):
+    result = run("qemu-img", "compare", "-f", "raw", "-F", QEMU_NAME.get(fmt_b, fmt_b), a, b)
+    expect_equal(result.returncode, 0, "qemu-img compare", a, b, result.stdout, result.stderr)
+
+
+def sound(path, fmt):
+    if fmt in CHECKED_BY_QEMU:
+        must("qemu-img", "check", "-q", "-f", fmt, path)
+    if fmt != "raw":
+        ours("check", path)
+
+
+def test_matrix():
+    for first in WRITTEN:
+        ours("convert", "-q", "-O", first, "source", f"a.{first}")
+        same("source", f"a.{first}", first)
+        sound(f"a.{first}", first)
+        for second in WRITTEN:
+            ours("convert", "-q", "-f", first, "-O", second, f"a.{first}", "b")
+            same("source", "b", second)
+            os.unlink("b")
+
+
+def test_reads_qemu():
+    for fmt in ("qcow2", "vpc", "vdi", "vmdk", "qcow"):
+        must("qemu-img", "convert", "-f", "raw", "-O", fmt, "source", "theirs")
+        ours("convert", "-q", "theirs", "back")
+        same("source", "back", "raw")
+
+
+def test_holes():
+    """What is zero takes no space, and -S 0 writes all of it."""
+    with open("zeroes", "wb") as file:
+        file.write(bytes(4 << 20))
+    for fmt in ("raw", "qcow2"):
+        ours("convert", "-q", "-O", fmt, "zeroes", "thin")
+        ours("convert", "-q", "-O", fmt, "-S", "0", "zeroes", "thick")
+        expect(os.stat("thin").st_blocks * 512 < 1 << 20, fmt, "zeroes take space")
+        expect(os.stat("thick").st_blocks * 512 >= 4 << 20, fmt, "-S 0 left holes")
+        same("zeroes", "thick", fmt)
+
+
+def test_compressed():
+    for options in ((), ("--compression", "zstd"), ("-o", "cluster_size=4k"), ("-o", "cluster_size=2M"),
+                    ("-o", "refcount_bits=1"), ("-o", "cluster_size=512"), ("-o", "compat=0.10")):
+        ours("convert", "-q", "-c", "-O", "qcow2", *options, "source", "small")
+        same("source", "small", "qcow2")
+        sound("small", "qcow2")
+        report = load_json(ours("check", "--json", "small"))
+        expect(report.get("compressed-clusters", 0) > 0, options, "nothing is compressed")
+        ours("convert", "-q", "small", "back")
+        same("source", "back", "raw")
+    # Written on: what is compressed is replaced, its space is counted right.
+    must("qemu-io", "-f", "qcow2", "-c", "write -P 7 3M 200k", "small")
+    sound("small", "qcow2")
+
+
+def test_backing():
+    make_source("base", seed=2)
+    for fmt in ("qcow2", "vhd", "qcow"):
+        ours("convert", "-q", "-O", fmt, "-b", "base", "-F", "raw", "source", "over")
+        ours("convert", "-q", "-f", fmt, "over", "back")
+        same("source", "back", "raw")
+        sound("over", fmt)
+    ours("convert", "-q", "-O", "qcow2", "-b", "base", "-F", "raw", "base", "over")
+    lines = load_json(ours("map", "--json", "over"))
+    expect(all(line["depth"] == 1 or not line["present"] for line in lines), "an overlay copied its backing", lines)
+
+
+def test_existing():
+    for fmt in ("raw", "qcow2", "vhd", "vdi"):
+        make_source("other", seed=3)
+        ours("convert", "-q", "-O", fmt, "other", "there")
+        inode = os.stat("there").st_ino
+        ours("convert", "-q", "-n", "-O", fmt, "source", "there")
+        expect_equal(os.stat("there").st_ino, inode, "-n made a new file")
+        same("source", "there", fmt)
+        sound("there", fmt)
+    ours("create", "-q", "-f", "qcow2", "large", SIZE + (1 << 20))
+    must("qemu-io", "-f", "qcow2", "-c", f"write -P 9 {SIZE} 1M", "large")
+    ours("convert", "-q", "-n", "source", "large")
+    same("source", "large", "qcow2")
+    ours("create", "-q", "-f", "qcow2", "little", SIZE - 512)
+    expect_refused(cownbd("convert", "-q", "-n", "source", "little"), "must be at least as large")
+
+
+def test_range():
+    with open("source", "rb") as file:
+        whole = file.read()
+    ours("convert", "-q", "-O", "qcow2", "source", "image")
+    for offset, length in ((0, 512), (1000, 70000), ((3 << 20) + 7, 2 << 20), (SIZE - 1, 1), (0, SIZE)):
+        ours("convert", "-q", "--range", f"{offset}:{length}", "image", "part")
+        with open("part", "rb") as file:
+            expect(file.read() == whole[offset:offset + length], "--range", offset, length)
+    for text in (f"{SIZE}:1", f"0:{SIZE + 1}", "1:0", "5", "a:b", "1:2:3"):
+        expect_refused(cownbd("convert", "-q", "--range", text, "image", "no"), "--range")
+
+
+def test_refusals():
+    os.symlink("source", "symlink")
+    os.link("source", "hardlink")
+    ours("create", "-q", "-f", "qcow2", "-b", "source", "-F", "raw", "over")
+    for target in ("source", "symlink", "hardlink"):
+        expect_refused(cownbd("convert", "source", target), "the same file")
+        expect_refused(cownbd("convert", "over", target), "the same file")
+        expect_refused(cownbd("convert", "-n", "source", target), "the same file")
+    for arguments, words in (
+            (("-O", "dmg", "source", "no"), ("dmg",)),
+            (("-O", "vdi", "-c", "source", "no"), ("-c", "qcow2")),
+            (("-O", "qcow2", "-o", "color=red", "source", "no"), ("color", "cluster_size")),
+            (("-O", "qcow2", "-o", "size=1G", "source", "no"), ("size",)),
+            (("-O", "qcow2", "--compression", "lzma", "source", "no"), ("zlib or zstd",)),
+            (("-S", "3", "source", "no"), ("-S",)),
+            (("-m", "1000", "source", "no"), ("1 to 256",)),
+            (("-n", "-o", "compat=1.1", "source", "no"), ("-n",)),
+            (("-O", "qcow2", "-b", "source", "source", "no"), ("-F",)),
+            (("missing", "no"), ("missing", "No such file")),
+            (("source", "/dev/null"), ("no regular file",)),
+            (("source", "missing/no"), ("missing",)),
+            (("source",), ("SRC and DST",))):
+        expect_refused(cownbd("convert", *arguments), *words)
+    expect(not os.path.exists("no"), "a refused conversion left a file")
+    for path in ("symlink", "hardlink"):
+        os.unlink(path)
+
+
+def test_failures():
+    """Damage in the middle of the source, a full host: the target stays what it was, nothing else is left."""
+    must("qemu-img", "create", "-q", "-f", "qcow2", "image", SIZE)
+    must("qemu-io", "-f", "qcow2", "-c", "write -P 1 0 9M", "image")
+    with open("image", "r+b") as file:
+        file.truncate(os.path.getsize("image") - (1 << 20))
+    with open("target", "w", encoding="ascii") as file:
+        file.write("as it was")
+    before = sorted(os.listdir("."))
+    result = cownbd("convert", "-q", "image", "target")
+    expect_equal(result.returncode, 1, "a damaged source", result.stderr)
+    expect("cannot read near offset" in result.stderr, result.stderr)
+    full = run("bash", "-c", f"ulimit -f 1024; trap '' XFSZ; exec {COWNBD} convert -q -S 0 source target")
+    expect_refused(full, "target: cannot set the size", "File too large")
+    full = run("bash", "-c", f"ulimit -f 1024; trap '' XFSZ; exec {COWNBD} convert -q -S 0 -O qcow2 source target")
+    expect_equal(full.returncode, 1, "a full host", full.stderr)
+    expect("target: cannot write near offset" in full.stderr, full.stderr)
+    with open("target", encoding="ascii") as file:
+        expect_equal(file.read(), "as it was", "the target changed")
+    expect_equal(sorted(os.listdir(".")), before, "files were left")
+
+
+def full_pipe():
+    """A pipe that nobody has room in: who writes to it stands still."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    try:
+        while True:
+            os.write(writer, bytes(4096))
+    except BlockingIOError:
+        os.set_blocking(writer, True)
+    return reader, writer
+
+
+def wait_for_new_file(pid):
+    """Until the process has opened the file that shall become the target: it has no name, or another one."""
+    for _ in range(6000):
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            try:
+                name = os.readlink(f"/proc/{pid}/fd/{fd}")
+            except OSError:
+                continue
+            if name.endswith(" (deleted)") or "/.cownbd-" in name:
+                return
+        time.sleep(0.01)
+    sys.exit("the conversion opens no new file")
+
+
+def test_killed():
+    """Held at its first line of progress, whatever the threads have done by then, and killed: the target is as it was."""
+    with open("target", "w", encoding="ascii") as file:
+        file.write("as it was")
+    before = sorted(os.listdir("."))
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        reader, writer = full_pipe()
+        process = subprocess.Popen([COWNBD, "convert", "--json", "-O", "qcow2", "source", "target"], stdout=writer,
+                                   stderr=subprocess.DEVNULL)
+        os.close(writer)
+        wait_for_new_file(process.pid)
+        process.send_signal(number)
+        while os.read(reader, 65536):
+            pass
+        os.close(reader)
+        expect_equal(process.wait(timeout=100), -number, "exit")
+        expect_equal(sorted(os.listdir(".")), before, "files were left by signal", number)
+        with open("target", "rb") as file:
+            expect_equal(file.read(), b"as it was", "signal", number)
+
+
+def test_locked():
+    """A source that somebody writes is refused, and taken with -U."""
+    ours("convert", "-q", "-O", "qcow2", "source", "image")
+    server = subprocess.Popen([COWNBD, "serve", "--listen=unix:s.sock", "--control=none", "image"],
+                              stdout=subprocess.PIPE, text=True)
+    server.stdout.readline()
+    expect_refused(cownbd("convert", "-q", "image", "copy"), "in use")
+    expect_refused(cownbd("convert", "-q", "source", "image"), "in use")
+    ours("convert", "-q", "-U", "image", "copy")
+    same("source", "copy", "raw")
+    server.terminate()
+    server.wait(timeout=60)
+
+
+def test_progress():
+    lines = [load_json(line) for line in ours("convert", "--json", "source", "copy").splitlines()]
+    expect_equal((lines[-1]["done"], lines[-1]["total"]), (SIZE, SIZE), "the last line of progress")
+    expect_equal(sorted(lines[0]), ["bytes-per-second", "done", "seconds-left", "total"], "keys")
+    expect_equal(cownbd("convert", "-q", "source", "copy").stderr, "", "-q prints")
+    expect_equal(cownbd("convert", "source", "copy").stderr, "", "a bar where there is no terminal")
+    master, slave = pty.openpty()
+    process = subprocess.Popen([COWNBD, "convert", "source", "copy"], stderr=slave, stdout=slave)
+    os.close(slave)
+    shown = b""
+    try:
+        while data := os.read(master, 4096):
+            shown += data
+    except OSError:  # how a terminal ends whose other side is closed
+        pass
+    os.close(master)
+    expect_equal(process.wait(timeout=60), 0, "exit on a terminal")
+    expect(b"100%" in shown and b"[=====" in shown and shown.endswith(b"\r\n"), "no bar on a terminal", shown)
+
+
+with Workdir():
+    make_source("source")
+    for test in (test_matrix, test_reads_qemu, test_holes, test_compressed, test_backing, test_existing, test_range,
+                 test_refusals, test_failures, test_killed, test_locked, test_progress):
+        test()
