@@ -22,6 +22,7 @@ static const Command commands[] = {
     {"check", "find and repair damage", cli_check},
     {"create", "make a new image", cli_create},
     {"convert", "copy a disk into an image of any format", cli_convert},
+    {"resize", "make a disk larger or smaller", cli_resize},
     {"attach", "show an image as a block device of the kernel", cli_attach},
     {"detach", "take such a block device down", cli_detach},
     {"rescue", "give up such a block device that hangs", cli_rescue},

@@ -237,22 +237,6 @@ static Attachment *attach(Serve *serve, ServedImage *image, AttachmentOptions *h
 
 /* The verbs */
 
-/* The served image that the argument "image" (a real path) names, pinned. */
-static ServedImage *image_of_arguments(Serve *serve, JsonObject *arguments, GError **error)
-{
-    const char *path = NULL;
-    if (!control_get_string(arguments, "image", &path, error)) {
-        return NULL;
-    }
-    ServedImage *image = path != NULL ? serve_images_get(serve, path) : NULL;
-    if (path == NULL) {
-        error_set(error, EINVAL, "image is missing: must be the real path of an image");
-    } else if (image == NULL) {
-        error_set(error, ENOENT, "%s: is not served here: cownbd list shows what is", path);
-    }
-    return image;
-}
-
 static const char *const attach_keys[] = {"image",        "fast-path",       "name",
                                           "device",       "lines",           "read-only",
                                           "dead-timeout", "request-timeout", NULL};
@@ -287,7 +271,7 @@ static bool options_of_arguments(JsonObject *arguments, AttachmentOptions *how, 
 static bool attach_verb(JsonObject *arguments, JsonObject *answer, void *context, GError **error)
 {
     Serve *serve = context;
-    g_autoptr(ServedImage) image = image_of_arguments(serve, arguments, error);
+    g_autoptr(ServedImage) image = serve_image_argument(serve, arguments, error);
     if (image == NULL) {
         return false;
     }
@@ -316,7 +300,7 @@ static const char *const detach_keys[] = {"image", NULL};
 static bool detach_verb(JsonObject *arguments, JsonObject *answer, void *context, GError **error)
 {
     Serve *serve = context;
-    g_autoptr(ServedImage) image = image_of_arguments(serve, arguments, error);
+    g_autoptr(ServedImage) image = serve_image_argument(serve, arguments, error);
     if (image == NULL) {
         return false;
     }
@@ -365,6 +349,13 @@ void serve_attach_forget(Serve *serve, const ServedImage *image)
             g_ptr_array_remove_index(targets, i);
         }
     }
+}
+
+bool serve_attach_resized(Serve *serve, const ServedImage *image, GError **error)
+{
+    with_mutex(&serve->attach->lock);
+    Attachment *attachment = find_attachment(serve, image->real_path);
+    return attachment == NULL || attachment_resized(attachment, error);
 }
 
 /* What list and stats say of an image that is attached. */

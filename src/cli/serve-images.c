@@ -256,6 +256,21 @@ ServedImage *serve_images_get(Serve *serve, const char *real_path)
     return search.found;
 }
 
+ServedImage *serve_image_argument(Serve *serve, JsonObject *arguments, GError **error)
+{
+    const char *path = NULL;
+    if (!control_get_string(arguments, "image", &path, error)) {
+        return NULL;
+    }
+    ServedImage *image = path != NULL ? serve_images_get(serve, path) : NULL;
+    if (path == NULL) {
+        error_set(error, EINVAL, "image is missing: must be the real path of an image");
+    } else if (image == NULL) {
+        error_set(error, ENOENT, "%s: is not served here: cownbd list shows what is", path);
+    }
+    return image;
+}
+
 void serve_image_put(ServedImage *image)
 {
     export_put(image->export);

@@ -9,6 +9,7 @@
  *      serve-control.c   the control socket and its verbs
  *      serve-stats.c     what was counted, and the status page that shows it
  *      serve-handover.c  all of it given to another process, serve-takeover.c that process
+ *      serve-resize.c    the verb resize
  *      serve-attach.c    kernel devices: options, verbs, start and stop
  *      serve.c           the order of it all; what main does while the others work
  *
@@ -174,7 +175,9 @@ bool serve_images_close(Serve *serve); /* false: a last flush failed (said in th
 ServedImage *serve_images_find(const Serve *serve, const char *real_path);
 /* The same for another thread, unless it is leaving. It is pinned then, stays open until it is put. */
 ServedImage *serve_images_get(Serve *serve, const char *real_path); /* [any but main] */
-void serve_image_put(ServedImage *image);                           /* [any] */
+/* The one that a verb's argument "image" (a real path) names. [any but main] */
+ServedImage *serve_image_argument(Serve *serve, JsonObject *arguments, GError **error);
+void serve_image_put(ServedImage *image); /* [any] */
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(ServedImage, serve_image_put)
 
 /* serve-exports.c: adds its verbs; tells who waits for it that a removed image is closed. [main] */
@@ -192,6 +195,9 @@ void serve_stats_job(Serve *serve, void *answer);
 /* The status page: binds its address, if there is to be one; then answers. [main] */
 bool serve_metrics_open(Serve *serve, GError **error);
 bool serve_metrics_start(Serve *serve, GError **error);
+
+/* serve-resize.c: adds its verb. [main] */
+void serve_resize_start(Serve *serve);
 
 /* serve.c [main] */
 void serve_start_listeners(Serve *serve);
@@ -228,6 +234,8 @@ bool serve_attach_has(Serve *serve, const ServedImage *image);
 void serve_attach_forget(Serve *serve, const ServedImage *image);
 /* All is ready; the same moment at which READY=1 is sent. */
 void serve_attach_ready(Serve *serve);
+/* The disk has another size: its device, if it has one, follows. [verbs' thread] */
+bool serve_attach_resized(Serve *serve, const ServedImage *image, GError **error);
 /* Before disks are closed for a handover: leaves all devices in the kernel, where their requests wait,
  * and tells of each how it is attached, as the verb attach is told; and when the handover has
  * failed: goes on with them. */
