@@ -278,6 +278,7 @@ static void callback_begin(Conn *conn)
 {
     conn->refs++;
     conn->busy = true;
+    log_set_context(&conn->log);
 }
 
 static void callback_end(Conn *conn)
@@ -287,6 +288,7 @@ static void callback_end(Conn *conn)
     }
     conn_settle(conn);
     conn->busy = false;
+    log_set_context(NULL);
     conn_unref(conn);
 }
 
@@ -394,6 +396,7 @@ void conn_new(NbdLocal *local, int fd, const ConnStart *start)
     Conn *conn = g_new0(Conn, 1);
     conn->local = local;
     conn->number = atomic_fetch_add(&local->server->last_number, 1) + 1;
+    conn->log.client = conn->number;
     conn->fd = fd;
     conn->export = start->export;
     conn->state = start->state;
@@ -477,6 +480,7 @@ void conn_start_transmission(Conn *conn, Export *export, bool read_only)
     free_event(&conn->timer);
     conn->export = export;
     conn->read_only = read_only;
+    conn->log.export = export->name;
     conn->phase = CONN_TRANSMISSION;
     conn->counters = nbd_local_counters(conn->local, export);
     nbd_count(&conn->counters->connects, 1);

@@ -17,6 +17,7 @@
 #ifndef NBD_CONN_H
 #define NBD_CONN_H
 
+#include "base/log.h"
 #include "control/export.h"
 #include "nbd/linger.h"
 #include "nbd/meta-context.h"
@@ -34,6 +35,7 @@ struct Conn {
     WorkerMessage message; /* start, then the end of a turn */
     struct event *read_event, *write_event, *timer;
     uint64_t number; /* never another's; from 1 */
+    LogContext log;  /* of what is logged while it is looked after */
     int fd;
     int refs;         /* open, each request, each callback under way, message */
     ConnState *state; /* to begin with; NULL after the start */

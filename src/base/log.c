@@ -1,6 +1,5 @@
 /*
- * The log: each event is formatted into one line and leaves in one write, so that lines of
- * different threads never mix. Text may carry names that a client or an image chose: control
+ * The log: each event is formatted into one line; log-sink.c brings it where it belongs. Text may carry names that a client or an image chose: control
  * characters are shown as '?', so that nobody can forge a line or talk to the terminal.
  */
 #include "base/log.h"
@@ -8,15 +7,15 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
-#include <string.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/log-sink.h"
 
 #define LINES_A_SECOND 10
 
 static atomic_int current_level = LOG_LEVEL_WARNING;
+static _Thread_local const LogContext *current_context;
 static pthread_mutex_t limit_lock =
     PTHREAD_MUTEX_INITIALIZER; /* of every LogLimit: they are rare and short */
 
@@ -30,30 +29,29 @@ LogLevel log_level(void)
     return atomic_load_explicit(&current_level, memory_order_relaxed);
 }
 
-static void write_all(const char *text, size_t length)
+void log_set_context(const LogContext *context)
 {
-    while (length > 0) {
-        ssize_t n = write(STDERR_FILENO, text, length);
-        if (n <= 0) {
-            return; /* nobody to tell */
+    current_context = context;
+}
+
+const LogContext *log_context(void)
+{
+    return current_context;
+}
+
+void log_make_harmless(char *text)
+{
+    for (char *p = text; *p != '\0'; p++) {
+        if (g_ascii_iscntrl(*p)) {
+            *p = '?';
         }
-        text += n;
-        length -= n;
     }
 }
 
-static void emit(LogLevel level, const char *text)
+static void emit(LogLevel level, char *text)
 {
-    static const char *const words[] = {"error", "warning", "info", "debug"};
-    g_autofree char *line = g_strdup_printf("cownbd: %s: %s", words[level], text);
-    size_t length = strlen(line);
-    for (size_t i = 0; i < length; i++) {
-        if (g_ascii_iscntrl(line[i])) {
-            line[i] = '?';
-        }
-    }
-    line[length] = '\n'; /* in place of the terminator: the line is written by its length */
-    write_all(line, length + 1);
+    log_make_harmless(text);
+    log_sink_put(&(LogEvent){level, text, current_context});
 }
 
 static void G_GNUC_PRINTF(2, 0) log_va(LogLevel level, const char *format, va_list args)

@@ -2,6 +2,7 @@
  * The inside of `cownbd serve`, for its files.
  *
  *      serve-options.c   the command line
+ *      serve-operations.c the log, the user, the sandbox
  *      serve-listen.c    where clients come from
  *      serve-images.c    images -> disks -> exports, and back
  *      serve-exports.c   exports that come and go while others are served: verbs add, remove, kick
@@ -52,6 +53,7 @@ typedef struct ServeOptions {
     char *client_memory_text, *metadata_cache_text, *pid_file, *control, *status;
     char *tls_text, *tls_certificates, *tls_psk;
     char **allow;
+    char *log, *log_level;
     gboolean read_only, once, stdio, tls_verify_peer;
     int threads, max_clients, handshake_timeout, shutdown_timeout;
     uint64_t client_memory, metadata_cache;
@@ -143,6 +145,10 @@ void serve_leave(Serve *serve);
 void serve_options_init(ServeOptions *options);
 bool serve_options_parse(ServeOptions *options, int *argc, char ***argv, GError **error);
 void serve_options_clear(ServeOptions *options);
+
+/* serve-operations.c [main] */
+void serve_operations_add(GArray *all, ServeOptions *options); /* its GOptionEntries */
+bool serve_log_open(const ServeOptions *options, GError **error);
 
 /* serve-listen.c [main] */
 bool serve_listen_check(ServeOptions *options, GError **error);

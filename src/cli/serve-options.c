@@ -15,14 +15,6 @@
 
 #define THREADS_MAX 1024
 
-static int verbosity; /* GOption gives a callback nothing of ours */
-
-static gboolean more_verbose(const char *name, const char *value, void *data, GError **error)
-{
-    verbosity++;
-    return TRUE;
-}
-
 static const CliUsage usage = {
     .command = "serve",
     .arguments = "IMAGE...",
@@ -93,21 +85,13 @@ static bool parse(ServeOptions *o, int *argc, char ***argv, GError **error)
         {"control", 0, 0, G_OPTION_ARG_FILENAME, &o->control,
          "Control socket, or none (default: /run/cownbd/control.sock, or below $XDG_RUNTIME_DIR)",
          "PATH"},
-        {"status", 0, 0, G_OPTION_ARG_FILENAME, &o->status,
-         "Status page: HOST:PORT, or :PORT of 127.0.0.1; it has /metrics for Prometheus and "
-         "/status "
-         "in JSON (default: none)",
-         "ADDR"},
         {"once", 0, 0, G_OPTION_ARG_NONE, &o->once, "Leave when the last client has gone", NULL},
-        {"pid-file", 0, 0, G_OPTION_ARG_FILENAME, &o->pid_file,
-         "Write the process id to PATH when ready", "PATH"},
         {"take-over", 0, G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_INT, &o->take_over, NULL, NULL},
-        {"verbose", 'v', G_OPTION_FLAG_NO_ARG, G_OPTION_ARG_CALLBACK, more_verbose,
-         "Log what happens; twice: log more", NULL},
         {NULL},
     };
     g_autoptr(GArray) all = g_array_new(TRUE, TRUE, sizeof(GOptionEntry));
     add_entries(all, entries);
+    serve_operations_add(all, o);
     add_entries(all, serve_attach_entries());
     return cli_parse(&usage, (const GOptionEntry *)(void *)all->data, &o->common, argc, argv,
                      error);
@@ -177,8 +161,7 @@ bool serve_options_parse(ServeOptions *o, int *argc, char ***argv, GError **erro
     if (o->take_over >= 0 && fcntl(o->take_over, F_SETFD, FD_CLOEXEC) != 0) {
         return error_set(error, EINVAL, "serve: --take-over is for cownbd itself: see cownbd ctl");
     }
-    log_set_level(MIN(LOG_LEVEL_WARNING + verbosity, LOG_LEVEL_DEBUG));
-    return true;
+    return serve_log_open(o, error);
 }
 
 void serve_options_clear(ServeOptions *o)
@@ -199,4 +182,6 @@ void serve_options_clear(ServeOptions *o)
     g_free(o->pid_file);
     g_free(o->control);
     g_free(o->status);
+    g_free(o->log);
+    g_free(o->log_level);
 }

@@ -1,0 +1,25 @@
+/*
+ * Where the lines of the log go. log.c is its only user, and whoever chooses the place.
+ */
+#ifndef BASE_LOG_SINK_H
+#define BASE_LOG_SINK_H
+
+#include <glib.h>
+#include <stdbool.h>
+
+#include "base/log.h"
+
+/* An event, ready to be shown: text of one line, without control characters. */
+typedef struct LogEvent {
+    LogLevel level;
+    const char *text;
+    const LogContext *context; /* NULL: of no client */
+} LogEvent;
+
+/* Control characters become '?', so that nobody can forge a line or talk to the terminal. [any] */
+void log_make_harmless(char *text);
+
+/* [any] */
+void log_sink_put(const LogEvent *event);
+
+#endif
