@@ -431,6 +431,7 @@ uint64_t qcow2_backing_end(const Image *image);
 int qcow2_drop(Image *image, uint64_t offset, uint64_t end, uint64_t zero_end);
 
 bool qcow2_resize(Image *image, uint64_t size, GError **error);
+
 /* 0, or why nothing may be changed. Tries again the flush that said so. [exclusive] */
 int qcow2_may_change(Image *image);
 

@@ -12,6 +12,8 @@ int cli_check(int argc, char **argv);
 int cli_create(int argc, char **argv);
 int cli_convert(int argc, char **argv);
 int cli_resize(int argc, char **argv);
+int cli_compare(int argc, char **argv);
+int cli_diff(int argc, char **argv);
 int cli_attach(int argc, char **argv);
 int cli_detach(int argc, char **argv);
 int cli_rescue(int argc, char **argv);

@@ -23,6 +23,8 @@ static const Command commands[] = {
     {"create", "make a new image", cli_create},
     {"convert", "copy a disk into an image of any format", cli_convert},
     {"resize", "make a disk larger or smaller", cli_resize},
+    {"compare", "whether two disks read the same", cli_compare},
+    {"diff", "where two disks read differently", cli_diff},
     {"attach", "show an image as a block device of the kernel", cli_attach},
     {"detach", "take such a block device down", cli_detach},
     {"rescue", "give up such a block device that hangs", cli_rescue},

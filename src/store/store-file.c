@@ -432,3 +432,14 @@ int store_file_reopen(Store *store)
     snprintf(path, sizeof path, "/proc/self/fd/%d", file_of(store)->fd);
     return open(path, (store->read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC);
 }
+
+bool store_file_same(const Store *a, const Store *b)
+{
+    struct stat x, y;
+    if (a == b || a->ops != &file_ops || b->ops != &file_ops) {
+        return a == b;
+    }
+    return fstat(((const StoreFile *)a)->fd, &x) == 0 &&
+           fstat(((const StoreFile *)b)->fd, &y) == 0 && x.st_dev == y.st_dev &&
+           x.st_ino == y.st_ino;
+}

@@ -31,4 +31,7 @@ Store *store_file_create(const char *path, bool replace, GError **error);
  * writing when the store is. -1 with errno; ENOTSUP: the store is no file. */
 int store_file_reopen(Store *store);
 
+/* Whether both are the same store, or lie on the same file. [any] */
+bool store_file_same(const Store *a, const Store *b);
+
 #endif

@@ -78,7 +78,7 @@ static int read_below(Copy *copy, unsigned slot, uint64_t offset, uint64_t lengt
     extent_list_init(&map);
     uint8_t *buffer = buffers_get(copy->below, slot);
     int r = buffer ? reader_map(copy->options->backing, offset, length, &map) : -ENOMEM;
-    r = r < 0 ? r : reader_fill(&map, buffer);
+    r = r < 0 ? r : reader_read(&map, offset, length, buffer);
     extent_list_clear(&map);
     *below = buffer;
     return r;
@@ -130,7 +130,7 @@ static int copy_mapped(Copy *copy, unsigned slot, uint64_t offset, uint64_t leng
         return 0;
     }
     uint8_t *buffer = buffers_get(copy->buffers, slot);
-    int r = buffer ? reader_fill(map, buffer) : -ENOMEM;
+    int r = buffer ? reader_read(map, map->items[0].offset, length, buffer) : -ENOMEM;
     return r < 0 ? r : write_piece(copy, slot, offset, length, map, buffer);
 }
 

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/bytes.h"
+#include "store/store-file.h"
 
 /* Adds an extent whose host file may have holes: these become zero. */
 static int add_sparse(ExtentList *list, const Extent *extent)
@@ -59,12 +60,14 @@ int reader_map(Image *image, uint64_t offset, uint64_t length, ExtentList *list)
     return r;
 }
 
-int reader_fill(const ExtentList *list, uint8_t *buffer)
+int reader_read(const ExtentList *list, uint64_t offset, uint64_t length, uint8_t *buffer)
 {
     int r = 0;
     for (unsigned i = 0; r == 0 && i < list->count; i++) {
-        const Extent *extent = &list->items[i];
-        r = chain_read_extent(extent, buffer + (extent->offset - list->items[0].offset));
+        Extent extent = list->items[i];
+        if (extent_clip(&extent, offset, length)) {
+            r = chain_read_extent(&extent, buffer + (extent.offset - offset));
+        }
     }
     return r;
 }
@@ -103,6 +106,6 @@ uint64_t reader_zero_until(Image *image, uint64_t offset, uint64_t limit)
 
 bool reader_same_place(const Extent *a, const Extent *b)
 {
-    return a->type == b->type && !extent_is_zero(a) && a->store == b->store &&
-           a->host_offset == b->host_offset && a->unit_offset == b->unit_offset;
+    return a->type == b->type && !extent_is_zero(a) && a->host_offset == b->host_offset &&
+           a->unit_offset == b->unit_offset && store_file_same(a->store, b->store);
 }

@@ -15,9 +15,8 @@
  * read. 0 or -errno. */
 int reader_map(Image *image, uint64_t offset, uint64_t length, ExtentList *list);
 
-/* Fills buffer with the bytes of a list that reader_map made: all of them, from its first extent
- * on. */
-int reader_fill(const ExtentList *list, uint8_t *buffer);
+/* Fills buffer with the bytes of a range that lies in a list that reader_map made. 0 or -errno. */
+int reader_read(const ExtentList *list, uint64_t offset, uint64_t length, uint8_t *buffer);
 
 bool reader_all_zero(const ExtentList *list);
 
