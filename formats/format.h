@@ -10,6 +10,7 @@
  *     map                                      many at once, beside flush             [pool]
  *     allocate, commit, abandon, unmap, resize one at a time, alone                   [pool]
  *     flush                                    one at a time, beside map only         [pool]
+ *     snapshot_create, snapshot_delete         one at a time, alone, with no writes under way [pool]
  *
  * Every number read from an image is hostile: check it before it becomes an offset, a size, a shift
  * or a loop bound. Data-path functions return 0 or a negative errno and log the details once
@@ -157,6 +158,16 @@ struct Format {
     void (*info)(const Image *image, GVariantBuilder *data);
     /* The "snapshots" of info: adds "a{sv}" entries with qemu-img's keys. May be NULL. */
     void (*snapshots)(const Image *image, GVariantBuilder *list);
+    /* Internal snapshots: older states of the disk, inside the image; each has a name and an ID, and may
+     * be called by either. All NULL: the format has none. A change is whole and durable when it
+     * returns true, or was not made. After a cut in the middle, the image is as before or as afterwards.
+     *     show    the disk is that state from now on: called right after open, never when write
+     *     apply   the disk is set back to that state, its size too; the snapshot stays */
+    bool (*snapshot_show)(Image *image, const char *name, GError **error);
+    bool (*snapshot_create)(Image *image, const char *name, GError **error);
+    bool (*snapshot_apply)(Image *image, const char *name, GError **error);
+    bool (*snapshot_delete)(Image *image, const char *name, GError **error);
+
     /* The "cluster-size" of info; 0: the key is left out. May be NULL. */
     uint64_t (*cluster_size)(const Image *image);
     bool (*dirty_flag)(const Image *image); /* "dirty-flag" of info. May be NULL (false). */

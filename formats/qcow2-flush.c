@@ -27,7 +27,7 @@
 #include "base/log.h"
 
 #define FREED_RUNS_MAX 65536 /* 1 MiB of runs: then the queue is flushed */
-#define FINISH_FLUSHES 4     /* a free needs two, a moved table three */
+#define SETTLE_FLUSHES 4     /* a free needs two, a moved table three */
 #define SECTOR         512
 
 void qcow2_update_dirty(Qcow2State *s)
@@ -228,12 +228,23 @@ int qcow2_flush(Image *image)
     return r;
 }
 
+static bool is_full(const Qcow2State *s)
+{
+    return metacache_is_full(s->meta) || s->freed->len > FREED_RUNS_MAX ||
+           s->unmapped->len > FREED_RUNS_MAX;
+}
+
 void qcow2_flush_if_full(Image *image)
 {
     Qcow2State *s = image->state;
-    if (metacache_is_full(s->meta) || s->freed->len > FREED_RUNS_MAX) {
+    if (is_full(s)) {
         s->write_error = qcow2_flush(image);
     }
+}
+
+int qcow2_make_room(Image *image)
+{
+    return is_full(image->state) ? qcow2_flush(image) : 0;
 }
 
 /* Cuts off what was grown ahead of need. What the file had when it was opened is left alone. */
@@ -252,11 +263,17 @@ static int trim_store(Image *image)
     return r < 0 ? r : store_sync(image->store);
 }
 
-int qcow2_finish(Image *image)
+int qcow2_settle(Image *image)
 {
     int r = 0;
-    for (unsigned i = 0; r == 0 && i < FINISH_FLUSHES && qcow2_is_dirty(image); i++) {
+    for (unsigned i = 0; r == 0 && i < SETTLE_FLUSHES && qcow2_is_dirty(image); i++) {
         r = qcow2_flush(image);
     }
+    return r;
+}
+
+int qcow2_finish(Image *image)
+{
+    int r = qcow2_settle(image);
     return r < 0 ? r : trim_store(image);
 }

@@ -448,6 +448,43 @@ int qcow2_header_set_features(Image *image, uint64_t incompatible, uint64_t auto
     return r;
 }
 
+int qcow2_header_set_snapshots(Image *image, uint64_t offset, uint32_t count)
+{
+    Qcow2State *s = image->state;
+    uint8_t fields[12];
+    store_be32(fields, count);
+    store_be64(fields + 4, offset);
+    with_mutex(&s->header_lock);
+    int r = write_fields(image, fields, sizeof fields, offsetof(Qcow2HeaderDisk, nb_snapshots));
+    if (r == 0) {
+        s->header.nb_snapshots = count;
+        s->header.snapshots_offset = offset;
+    } else {
+        s->broken = r; /* which of the two the disk has is not known any more */
+    }
+    return r;
+}
+
+int qcow2_header_set_disk(Image *image, uint64_t size, uint64_t offset, uint32_t entries)
+{
+    Qcow2State *s = image->state;
+    uint8_t fields[24];
+    store_be64(fields, size);
+    store_be32(fields + 8, s->header.crypt_method);
+    store_be32(fields + 12, entries);
+    store_be64(fields + 16, offset);
+    with_mutex(&s->header_lock);
+    int r = write_fields(image, fields, sizeof fields, offsetof(Qcow2HeaderDisk, size));
+    if (r == 0) {
+        s->header.size = size;
+        s->header.l1_size = entries;
+        s->header.l1_table_offset = offset;
+    } else {
+        s->broken = r;
+    }
+    return r;
+}
+
 int qcow2_header_set_refcount_table(Image *image, uint64_t offset, uint32_t clusters)
 {
     Qcow2State *s = image->state;

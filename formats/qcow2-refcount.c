@@ -279,6 +279,41 @@ int qcow2_refcount_raise(Image *image, Qcow2Run run)
     return 0;
 }
 
+/* Whether a cluster may have one reference more. */
+static int check_add(Image *image, uint64_t cluster, uint64_t refcount)
+{
+    const Qcow2State *s = image->state;
+    if (refcount == 0) {
+        return qcow2_corrupt(image, "cluster %" PRIu64 " is in use with a refcount of 0", cluster);
+    }
+    return refcount < s->refcount_max ? 0 : -ERANGE;
+}
+
+int qcow2_refcount_add(Image *image, Qcow2Run run, uint64_t *done)
+{
+    Qcow2State *s = image->state;
+    uint64_t end = run.first + run.count;
+    *done = 0;
+    while (*done < run.count) {
+        Qcow2Piece piece;
+        uint64_t cluster = run.first + *done;
+        int r = qcow2_piece_get(image, cluster, &piece);
+        for (; r == 0 && cluster < min_u64(end, piece.end); cluster++) {
+            uint64_t refcount = qcow2_piece_load(s, &piece, cluster);
+            r = check_add(image, cluster, refcount);
+            if (r == 0) {
+                qcow2_piece_store(s, &piece, cluster, refcount + 1);
+                (*done)++;
+            }
+        }
+        qcow2_piece_put(s, &piece);
+        if (r < 0) {
+            return r;
+        }
+    }
+    return 0;
+}
+
 /* Whether a cluster may lose one of its references. */
 static int check_drop(Image *image, uint64_t cluster, uint64_t refcount)
 {

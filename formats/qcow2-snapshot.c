@@ -5,14 +5,17 @@
  * clock (ns) 32 VM state size  36 extra length  40 extra: VM state size (8), disk size (8) ...  id
  * name  padding to 8
  *
- * Only the active state of an image is served; the table is read because the clusters of snapshots
- * must never be handed out, and because check counts them.
+ * The table is read at open, for the clusters of snapshots must never be handed out. One snapshot can
+ * be shown in place of the active state, for reading: its L1 table stands in for the active one then,
+ * its size of the disk for the present one.
  */
 #include "formats/qcow2.h"
 
+#include <string.h>
+
 #include "base/errors.h"
 
-#define ENTRY_HEAD 40
+#define ENTRY_HEAD QCOW2_SNAPSHOT_HEAD
 
 static void snapshot_clear(void *p)
 {
@@ -101,7 +104,8 @@ static bool read_entry(Image *image, unsigned index, uint64_t *at, Qcow2Snapshot
         !read_tail(image, index, *at + ENTRY_HEAD, id_length, name_length, snapshot, error)) {
         return false;
     }
-    *at += align_up(length, 8);
+    snapshot->entry_length = align_up(length, 8);
+    *at += snapshot->entry_length;
     return true;
 }
 
@@ -125,6 +129,85 @@ bool qcow2_snapshots_read(Image *image, GError **error)
                              image->path);
         }
     }
+    return true;
+}
+
+const Qcow2Snapshot *qcow2_snapshot_find(const Image *image, const char *name, GError **error)
+{
+    const GArray *snapshots = qcow2_state(image)->snapshots;
+    const Qcow2Snapshot *found = NULL;
+    for (unsigned i = 0; i < snapshots->len; i++) {
+        const Qcow2Snapshot *snapshot = &g_array_index(snapshots, Qcow2Snapshot, i);
+        if (strcmp(snapshot->name, name) != 0 && strcmp(snapshot->id, name) != 0) {
+            continue;
+        }
+        if (found) {
+            error_set(error, EEXIST,
+                      "%s: '%s' is the name or ID of more than one snapshot: give the one that is "
+                      "not",
+                      image->path, name);
+            return NULL;
+        }
+        found = snapshot;
+    }
+    if (!found) {
+        error_set(error, ENOENT, "%s: there is no snapshot '%s': cownbd snapshot list shows them",
+                  image->path, name);
+    }
+    return found;
+}
+
+uint64_t *qcow2_snapshot_l1(const Image *image, const Qcow2Snapshot *snapshot, uint32_t least,
+                            GError **error)
+{
+    uint64_t bytes = (uint64_t)snapshot->l1_size * 8;
+    uint64_t *l1 = g_try_malloc0(max_u64(bytes, (uint64_t)least * 8) + 8);
+    int r = l1 != NULL ? store_read(image->store, l1, bytes, snapshot->l1_table_offset) : -ENOMEM;
+    if (r < 0) {
+        g_free(l1);
+        error_set_errno(error, -r, "%s: cannot read the L1 table of snapshot '%s'", image->path,
+                        snapshot->name);
+        return NULL;
+    }
+    for (uint32_t i = 0; i < snapshot->l1_size; i++) {
+        l1[i] = load_be64(&l1[i]) & ~QCOW2_COPIED;
+    }
+    return l1;
+}
+
+bool qcow2_snapshot_l1_size(const Image *image, const Qcow2Snapshot *snapshot, uint32_t *entries,
+                            GError **error)
+{
+    const Qcow2State *s = qcow2_state(image);
+    uint64_t needed = qcow2_l1_needed(s, snapshot->disk_size);
+    if (snapshot->disk_size > INT64_MAX || needed > QCOW2_MAX_L1_BYTES / 8) {
+        return error_set(error, EUCLEAN,
+                         "%s: snapshot '%s': its disk size is %" PRIu64
+                         ": needs an L1 table of over 32 MiB",
+                         image->path, snapshot->name, snapshot->disk_size);
+    }
+    *entries = max_u64(needed, snapshot->l1_size);
+    return true;
+}
+
+bool qcow2_snapshot_show(Image *image, const char *name, GError **error)
+{
+    Qcow2State *s = image->state;
+    const Qcow2Snapshot *snapshot = qcow2_snapshot_find(image, name, error);
+    uint32_t entries;
+    if (!snapshot || !qcow2_snapshot_l1_size(image, snapshot, &entries, error)) {
+        return false;
+    }
+    uint64_t *l1 = qcow2_snapshot_l1(image, snapshot, entries, error);
+    if (!l1) {
+        return false;
+    }
+    g_free(s->l1);
+    s->l1 = l1;
+    s->l1_size = entries;
+    s->header.l1_table_offset = snapshot->l1_table_offset;
+    s->header.l1_size = snapshot->l1_size;
+    image->size = s->header.size = snapshot->disk_size;
     return true;
 }
 

@@ -91,11 +91,12 @@ static int take_plan(Image *image, const Plan *plan, bool fresh)
     return r;
 }
 
-int qcow2_alloc_table(Image *image, uint64_t clusters, Qcow2Run *run)
+/* At the end of the file, with the blocks that it needs. */
+static int alloc_at_end(Image *image, uint64_t clusters, Qcow2Run *run)
 {
     Qcow2State *s = image->state;
-    int r = s->space_known ? 0 : qcow2_space_scan(image);
     Plan plan;
+    int r = 0;
     for (bool fits = false; r == 0 && !fits;) {
         plan = (Plan){.at = s->used_end, .table = clusters};
         plan.blocks = missing_blocks(s, &plan);
@@ -111,7 +112,18 @@ int qcow2_alloc_table(Image *image, uint64_t clusters, Qcow2Run *run)
         *run = (Qcow2Run){plan.at, clusters};
         r = take_plan(image, &plan, fresh);
     }
-    qcow2_update_dirty(s);
+    return r;
+}
+
+int qcow2_alloc_table(Image *image, uint64_t clusters, Qcow2Run *run)
+{
+    bool fresh;
+    int r = qcow2_alloc_run(image, clusters, run, &fresh);
+    if (r == 0 && run->count < clusters) {
+        qcow2_alloc_return(image, *run);
+        r = alloc_at_end(image, clusters, run);
+    }
+    qcow2_update_dirty(image->state);
     return r;
 }
 

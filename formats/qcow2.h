@@ -6,7 +6,10 @@
  *
  *     qcow2.c           probe, open, close, info
  *     qcow2-header.c    header, extensions, feature bits
- *     qcow2-snapshot.c  the snapshot table, read only
+ *     qcow2-snapshot.c  the snapshot table, read
+ *     qcow2-snapshot-table.c   the snapshot table, written anew
+ *     qcow2-snapshot-tree.c    references to all that hangs on an L1 table
+ *     qcow2-snapshot-change.c  snapshots made, applied, deleted
  *     qcow2-bitmap.c    the directory of bitmaps, read only
  *     qcow2-map.c       map, decode
  *     qcow2-l2.c        L1 and L2 tables
@@ -47,6 +50,7 @@
 #define QCOW2_MAX_L1_BYTES             (32u << 20)
 #define QCOW2_MAX_REFCOUNT_TABLE_BYTES (8u << 20)
 #define QCOW2_MAX_SNAPSHOTS            65536
+#define QCOW2_SNAPSHOT_HEAD            40 /* of an entry of their table, before what varies */
 #define QCOW2_MAX_SNAPSHOT_EXTRA       1024
 #define QCOW2_MAX_SNAPSHOT_TABLE_BYTES (64u << 20)
 #define QCOW2_MAX_BITMAPS              65535
@@ -150,7 +154,7 @@ typedef struct Qcow2Snapshot {
     uint64_t vm_state_size;
     uint32_t date_sec, date_nsec;
     uint64_t vm_clock_nsec;
-    uint64_t entry_offset; /* of its entry in the file */
+    uint64_t entry_offset, entry_length; /* of its entry in the file, padding included */
     uint32_t extra_size;
     char *id, *name;
 } Qcow2Snapshot;
@@ -243,6 +247,10 @@ int qcow2_header_set_refcount_table(Image *image, uint64_t offset, uint32_t clus
 int qcow2_header_set_l1(Image *image, uint64_t offset, uint32_t entries);
 int qcow2_header_set_size(Image *image, uint64_t size);
 
+/* Both at once; and the snapshot table. */
+int qcow2_header_set_disk(Image *image, uint64_t size, uint64_t offset, uint32_t entries);
+int qcow2_header_set_snapshots(Image *image, uint64_t offset, uint32_t count);
+
 /* The image is damaged: says so once in the log and, for a writer, sets the corrupt bit durably;
  * from then on every change answers -EIO. Returns -EIO. [shared] */
 int qcow2_corrupt(Image *image, const char *format, ...) G_GNUC_PRINTF(2, 3);
@@ -252,6 +260,58 @@ int qcow2_corrupt(Image *image, const char *format, ...) G_GNUC_PRINTF(2, 3);
 bool qcow2_snapshots_read(Image *image, GError **error); /* fills in state->snapshots */
 void qcow2_snapshots_free(Qcow2State *s);
 void qcow2_snapshots_info(const Image *image, GVariantBuilder *list);
+
+/* The one that is called so, or has this ID. NULL with *error: none, or more than one. The pointer
+ * is good until the table changes. */
+const Qcow2Snapshot *qcow2_snapshot_find(const Image *image, const char *name, GError **error);
+
+/* The L1 table of a snapshot without its COPIED flags, at least `least` entries; g_free. NULL with
+ * *error. */
+uint64_t *qcow2_snapshot_l1(const Image *image, const Qcow2Snapshot *snapshot, uint32_t least,
+                            GError **error);
+
+/* How many entries an L1 table must have to show a snapshot: its own, or more when its disk is larger
+ * than these say. */
+bool qcow2_snapshot_l1_size(const Image *image, const Qcow2Snapshot *snapshot, uint32_t *entries,
+                            GError **error);
+
+/* Makes an image that is open for reading show a snapshot. */
+bool qcow2_snapshot_show(Image *image, const char *name, GError **error);
+
+/* [exclusive] */
+bool qcow2_snapshot_create(Image *image, const char *name, GError **error);
+bool qcow2_snapshot_apply(Image *image, const char *name, GError **error);
+bool qcow2_snapshot_delete(Image *image, const char *name, GError **error);
+
+/* ---- the snapshot table, anew (qcow2-snapshot-table.c) [exclusive] ---- */
+
+/* A new table in its own, new clusters, which the header does not point to yet. */
+typedef struct Qcow2SnapshotTable {
+    Qcow2Run run; /* count 0: the table is empty */
+    uint32_t count;
+} Qcow2SnapshotTable;
+
+/* The present entries with one more (added), or without one (gone); either may be NULL. Not synced. */
+bool qcow2_snapshot_table_write(Image *image, const Qcow2Snapshot *added, const Qcow2Snapshot *gone,
+                                Qcow2SnapshotTable *table, GError **error);
+
+/* Points the header to it, durably; the old one will be freed. Its space must be durable. */
+bool qcow2_snapshot_table_use(Image *image, const Qcow2SnapshotTable *table, GError **error);
+
+/* ---- all that hangs on an L1 table (qcow2-snapshot-tree.c) [exclusive] ---- */
+
+/* -EUCLEAN, said in the log, when it cannot be true what an L1 table refers to. */
+int qcow2_tree_look(Image *image, const uint64_t *l1, uint32_t entries);
+
+/* Nothing must be dirty. Each table and all data that an L1 table refers to gets one reference
+ * more. On failure nothing is changed. */
+int qcow2_tree_reference(Image *image, const uint64_t *l1, uint32_t entries);
+
+/* Looked at before. Each loses one, by way of the frees that flush does: no table on the disk refers to them any more. */
+int qcow2_tree_release(Image *image, const uint64_t *l1, uint32_t entries);
+
+/* COPIED in the active tables: where the refcount is 1, and only there. In memory. */
+int qcow2_tree_mend_copied(Image *image);
 
 /* ---- L1 and L2 (qcow2-map.c) ---- */
 
@@ -292,6 +352,12 @@ int qcow2_l2_offset(Image *image, uint64_t l1_index, uint64_t *offset);
 int qcow2_l2_get(Image *image, uint64_t l2_offset, uint64_t index, MetaBlock **block,
                  uint64_t *first);
 
+/* The entries of an L1 table that a disk of that size needs. Pure. */
+static inline uint64_t qcow2_l1_needed(const Qcow2State *s, uint64_t size)
+{
+    return div_round_up(size, UINT64_C(1) << (s->cluster_bits + s->l2_bits));
+}
+
 int qcow2_map(Image *image, uint64_t offset, uint64_t length, ExtentList *list);
 int qcow2_decode(Image *image, const Extent *extent, const uint8_t *stored, size_t stored_length,
                  uint8_t *unit);
@@ -325,6 +391,10 @@ int qcow2_refcount_set(Image *image, uint64_t cluster, uint64_t refcount);
 /* Sets the refcounts of free clusters, described by blocks, to 1. [exclusive] */
 int qcow2_refcount_raise(Image *image, Qcow2Run run);
 
+/* Adds one reference to each cluster of the run, all in use; *done says how many were changed.
+ * -ERANGE: more than the width can say. [exclusive] */
+int qcow2_refcount_add(Image *image, Qcow2Run run, uint64_t *done);
+
 /* Takes away one reference of each cluster of the run; *done says how many were changed, those
  * whose refcount became 0 are appended to zeroed. [exclusive, flush] */
 int qcow2_refcount_drop(Image *image, Qcow2Run run, uint64_t *done, GArray *zeroed);
@@ -355,8 +425,8 @@ bool qcow2_table_reserve(Qcow2State *s, uint64_t count);
  * its limit. */
 int qcow2_table_grow(Image *image, uint64_t region);
 
-/* Reserves clusters that lie together at the end of the file, for a table; what they hold is not
- * known. [exclusive] */
+/* Reserves clusters that lie together, in a gap or at the end of the file, for a table; what they hold
+ * is not known. [exclusive] */
 int qcow2_alloc_table(Image *image, uint64_t clusters, Qcow2Run *run);
 
 /* ---- free space (qcow2-alloc.c) ---- */
@@ -436,12 +506,14 @@ bool qcow2_resize(Image *image, uint64_t size, GError **error);
 int qcow2_may_change(Image *image);
 
 int qcow2_flush(Image *image);
+int qcow2_settle(Image *image); /* flushes until nothing is left to write or to free */
 int qcow2_finish(Image *image);
 bool qcow2_is_dirty(const Image *image);
 void qcow2_update_dirty(Qcow2State *s); /* after any change */
 void qcow2_free_later(Qcow2State *s,
                       Qcow2Run run);    /* no table in memory refers to the run any more */
 void qcow2_flush_if_full(Image *image); /* what changes run at their end */
+int qcow2_make_room(Image *image);      /* the same, for who can fail at once */
 
 /* ---- compressed clusters (qcow2-compress.c) ---- */
 

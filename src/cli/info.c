@@ -11,6 +11,7 @@
 #include "cli/cli.h"
 #include "cli/options.h"
 #include "cli/output.h"
+#include "cli/snapshot-list.h"
 
 static JsonNode *format_specific(const Image *image)
 {
@@ -27,20 +28,6 @@ static JsonNode *format_specific(const Image *image)
     JsonNode *node = json_node_new(JSON_NODE_OBJECT);
     json_node_take_object(node, object);
     return node;
-}
-
-static void add_snapshots(JsonObject *object, const Image *image)
-{
-    if (!image->format->snapshots) {
-        return;
-    }
-    GVariantBuilder builder;
-    g_variant_builder_init(&builder, G_VARIANT_TYPE("aa{sv}"));
-    image->format->snapshots(image, &builder);
-    g_autoptr(GVariant) list = g_variant_ref_sink(g_variant_builder_end(&builder));
-    if (g_variant_n_children(list) > 0) {
-        json_object_set_member(object, "snapshots", json_gvariant_serialize(list));
-    }
 }
 
 static void add_backing(JsonObject *object, const Image *image)
@@ -60,7 +47,10 @@ static JsonObject *describe(const Image *image)
 {
     const Format *format = image->format;
     JsonObject *object = json_object_new();
-    add_snapshots(object, image);
+    JsonArray *snapshots = snapshot_list(image);
+    if (snapshots) {
+        json_object_set_array_member(object, "snapshots", snapshots);
+    }
     json_object_set_int_member(object, "virtual-size", image->size);
     output_add_string(object, "filename", image->path);
     uint64_t cluster_size = format->cluster_size ? format->cluster_size(image) : 0;
@@ -158,37 +148,6 @@ static void print_backing(JsonObject *object)
     }
 }
 
-static void print_snapshot(JsonObject *snapshot)
-{
-    int64_t clock = json_object_get_int_member(snapshot, "vm-clock-sec");
-    g_autoptr(GDateTime) date =
-        g_date_time_new_from_unix_local(json_object_get_int_member(snapshot, "date-sec"));
-    g_autofree char *day = date ? g_date_time_format(date, "%Y-%m-%d %H:%M:%S") : g_strdup("?");
-    g_autofree char *size = output_size(json_object_get_int_member(snapshot, "vm-state-size"));
-    g_autofree char *time = g_strdup_printf(
-        "%02" PRId64 ":%02" PRId64 ":%02" PRId64 ".%03" PRId64, clock / 3600, clock / 60 % 60,
-        clock % 60, json_object_get_int_member(snapshot, "vm-clock-nsec") / 1000000);
-    g_autofree char *icount =
-        json_object_has_member(snapshot, "icount")
-            ? g_strdup_printf("%" PRId64, json_object_get_int_member(snapshot, "icount"))
-            : g_strdup("");
-    printf("%-9s %-16s %8s%20s%13s%11s\n", json_object_get_string_member(snapshot, "id"),
-           json_object_get_string_member(snapshot, "name"), size, day, time, icount);
-}
-
-static void print_snapshots(JsonObject *object)
-{
-    if (!json_object_has_member(object, "snapshots")) {
-        return;
-    }
-    JsonArray *snapshots = json_object_get_array_member(object, "snapshots");
-    printf("Snapshot list:\n%-10s%-17s%8s%20s%13s%11s\n", "ID", "TAG", "VM SIZE", "DATE",
-           "VM CLOCK", "ICOUNT");
-    for (guint i = 0; i < json_array_get_length(snapshots); i++) {
-        print_snapshot(json_array_get_object_element(snapshots, i));
-    }
-}
-
 static void print_human(JsonObject *object)
 {
     printf("image: %s\n", json_object_get_string_member(object, "filename"));
@@ -202,7 +161,9 @@ static void print_human(JsonObject *object)
         printf("cleanly shut down: no\n");
     }
     print_backing(object);
-    print_snapshots(object);
+    if (json_object_has_member(object, "snapshots")) {
+        snapshot_list_print(json_object_get_array_member(object, "snapshots"));
+    }
     if (json_object_has_member(object, "format-specific")) {
         printf("Format specific information:\n");
         JsonObject *specific = json_object_get_object_member(object, "format-specific");
@@ -239,7 +200,8 @@ int cli_info(int argc, char **argv)
         .summary = "Shows the format, the sizes, the backing file and the features of an image.",
         .example = "  cownbd info --chain overlay.qcow2\n"
                    "  cownbd info --json overlay.qcow2 | jq '.\"virtual-size\"'",
-        .flags = CLI_FLAG_FORMAT | CLI_FLAG_JSON | CLI_FLAG_SHARE | CLI_FLAG_ALLOW,
+        .flags =
+            CLI_FLAG_FORMAT | CLI_FLAG_JSON | CLI_FLAG_SHARE | CLI_FLAG_ALLOW | CLI_FLAG_SNAPSHOT,
     };
     gboolean chain = FALSE;
     const GOptionEntry own[] = {

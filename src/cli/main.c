@@ -31,6 +31,7 @@ static const Command commands[] = {
     {"list", "what a running server serves", cli_list},
     {"stats", "what a running server has done", cli_stats},
     {"ctl", "ask a running server for anything", cli_ctl},
+    {"snapshot", "list, make, apply and delete internal snapshots", cli_snapshot},
     {"fold", "bring what was written in snapshot mode into the image", cli_fold},
 };
 

@@ -16,6 +16,7 @@ void cli_common_clear(CliCommon *common)
 {
     g_free(common->format);
     g_free(common->output);
+    g_free(common->snapshot);
     g_strfreev(common->allow_paths);
     *common = (CliCommon){0};
 }
@@ -39,6 +40,9 @@ static void add_common(GOptionContext *context, unsigned flags, CliCommon *commo
         {CLI_FLAG_ALLOW,
          {"allow-path", 0, 0, G_OPTION_ARG_FILENAME_ARRAY, &common->allow_paths,
           "Files that the image names may also lie in DIR (repeatable)", "DIR"}},
+        {CLI_FLAG_SNAPSHOT,
+         {"snapshot", 0, 0, G_OPTION_ARG_FILENAME, &common->snapshot,
+          "Look at this internal snapshot of the image (its name or ID)", "NAME"}},
     };
     GOptionEntry entries[G_N_ELEMENTS(rows) + 1] = {0};
     unsigned count = 0;
@@ -108,6 +112,7 @@ bool cli_image_open(const CliCommon *common, ImageOpen *how, GError **error)
 {
     how->allow_paths = (const char *const *)common->allow_paths;
     how->no_lock = common->force_share;
+    how->snapshot = common->snapshot;
     if (common->format) {
         how->format = cli_format(common->format, error);
         return how->format != NULL;

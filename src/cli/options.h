@@ -13,15 +13,17 @@
 
 /* Which of the common flags a subcommand has. */
 typedef enum {
-    CLI_FLAG_FORMAT = 1 << 0, /* -f, --format FMT */
-    CLI_FLAG_JSON = 1 << 1,   /* --json, --output=json|human */
-    CLI_FLAG_SHARE = 1 << 2,  /* -U, --force-share */
-    CLI_FLAG_ALLOW = 1 << 3,  /* --allow-path DIR */
+    CLI_FLAG_FORMAT = 1 << 0,   /* -f, --format FMT */
+    CLI_FLAG_JSON = 1 << 1,     /* --json, --output=json|human */
+    CLI_FLAG_SHARE = 1 << 2,    /* -U, --force-share */
+    CLI_FLAG_ALLOW = 1 << 3,    /* --allow-path DIR */
+    CLI_FLAG_SNAPSHOT = 1 << 4, /* --snapshot NAME */
 } CliFlags;
 
 typedef struct CliCommon {
     char *format;
     char *output;
+    char *snapshot;
     char **allow_paths; /* NULL-terminated or NULL */
     gboolean json;
     gboolean force_share;
@@ -49,7 +51,7 @@ int cli_fail(const GError *error);
 /* The same for a mistake in how the command was called: names the command and its help. */
 int cli_fail_usage(const CliUsage *usage, const char *format, ...) G_GNUC_PRINTF(2, 3);
 
-/* Fills in how from the common flags: format, allow_paths, no_lock. False when -f names no format.
+/* Fills in how from the common flags: format, allow_paths, no_lock, snapshot. False when -f names no format.
  * how must not outlive common. */
 bool cli_image_open(const CliCommon *common, ImageOpen *how, GError **error);
 

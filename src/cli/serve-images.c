@@ -55,7 +55,8 @@ static bool take_over_journal(const Serve *serve, const ServedImage *served, GEr
 static bool open_served(Serve *serve, ServedImage *served, GError **error)
 {
     const ServeOptions *o = &serve->options;
-    ImageOpen how = {.write = !served->how.read_only, .metadata_cache = o->metadata_cache};
+    bool write = !served->how.read_only && !o->common.snapshot;
+    ImageOpen how = {.write = write, .metadata_cache = o->metadata_cache};
     if (!cli_image_open(&o->common, &how, error)) {
         return false;
     }

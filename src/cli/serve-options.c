@@ -24,7 +24,7 @@ static const CliUsage usage = {
         "is flushed.",
     .example = "  cownbd serve -l unix:/run/cownbd/nbd.sock -l [::1]:10809 disk.qcow2\n"
                "  nbdinfo nbd://localhost/disk.qcow2",
-    .flags = CLI_FLAG_FORMAT | CLI_FLAG_ALLOW,
+    .flags = CLI_FLAG_FORMAT | CLI_FLAG_ALLOW | CLI_FLAG_SNAPSHOT,
 };
 
 static void add_entries(GArray *all, const GOptionEntry *entries)

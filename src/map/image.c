@@ -114,6 +114,20 @@ static bool check_opened(const Image *image, GError **error)
     return true;
 }
 
+static bool show_snapshot(Image *image, const char *name, GError **error)
+{
+    if (image->write) {
+        return error_set(error, EINVAL, "%s: snapshot '%s': can only be opened for reading",
+                         image->path, name);
+    }
+    if (!image->format->snapshot_show) {
+        return error_set(error, ENOTSUP,
+                         "%s: snapshot '%s': format %s has no snapshots: only qcow2 has",
+                         image->path, name, image->format->name);
+    }
+    return image->format->snapshot_show(image, name, error);
+}
+
 /* An image on store, its own format open, its backing not. Takes over a reference to store. */
 static Image *open_one(Store *store, const char *path, const Format *format, const ImageOpen *how,
                        bool no_names, GError **error)
@@ -137,7 +151,8 @@ static Image *open_one(Store *store, const char *path, const Format *format, con
         image->format = NULL; /* open freed what it made */
         return NULL;
     }
-    if (!check_opened(image, error)) {
+    if ((how->snapshot && !show_snapshot(image, how->snapshot, error)) ||
+        !check_opened(image, error)) {
         return NULL;
     }
     return g_steal_pointer(&image);
@@ -235,6 +250,7 @@ static bool open_backing(Image *image, const ImageOpen *top, GArray *files, GErr
     ImageOpen how = *top;
     how.write = false;
     how.repair = false;
+    how.snapshot = NULL;
     const Format *format;
     if (!backing_format(image, &format, error)) {
         return false;

@@ -33,7 +33,9 @@ typedef struct ImageOpen {
     bool no_backing;      /* leave the backing closed (info without --chain, check) */
     bool no_lock;         /* look although another process writes */
     bool repair;          /* opened by check --repair: dirty and corrupt images open for writing */
-    bool fold;            /* opened by who knows of a store of unfolded writes, see below */
+    const char
+        *snapshot; /* show this internal snapshot of the top image; not with write; NULL: none */
+    bool fold;     /* opened by who knows of a store of unfolded writes, see below */
     /* Directories in which named files may lie; NULL-terminated, may be NULL. */
     const char *const *allow_paths;
     uint64_t metadata_cache; /* bytes an image; 0: the default of 32 MiB */
