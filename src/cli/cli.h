@@ -6,6 +6,7 @@
 #define CLI_CLI_H
 
 int cli_serve(int argc, char **argv);
+int cli_config(int argc, char **argv);
 int cli_info(int argc, char **argv);
 int cli_map(int argc, char **argv);
 int cli_check(int argc, char **argv);

@@ -17,6 +17,7 @@ typedef struct Command {
 
 static const Command commands[] = {
     {"serve", "serve images over NBD", cli_serve},
+    {"config", "look at a configuration of serve", cli_config},
     {"info", "format, sizes, backing chain and features of an image", cli_info},
     {"map", "which parts of a disk are data, zero or not there, and where", cli_map},
     {"check", "find and repair damage", cli_check},

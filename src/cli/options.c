@@ -84,7 +84,10 @@ bool cli_parse(const CliUsage *usage, const GOptionEntry *own, CliCommon *common
 
 int cli_fail(const GError *error)
 {
-    fprintf(stderr, "cownbd: %s\n", error->message);
+    g_auto(GStrv) lines = g_strsplit(error->message, "\n", -1); /* a configuration has several */
+    for (char **line = lines; *line != NULL; line++) {
+        fprintf(stderr, "cownbd: %s\n", *line);
+    }
     return 1;
 }
 

@@ -45,7 +45,7 @@ typedef struct CliUsage {
 bool cli_parse(const CliUsage *usage, const GOptionEntry *own, CliCommon *common, int *argc,
                char ***argv, GError **error);
 
-/* Prints "cownbd: MESSAGE" and gives 1, the exit status of failure. */
+/* Prints "cownbd: MESSAGE", each line of it, and gives 1, the exit status of failure. */
 int cli_fail(const GError *error);
 
 /* The same for a mistake in how the command was called: names the command and its help. */

@@ -100,6 +100,9 @@ static bool choose_control(ServeOptions *o, GError **error)
     if (o->control != NULL) {
         return error_set(error, EINVAL, "serve: --image-control and --control: choose one");
     }
+    if (o->images[0] == NULL) {
+        return error_set(error, EINVAL, "serve: --image-control: needs an image");
+    }
     g_autofree char *image = attach_server_image(o->images[0]);
     o->control = attach_server_file(image, ".sock", error);
     return o->control != NULL;
@@ -127,15 +130,15 @@ static bool check_snapshot(Serve *serve, GError **error)
         return true;
     }
     serve->options.read_only = TRUE;
-    return serve->options.images[1] == NULL ||
+    return g_strv_length(serve->options.images) <= 1 ||
            error_set(error, EINVAL, "serve: an image in snapshot mode needs a server of its own");
 }
 
 bool serve_attach_check(Serve *serve, GError **error)
 {
-    bool one = serve->options.images[1] == NULL;
+    unsigned images = g_strv_length(serve->options.images);
     options.adopt = options.adopt || serve->takeover != NULL;
-    if (!one && (options.name != NULL || options.device != NULL)) {
+    if (images != 1 && (options.name != NULL || options.device != NULL)) {
         return error_set(error, EINVAL,
                          "serve: --attach-name and --attach-device are for a single image");
     }

@@ -7,6 +7,7 @@
  *                  hide   they may stay, the image is closed when the last has gone
  *                  hard   they are sent away once their requests in flight are done
  *      kick      sends clients away, the export stays
+ *      reload    the same from a configuration, see serve-reload.c
  *
  * All of it happens on main, between its waits: requests of other exports do not notice. What must
  * stay true: an image is closed only when its export is removed and nobody has it pinned.
@@ -55,7 +56,7 @@ static bool add_verb(JsonObject *arguments, JsonObject *answer, void *context, G
 {
     const char *image = NULL, *name = NULL, *format = NULL, *description = NULL;
     Serve *serve = context;
-    bool read_only = serve->options.read_only;
+    bool read_only = false;
     if (!control_get_string(arguments, "image", &image, error) ||
         !control_get_string(arguments, "name", &name, error) ||
         !control_get_string(arguments, "format", &format, error) ||
@@ -267,6 +268,32 @@ static bool kick_verb(JsonObject *arguments, JsonObject *answer, void *context, 
     return true;
 }
 
+/* reload */
+
+typedef struct ReloadRun {
+    JsonObject *answer;
+    GError *error;
+} ReloadRun;
+
+static void reload_job(Serve *serve, void *argument)
+{
+    ReloadRun *run = argument;
+    serve_reload(serve, run->answer, &run->error);
+}
+
+static bool reload_verb(JsonObject *arguments, JsonObject *answer, void *context, GError **error)
+{
+    ReloadRun run = {.answer = answer};
+    if (!serve_on_main(context, reload_job, &run)) {
+        return serve_is_ending(error);
+    }
+    if (run.error != NULL) {
+        g_propagate_error(error, run.error);
+        return false;
+    }
+    return true;
+}
+
 static void wake_main(void *context)
 {
     const Serve *serve = context;
@@ -279,6 +306,7 @@ void serve_exports_start(Serve *serve)
     if (serve->control != NULL) {
         control_add_verb(serve->control, "add", add_keys, add_verb, serve);
         control_add_verb(serve->control, "remove", remove_keys, remove_verb, serve);
+        control_add_verb(serve->control, "reload", NULL, reload_verb, serve);
         control_add_verb(serve->control, "kick", kick_keys, kick_verb, serve);
     }
 }

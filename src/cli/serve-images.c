@@ -55,7 +55,7 @@ static bool take_over_journal(const Serve *serve, const ServedImage *served, GEr
 static bool open_served(Serve *serve, ServedImage *served, GError **error)
 {
     const ServeOptions *o = &serve->options;
-    bool write = !served->how.read_only && !o->common.snapshot;
+    bool write = !served->how.read_only && !o->read_only && !o->common.snapshot;
     ImageOpen how = {.write = write, .metadata_cache = o->metadata_cache};
     if (!cli_image_open(&o->common, &how, error)) {
         return false;
@@ -94,7 +94,7 @@ static bool check_alone(const Serve *serve, const ServedImage *served, GError **
     return true;
 }
 
-static bool close_disk(ServedImage *served)
+bool serve_image_suspend(ServedImage *served)
 {
     int r = served->disk != NULL ? disk_close(served->disk) : 0;
     served->disk = NULL;
@@ -105,24 +105,38 @@ static bool close_disk(ServedImage *served)
     return r == 0;
 }
 
-/* Closes it for good; its export is the table's, or was freed. */
-static bool close_served(Serve *serve, ServedImage *served)
+bool serve_image_resume(Serve *serve, ServedImage *served, GError **error)
 {
-    bool ok = close_disk(served);
+    if (!open_served(serve, served, error)) {
+        return false;
+    }
+    served->export->node = disk_node(served->disk); /* nobody looks at it: all is still */
+    return true;
+}
+
+bool serve_image_close(Serve *serve, ServedImage *served)
+{
+    g_ptr_array_remove(serve->images, served);
+    bool ok = serve_image_suspend(served);
     if (served->mend) {
         serve_leaks_mend(serve, served->real_path);
     }
     serve_removal_done(serve, served, ok);
+    if (served->export != NULL) {
+        serve_attach_forget(serve, served);
+        export_free(served->export);
+    }
     g_free(served->how.name);
     g_free(served->how.path);
     g_free(served->how.format);
     g_free(served->how.description);
+    g_strfreev(served->how.access.allow);
     g_free(served->real_path);
     g_free(served);
     return ok;
 }
 
-ServedImage *serve_images_add(Serve *serve, const ServedHow *how, GError **error)
+ServedImage *serve_image_open(Serve *serve, const ServedHow *how, GError **error)
 {
     ServedImage *served = g_new0(ServedImage, 1);
     served->how = (ServedHow){.name = g_strdup(how->name),
@@ -130,18 +144,47 @@ ServedImage *serve_images_add(Serve *serve, const ServedHow *how, GError **error
                               .format = g_strdup(how->format),
                               .description = g_strdup(how->description),
                               .read_only = how->read_only,
+                              .access = {g_strdupv(how->access.allow), how->access.require_tls},
                               .origin = how->origin};
     served->real_path = real_path_of(how->path);
-    if (check_alone(serve, served, error) && open_served(serve, served, error)) {
-        served->export = export_table_add(serve->exports, how->name, how->description,
-                                          disk_node(served->disk), !served->write, error);
-    }
-    if (served->export == NULL) {
-        close_served(serve, served);
+    if (!check_alone(serve, served, error) || !open_served(serve, served, error)) {
+        serve_image_close(serve, served);
         return NULL;
     }
     g_ptr_array_add(serve->images, served);
     return served;
+}
+
+bool serve_image_publish(Serve *serve, ServedImage *served, GError **error)
+{
+    const ServedHow *how = &served->how;
+    g_autoptr(AccessRules) rules = serve_tls_rules(&serve->options, &how->access);
+    export_table_set_access(serve->exports, rules); /* there are never any others for this one */
+    served->export = export_table_add(serve->exports, how->name, how->description,
+                                      disk_node(served->disk), !served->write, error);
+    return served->export != NULL;
+}
+
+ServedImage *serve_images_add(Serve *serve, const ServedHow *how, GError **error)
+{
+    ServedImage *served = serve_image_open(serve, how, error);
+    if (served != NULL && !serve_image_publish(serve, served, error)) {
+        serve_image_close(serve, served);
+        return NULL;
+    }
+    return served;
+}
+
+static bool add_declared(Serve *serve, GError **error)
+{
+    const Config *config = serve->options.config;
+    for (unsigned i = 0; config != NULL && i < config->exports->len; i++) {
+        ServedHow how = serve_declared_how(g_ptr_array_index(config->exports, i));
+        if (serve_images_add(serve, &how, error) == NULL) {
+            return false;
+        }
+    }
+    return true;
 }
 
 bool serve_images_open(Serve *serve, GError **error)
@@ -154,20 +197,19 @@ bool serve_images_open(Serve *serve, GError **error)
         ServedHow how = {.name = i < names ? o->names[i] : base,
                          .path = o->images[i],
                          .description = i < descriptions ? o->descriptions[i] : NULL,
-                         .read_only = o->read_only,
                          .origin = SERVED_GIVEN};
         if (serve_images_add(serve, &how, error) == NULL) {
             return false;
         }
     }
-    return true;
+    return add_declared(serve, error);
 }
 
 bool serve_images_suspend(Serve *serve)
 {
     bool ok = true;
     for (unsigned i = 0; i < serve->images->len; i++) {
-        ok &= close_disk(g_ptr_array_index(serve->images, i));
+        ok &= serve_image_suspend(g_ptr_array_index(serve->images, i));
     }
     return ok;
 }
@@ -175,11 +217,9 @@ bool serve_images_suspend(Serve *serve)
 bool serve_images_reopen(Serve *serve, GError **error)
 {
     for (unsigned i = 0; i < serve->images->len; i++) {
-        ServedImage *served = g_ptr_array_index(serve->images, i);
-        if (!open_served(serve, served, error)) {
+        if (!serve_image_resume(serve, g_ptr_array_index(serve->images, i), error)) {
             return false;
         }
-        served->export->node = disk_node(served->disk); /* nobody looks at it: all is still */
     }
     return true;
 }
@@ -190,11 +230,8 @@ bool serve_images_reap(Serve *serve)
     for (unsigned i = serve->images->len; i-- > 0;) {
         ServedImage *served = g_ptr_array_index(serve->images, i);
         if (served->leaving && export_users(served->export) == 0) {
-            g_ptr_array_remove_index(serve->images, i);
-            serve_attach_forget(serve, served);
-            export_free(served->export);
             log_info("%s: is not served any more", served->how.path);
-            ok &= close_served(serve, served);
+            ok &= serve_image_close(serve, served);
         }
     }
     return ok;
@@ -202,11 +239,14 @@ bool serve_images_reap(Serve *serve)
 
 bool serve_images_close(Serve *serve)
 {
-    bool ok = serve_images_reap(serve);
-    for (unsigned i = 0; i < serve->images->len; i++) {
-        ok &= close_served(serve, g_ptr_array_index(serve->images, i));
+    bool ok = true;
+    while (serve->images->len > 0) {
+        ServedImage *served = g_ptr_array_index(serve->images, 0);
+        if (!served->leaving && served->export != NULL) {
+            export_table_remove(serve->exports, served->export);
+        }
+        ok &= serve_image_close(serve, served);
     }
-    g_ptr_array_set_size(serve->images, 0);
     return ok;
 }
 

@@ -3,6 +3,7 @@
  *
  *      serve-options.c   the command line
  *      serve-operations.c the log, the user, the sandbox
+ *      serve-config.c    the configuration at the start, serve-reload.c when it has changed
  *      serve-listen.c    where clients come from
  *      serve-images.c    images -> disks -> exports, and back
  *      serve-exports.c   exports that come and go while others are served: verbs add, remove, kick
@@ -27,6 +28,7 @@
 #include "base/pool.h"
 #include "base/worker.h"
 #include "cli/options.h"
+#include "control/config.h"
 #include "control/control.h"
 #include "control/export.h"
 #include "control/metrics.h"
@@ -47,6 +49,10 @@ typedef enum { SERVE_TLS_OFF, SERVE_TLS_ON, SERVE_TLS_REQUIRE } ServeTls;
 
 typedef struct ServeOptions {
     CliCommon common;
+    char *config_path;
+    Config *config;   /* as it was at the start; NULL: there is none */
+    GPtrArray *words; /* char *, options' own: settings and command line together */
+    char **argv;      /* of words */
     char **listen;
     char **names, **descriptions;
     char *socket_mode, *socket_owner;
@@ -63,7 +69,7 @@ typedef struct ServeOptions {
     ServeTls tls;
     AccessRules
         *rules;    /* for every export of the command line; NULL: everybody may do everything */
-    char **images; /* as given; at least one */
+    char **images; /* as given; none only where there is a configuration */
 } ServeOptions;
 
 /* Where an export comes from. */
@@ -80,6 +86,7 @@ typedef struct ServedHow {
     char *format;      /* NULL: found from the first bytes */
     char *description; /* may be NULL */
     bool read_only;
+    ConfigAccess access;
     ServedOrigin origin;
 } ServedHow;
 
@@ -145,6 +152,21 @@ void serve_leave(Serve *serve);
 void serve_options_init(ServeOptions *options);
 bool serve_options_parse(ServeOptions *options, int *argc, char ***argv, GError **error);
 void serve_options_clear(ServeOptions *options);
+/* The settings that [server] may have, from the table of options. */
+const ConfigKey *serve_options_keys(void);
+/* The options that these settings are; false: what they would be refused for. o was initialized, and is
+ * to be cleared. */
+bool serve_options_try(const ConfigSetting *const *settings, unsigned count, ServeOptions *o,
+                       GError **error);
+
+/* serve-config.c: declared access rules ask for nothing that these options do not have. */
+bool serve_config_check_rules(Config *config, const ServeOptions *o, GError **error);
+
+/* serve-reload.c [main]. The configuration is read again, and the difference is applied; anything wrong
+ * with it: nothing changes. answer is told what was done. */
+bool serve_reload(Serve *serve, JsonObject *answer, GError **error);
+/* What a declared export asks for; the strings stay its own. */
+ServedHow serve_declared_how(const ConfigExport *export);
 
 /* serve-operations.c [main] */
 void serve_operations_add(GArray *all, ServeOptions *options); /* its GOptionEntries */
@@ -159,11 +181,24 @@ bool serve_listen_open(Serve *serve, GError **error);
 /* serve-tls.c [main] */
 bool serve_tls_check(ServeOptions *options, GError **error);
 bool serve_tls_open(Serve *serve, GError **error);
+/* Rules that ask for something that is off could never match: refused. context: who has them. */
+bool serve_tls_check_rules(const ServeOptions *options, const AccessRules *rules,
+                           const char *context, GError **error);
+/* The rules of an export with this access; NULL: everybody may do everything. access_rules_unref. */
+AccessRules *serve_tls_rules(const ServeOptions *options, const ConfigAccess *access);
 /* Certificates and keys are read again; false: the old ones stay. */
 bool serve_tls_reload(Serve *serve, GError **error);
 
 /* serve-images.c [main] */
 bool serve_images_open(Serve *serve, GError **error);
+/* Opens an image that is no export yet; then it becomes one. False: it is as before. */
+ServedImage *serve_image_open(Serve *serve, const ServedHow *how, GError **error);
+bool serve_image_publish(Serve *serve, ServedImage *image, GError **error);
+/* It goes, be it an export that is removed and idle or none. False: the last flush failed. */
+bool serve_image_close(Serve *serve, ServedImage *image);
+/* Flushes and closes its disk, the rest stays; opens it again. */
+bool serve_image_suspend(ServedImage *image);
+bool serve_image_resume(Serve *serve, ServedImage *image, GError **error);
 /* Opens one more image and makes it an export; NULL: nothing has changed. */
 ServedImage *serve_images_add(Serve *serve, const ServedHow *how, GError **error);
 /* Closes those whose export is removed and that nobody uses any more. False: a last flush failed

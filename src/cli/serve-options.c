@@ -9,19 +9,21 @@
 
 #include "base/errors.h"
 #include "base/log.h"
+#include "cli/serve-config.h"
 #include "cli/serve-impl.h"
 #include "formats/option.h"
 #include "nbd/nbd-wire.h"
 
 #define THREADS_MAX 1024
+#define ALLOW_PATHS "allow-paths" /* one of the options that all commands have */
 
 static const CliUsage usage = {
     .command = "serve",
-    .arguments = "IMAGE...",
+    .arguments = "[IMAGE...]",
     .summary =
         "Serves disk images over NBD, each under its file's base name, the first also as the "
-        "default\nexport \"\". Runs in the foreground; SIGTERM and SIGINT end it after all "
-        "is flushed.",
+        "default\nexport \"\", and what the file of --config declares. Runs in the foreground; "
+        "SIGTERM and SIGINT\nend it after all is flushed, SIGHUP reads the file of --config again.",
     .example = "  cownbd serve -l unix:/run/cownbd/nbd.sock -l [::1]:10809 disk.qcow2\n"
                "  nbdinfo nbd://localhost/disk.qcow2",
     .flags = CLI_FLAG_FORMAT | CLI_FLAG_ALLOW | CLI_FLAG_SNAPSHOT,
@@ -34,9 +36,13 @@ static void add_entries(GArray *all, const GOptionEntry *entries)
     }
 }
 
-static bool parse(ServeOptions *o, int *argc, char ***argv, GError **error)
+/* serve's own, whose values go to o. */
+static GArray *own_entries(ServeOptions *o)
 {
     const GOptionEntry entries[] = {
+        {"config", 0, 0, G_OPTION_ARG_FILENAME, &o->config_path,
+         "Key file that says what to serve and how (docs/configuration.md); options win over it",
+         "FILE"},
         {"listen", 'l', 0, G_OPTION_ARG_FILENAME_ARRAY, &o->listen,
          "HOST:PORT, [ADDRESS]:PORT, :PORT, unix:PATH, vsock:PORT or none (repeatable; default: "
          "127.0.0.1:" NBD_DEFAULT_PORT ", or the sockets of LISTEN_FDS)",
@@ -89,9 +95,15 @@ static bool parse(ServeOptions *o, int *argc, char ***argv, GError **error)
         {"take-over", 0, G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_INT, &o->take_over, NULL, NULL},
         {NULL},
     };
-    g_autoptr(GArray) all = g_array_new(TRUE, TRUE, sizeof(GOptionEntry));
-    add_entries(all, entries);
-    serve_operations_add(all, o);
+    GArray *own = g_array_new(TRUE, TRUE, sizeof(GOptionEntry));
+    add_entries(own, entries);
+    serve_operations_add(own, o);
+    return own;
+}
+
+static bool parse(ServeOptions *o, int *argc, char ***argv, GError **error)
+{
+    g_autoptr(GArray) all = own_entries(o);
     add_entries(all, serve_attach_entries());
     return cli_parse(&usage, (const GOptionEntry *)(void *)all->data, &o->common, argc, argv,
                      error);
@@ -120,7 +132,7 @@ static bool check_number(const char *option, int value, int minimum, int maximum
 
 static bool check(ServeOptions *o, int argc, char **argv, GError **error)
 {
-    if (argc < 2) {
+    if (argc < 2 && o->config_path == NULL) {
         return error_set(error, EINVAL, "serve: no image given: see cownbd serve --help");
     }
     o->images = argv + 1;
@@ -153,9 +165,131 @@ void serve_options_init(ServeOptions *o)
                         .take_over = -1};
 }
 
+/* Settings of a configuration */
+
+/* What says something of one image or of this call only is no setting of the server. */
+static const char *const no_settings[] = {"config",    "name",  "description",
+                                          "read-only", "stdio", NULL};
+
+static bool is_setting(const GOptionEntry *entry)
+{
+    return !(entry->flags & G_OPTION_FLAG_HIDDEN) && entry->arg != G_OPTION_ARG_CALLBACK &&
+           !g_strv_contains(no_settings, entry->long_name);
+}
+
+static ConfigType setting_type(GOptionArg arg)
+{
+    switch (arg) {
+    case G_OPTION_ARG_NONE:
+        return CONFIG_FLAG;
+    case G_OPTION_ARG_INT:
+        return CONFIG_NUMBER;
+    case G_OPTION_ARG_FILENAME_ARRAY:
+    case G_OPTION_ARG_STRING_ARRAY:
+        return CONFIG_LIST;
+    default:
+        return CONFIG_TEXT;
+    }
+}
+
+const ConfigKey *serve_options_keys(void)
+{
+    static GArray *keys;
+    if (keys == NULL) {
+        ServeOptions o;
+        g_autoptr(GArray) entries = own_entries(&o);
+        ConfigKey allow = {ALLOW_PATHS, CONFIG_LIST};
+        keys = g_array_new(TRUE, TRUE, sizeof(ConfigKey));
+        g_array_append_val(keys, allow);
+        for (unsigned i = 0; i < entries->len; i++) {
+            const GOptionEntry *entry = &g_array_index(entries, GOptionEntry, i);
+            ConfigKey key = {entry->long_name, setting_type(entry->arg)};
+            if (is_setting(entry)) {
+                g_array_append_val(keys, key);
+            }
+        }
+    }
+    return (const ConfigKey *)(void *)keys->data;
+}
+
+/* The setting as it would stand on the command line. */
+static void add_setting(GPtrArray *argv, const ConfigSetting *setting)
+{
+    const char *option = strcmp(setting->name, ALLOW_PATHS) == 0 ? "allow-path" : setting->name;
+    for (char **value = setting->values; *value != NULL; value++) {
+        if (setting->type != CONFIG_FLAG) {
+            g_ptr_array_add(argv, g_strdup_printf("--%s=%s", option, *value));
+        } else if (strcmp(*value, "true") == 0) {
+            g_ptr_array_add(argv, g_strdup_printf("--%s", option));
+        }
+    }
+}
+
+bool serve_options_try(const ConfigSetting *const *settings, unsigned count, ServeOptions *o,
+                       GError **error)
+{
+    g_autoptr(GPtrArray) words = g_ptr_array_new_with_free_func(g_free);
+    g_ptr_array_add(words, g_strdup("serve"));
+    for (unsigned i = 0; i < count; i++) {
+        add_setting(words, settings[i]);
+    }
+    g_ptr_array_add(words, g_strdup("image"));
+    g_ptr_array_add(words, NULL);
+    g_autofree char **argv = g_memdup2(words->pdata, words->len * sizeof(char *));
+    char **rest = argv;
+    int argc = words->len - 1;
+    g_autoptr(GArray) entries = own_entries(o);
+    bool ok = cli_parse(&usage, (const GOptionEntry *)(void *)entries->data, &o->common, &argc,
+                        &rest, error) &&
+              check(o, argc, rest, error);
+    o->images = NULL; /* words of here */
+    return ok;
+}
+
+/* The file that --config names; NULL: none, or the command line is wrong anyhow. */
+static char *find_config(char *const *argv)
+{
+    char *path = NULL;
+    const GOptionEntry entries[] = {
+        {"config", 0, 0, G_OPTION_ARG_FILENAME, &path, NULL, NULL},
+        {NULL},
+    };
+    g_auto(GStrv) words = g_strdupv((char **)argv);
+    g_autoptr(GOptionContext) context = g_option_context_new(NULL);
+    g_option_context_add_main_entries(context, entries, NULL);
+    g_option_context_set_help_enabled(context, FALSE);
+    g_option_context_set_ignore_unknown_options(context, TRUE);
+    g_option_context_parse_strv(context, &words, NULL);
+    return path;
+}
+
+/* The settings of the configuration, before what the command line says, take its place. */
+static bool add_config(ServeOptions *o, const char *path, int *argc, char ***argv, GError **error)
+{
+    o->config = serve_config_read(path, error);
+    if (o->config == NULL) {
+        return false;
+    }
+    o->words = g_ptr_array_new_with_free_func(g_free);
+    g_ptr_array_add(o->words, g_strdup(**argv));
+    for (unsigned i = 0; i < o->config->settings->len; i++) {
+        add_setting(o->words, g_ptr_array_index(o->config->settings, i));
+    }
+    for (char **word = *argv + 1; *word != NULL; word++) {
+        g_ptr_array_add(o->words, g_strdup(*word));
+    }
+    *argc = o->words->len;
+    g_ptr_array_add(o->words, NULL);
+    *argv = o->argv = g_memdup2(o->words->pdata, o->words->len * sizeof(char *));
+    return true;
+}
+
 bool serve_options_parse(ServeOptions *o, int *argc, char ***argv, GError **error)
 {
-    if (!parse(o, argc, argv, error) || !check(o, *argc, *argv, error)) {
+    g_autofree char *config = find_config(*argv);
+    if ((config != NULL && !add_config(o, config, argc, argv, error)) ||
+        !parse(o, argc, argv, error) || !check(o, *argc, *argv, error) ||
+        (o->config != NULL && !serve_config_check_rules(o->config, o, error))) {
         return false;
     }
     if (o->take_over >= 0 && fcntl(o->take_over, F_SETFD, FD_CLOEXEC) != 0) {
@@ -167,6 +301,10 @@ bool serve_options_parse(ServeOptions *o, int *argc, char ***argv, GError **erro
 void serve_options_clear(ServeOptions *o)
 {
     cli_common_clear(&o->common);
+    g_free(o->config_path);
+    g_clear_pointer(&o->config, config_free);
+    g_clear_pointer(&o->words, g_ptr_array_unref);
+    g_free(o->argv);
     g_strfreev(o->listen);
     g_strfreev(o->names);
     g_strfreev(o->allow);

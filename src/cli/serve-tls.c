@@ -42,6 +42,21 @@ static bool check_sources(const ServeOptions *o, GError **error)
                      "serve: --tls-verify-peer: needs ca-cert.pem: say --tls-certificates");
 }
 
+bool serve_tls_check_rules(const ServeOptions *o, const AccessRules *rules, const char *context,
+                           GError **error)
+{
+    if (access_rules_need_tls(rules) && o->tls == SERVE_TLS_OFF) {
+        return error_set(error, EINVAL, "%s: tls=require: needs TLS: say --tls=on", context);
+    }
+    if (access_rules_need_certificate(rules) && !o->tls_verify_peer) {
+        return error_set(error, EINVAL,
+                         "%s: dn: and san: need verified certificates: say --tls-verify-peer",
+                         context);
+    }
+    return !access_rules_need_psk(rules) || o->tls_psk != NULL ||
+           error_set(error, EINVAL, "%s: psk: needs keys: say --tls-psk", context);
+}
+
 static bool parse_rules(ServeOptions *o, GError **error)
 {
     if (o->allow == NULL) {
@@ -54,13 +69,24 @@ static bool parse_rules(ServeOptions *o, GError **error)
             return error_set(error, EINVAL, "serve: --allow: %s", problem->message);
         }
     }
-    if (access_rules_need_certificate(o->rules) && !o->tls_verify_peer) {
-        return error_set(error, EINVAL,
-                         "serve: --allow: dn: and san: need verified certificates: say "
-                         "--tls-verify-peer");
+    return serve_tls_check_rules(o, o->rules, "serve: --allow", error);
+}
+
+AccessRules *serve_tls_rules(const ServeOptions *o, const ConfigAccess *access)
+{
+    static char *const everybody[] = {(char *)"any=all", NULL};
+    char *const *allow = access->allow != NULL ? access->allow : o->allow;
+    if (allow == NULL && !access->require_tls) {
+        return NULL;
     }
-    return !access_rules_need_psk(o->rules) || o->tls_psk != NULL ||
-           error_set(error, EINVAL, "serve: --allow: psk: needs keys: say --tls-psk");
+    AccessRules *rules = access_rules_new();
+    for (allow = allow != NULL ? allow : everybody; *allow != NULL; allow++) {
+        access_rule_parse(rules, *allow, NULL); /* it was parsed before */
+    }
+    if (access->require_tls) {
+        access_rules_require_tls(rules);
+    }
+    return rules;
 }
 
 bool serve_tls_check(ServeOptions *o, GError **error)
@@ -73,7 +99,6 @@ bool serve_tls_open(Serve *serve, GError **error)
     const ServeOptions *o = &serve->options;
     TlsFiles files = {
         .directory = o->tls_certificates, .psk = o->tls_psk, .verify_peer = o->tls_verify_peer};
-    export_table_set_access(serve->exports, o->rules);
     if (o->tls != SERVE_TLS_OFF) {
         serve->tls = tls_credentials_new(&files, error);
     }

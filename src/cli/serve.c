@@ -197,8 +197,11 @@ static bool has_served_all(const Serve *serve)
 static void reload(Serve *serve)
 {
     g_autoptr(GError) error = NULL;
-    if (!serve_tls_reload(serve, &error)) {
-        log_error("not reloaded, the old certificates and keys stay in use: %s", error->message);
+    g_autoptr(JsonObject) answer = json_object_new();
+    if (serve_reload(serve, answer, &error)) {
+        log_info("reloaded");
+    } else {
+        log_error("not reloaded, all stays as it was: %s", error->message);
     }
 }
 
@@ -260,6 +263,7 @@ static int stop(Serve *serve)
     control_free(serve->control);
     metrics_free(serve->metrics);
     stop_server(serve);
+    serve_takeover_free(serve); /* which may have exports pinned */
     int status = serve_images_close(serve) ? 0 : 1;
     /* Who may be in the middle of waking a worker goes before the worker: the pool, then the other
      * workers. */
@@ -267,7 +271,6 @@ static int stop(Serve *serve)
     g_ptr_array_foreach(serve->workers, stop_worker, NULL);
     g_ptr_array_foreach(serve->workers, free_worker, NULL);
     g_clear_pointer(&serve->server, nbd_server_free);
-    serve_takeover_free(serve);
     return serve->failed ? 1 : status;
 }
 

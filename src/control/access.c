@@ -281,6 +281,11 @@ static bool has_rule(const AccessRules *rules, AccessWho who)
     return false;
 }
 
+bool access_rules_need_tls(const AccessRules *rules)
+{
+    return rules->tls_required;
+}
+
 bool access_rules_need_psk(const AccessRules *rules)
 {
     return has_rule(rules, WHO_PSK);

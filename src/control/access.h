@@ -59,6 +59,7 @@ bool access_rule_parse(AccessRules *rules, const char *text, GError **error);
 /* Without TLS nobody has any right (tls=require of an export). */
 void access_rules_require_tls(AccessRules *rules);
 
+bool access_rules_need_tls(const AccessRules *rules);
 /* Whether a rule asks for this; so that one that can never match is refused. */
 bool access_rules_need_psk(const AccessRules *rules);
 bool access_rules_need_certificate(const AccessRules *rules);

@@ -48,6 +48,7 @@ void config_errors_add(ConfigErrors *errors, ConfigPlace place, const char *form
     va_start(arguments, format);
     g_autofree char *text = g_strdup_vprintf(format, arguments);
     va_end(arguments);
+    g_strdelimit(text, "\n\r\t", ' '); /* values may have any, a message is a line */
     if (is_told(errors, place, text)) {
         return;
     }

@@ -241,8 +241,9 @@ static GKeyFile *key_file_of(const ConfigEntry *entry)
 char *config_entry_text(const ConfigEntry *entry, ConfigErrors *errors)
 {
     g_autoptr(GKeyFile) file = key_file_of(entry);
-    char *text = g_key_file_get_string(file, "section", entry->key, NULL);
-    if (text == NULL) {
+    g_autoptr(GError) wrong = NULL;
+    g_autofree char *text = g_key_file_get_string(file, "section", entry->key, &wrong);
+    if (wrong != NULL) {
         config_errors_add(errors, entry->place,
                           "%s is '%s': a backslash must be written twice, or be one of \\s \\n "
                           "\\t \\r",
@@ -250,9 +251,10 @@ char *config_entry_text(const ConfigEntry *entry, ConfigErrors *errors)
     } else if (text[0] == '\0') {
         config_errors_add(errors, entry->place, "%s is empty: leave the line out or say a value",
                           entry->key);
-        g_clear_pointer(&text, g_free);
+    } else {
+        return g_steal_pointer(&text);
     }
-    return text;
+    return NULL;
 }
 
 char **config_entry_list(const ConfigEntry *entry, ConfigErrors *errors)
@@ -261,7 +263,7 @@ char **config_entry_list(const ConfigEntry *entry, ConfigErrors *errors)
     char **list = g_key_file_get_string_list(file, "section", entry->key, NULL, NULL);
     bool ok = list != NULL && list[0] != NULL;
     for (unsigned i = 0; ok && list[i] != NULL; i++) {
-        ok = list[i][0] != '\0';
+        ok = g_strstrip(list[i])[0] != '\0';
     }
     if (!ok) {
         config_errors_add(errors, entry->place,

@@ -40,7 +40,7 @@ void config_scan(ConfigPlace file, const char *text, size_t length, GPtrArray *s
 const ConfigEntry *config_section_find(const ConfigSection *section, const char *key);
 
 /* The value as GKeyFile understands it: \s \n \t \\ are spaces, line ends and so on; ';' parts the
- * elements of a list; true or false; a whole number. NULL and false: an error was added. */
+ * elements of a list, spaces around them do not count; true or false; a whole number. NULL and false: an error was added. */
 char *config_entry_text(const ConfigEntry *entry, ConfigErrors *errors);
 char **config_entry_list(const ConfigEntry *entry, ConfigErrors *errors);
 bool config_entry_flag(const ConfigEntry *entry, bool *value, ConfigErrors *errors);

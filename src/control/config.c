@@ -12,13 +12,14 @@
 #include <sys/stat.h>
 
 #include "base/errors.h"
+#include "control/access.h"
 #include "control/config-impl.h"
 #include "control/export.h"
 #include "formats/format.h"
 
-static const char *const export_keys[] = {"image",     "node",        "format",
-                                          "read-only", "description", NULL};
-static const char *const directory_keys[] = {"path", "formats", "read-only", NULL};
+static const char *const export_keys[] = {"image",       "node",  "format", "read-only",
+                                          "description", "allow", "tls",    NULL};
+static const char *const directory_keys[] = {"path", "formats", "read-only", "allow", "tls", NULL};
 
 static void setting_free(void *data)
 {
@@ -34,6 +35,7 @@ static void export_free_declared(void *data)
     g_free(export->image);
     g_free(export->format);
     g_free(export->description);
+    g_strfreev(export->access.allow);
     g_free(export);
 }
 
@@ -43,6 +45,7 @@ static void directory_free(void *data)
     g_free(directory->name);
     g_free(directory->path);
     g_strfreev(directory->formats);
+    g_strfreev(directory->access.allow);
     g_free(directory);
 }
 
@@ -121,7 +124,7 @@ char *config_take_path(Config *config, const ConfigSection *section, const char 
         return g_steal_pointer(&path);
     }
     g_autofree char *folder = g_path_get_dirname(config_section_find(section, key)->place.file);
-    return g_build_filename(folder, path, NULL);
+    return strcmp(folder, ".") == 0 ? g_steal_pointer(&path) : g_build_filename(folder, path, NULL);
 }
 
 static void check_format(Config *config, ConfigPlace place, const char *name)
@@ -237,6 +240,35 @@ const ConfigSetting *config_find_setting(const Config *config, const char *name)
 
 /* [export NAME], [directory NAME] */
 
+static char **take_allow(Config *config, const ConfigEntry *entry)
+{
+    char **allow = config_entry_list(entry, &config->errors);
+    g_autoptr(AccessRules) rules = access_rules_new();
+    for (char **text = allow; text != NULL && *text != NULL; text++) {
+        g_autoptr(GError) error = NULL;
+        if (!access_rule_parse(rules, *text, &error)) {
+            config_errors_add(&config->errors, entry->place, "allow: %s", error->message);
+        }
+    }
+    return allow;
+}
+
+static ConfigAccess take_access(Config *config, const ConfigSection *section)
+{
+    ConfigAccess access = {0};
+    const ConfigEntry *allow = config_section_find(section, "allow");
+    g_autofree char *tls = config_take_text(config, section, "tls");
+    if (allow != NULL) {
+        access.allow = take_allow(config, allow);
+    }
+    access.require_tls = g_strcmp0(tls, "require") == 0;
+    if (tls != NULL && !access.require_tls && strcmp(tls, "on") != 0) {
+        config_errors_add(&config->errors, config_section_find(section, "tls")->place,
+                          "tls is '%s': must be on (as the server) or require", tls);
+    }
+    return access;
+}
+
 static bool has_name(Config *config, const ConfigSection *section)
 {
     size_t length = strlen(section->name);
@@ -282,6 +314,7 @@ static void take_export(Config *config, const ConfigSection *section)
     export->name = g_strdup(section->name);
     export->place = section->place;
     export->description = config_take_text(config, section, "description");
+    export->access = take_access(config, section);
     take_image(config, section, export);
     /* A node that is read-only stays so. */
     bool read_only = false;
@@ -300,6 +333,7 @@ static void take_directory(Config *config, const ConfigSection *section)
     directory->name = g_strdup(section->name);
     directory->place = section->place;
     directory->path = config_take_path(config, section, "path");
+    directory->access = take_access(config, section);
     config_take_flag(config, section, "read-only", &directory->read_only);
     const ConfigEntry *entry = config_section_find(section, "formats");
     directory->formats = entry != NULL ? config_entry_list(entry, &config->errors) : NULL;

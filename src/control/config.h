@@ -33,12 +33,19 @@ typedef struct ConfigSetting {
     ConfigPlace place;
 } ConfigSetting;
 
+/* Who may do what with exports: rules that were parsed without an error (control/access.h). */
+typedef struct ConfigAccess {
+    char **allow; /* NULL: as the server */
+    bool require_tls;
+} ConfigAccess;
+
 /* An image under a name. */
 typedef struct ConfigExport {
     char *name;
     char *image;                /* a path that counts from the working directory, or is absolute */
     char *format, *description; /* may be NULL */
     bool read_only;
+    ConfigAccess access;
     ConfigPlace place;
 } ConfigExport;
 
@@ -48,6 +55,7 @@ typedef struct ConfigDirectory {
     char *path;     /* as that of an image */
     char **formats; /* known ones; NULL: any but raw */
     bool read_only;
+    ConfigAccess access;
     ConfigPlace place;
 } ConfigDirectory;
 

@@ -26,6 +26,7 @@ struct ExportPins {
     ExportTable *table;
     unsigned count; /* lock of the table, as the next */
     bool removed;
+    unsigned place; /* in the table, when it was removed */
 };
 
 static void free_export(Export *export)
@@ -123,11 +124,18 @@ Export *export_table_add(ExportTable *table, const char *name, const char *descr
     return export;
 }
 
+/* lock is held */
+static void take_out(ExportTable *table, Export *export)
+{
+    g_ptr_array_find(table->exports, export, &export->pins->place);
+    g_ptr_array_remove_index(table->exports, export->pins->place);
+    export->pins->removed = true;
+}
+
 void export_table_remove(ExportTable *table, Export *export)
 {
     with_mutex(&table->lock);
-    g_ptr_array_remove(table->exports, export);
-    export->pins->removed = true;
+    take_out(table, export);
 }
 
 bool export_table_remove_unused(ExportTable *table, Export *export)
@@ -136,8 +144,7 @@ bool export_table_remove_unused(ExportTable *table, Export *export)
     if (export->pins->count > 0) {
         return false;
     }
-    g_ptr_array_remove(table->exports, export);
-    export->pins->removed = true;
+    take_out(table, export);
     return true;
 }
 
@@ -146,7 +153,7 @@ void export_table_restore(ExportTable *table, Export *export)
     with_mutex(&table->lock);
     g_assert(find(table, export->name, strlen(export->name)) == NULL);
     export->pins->removed = false;
-    g_ptr_array_add(table->exports, export);
+    g_ptr_array_insert(table->exports, MIN(export->pins->place, table->exports->len), export);
 }
 
 static Export *pin(Export *export)

@@ -66,7 +66,8 @@ Export *export_table_add(ExportTable *table, const char *name, const char *descr
 /* Nobody finds it any more. Only those that nobody has pinned: false when somebody has. */
 void export_table_remove(ExportTable *table, Export *export);
 bool export_table_remove_unused(ExportTable *table, Export *export);
-/* Takes a removed one back, under the name that it had and nobody has meanwhile. */
+/* Takes a removed one back, under the name that it had and nobody has meanwhile, to its place: the last
+ * that was removed first. */
 void export_table_restore(ExportTable *table, Export *export);
 
 /* Pins the export called name; "" is the first one unless one has that name. NULL when there is none. */

@@ -1,0 +1,341 @@
+"""Exports that come and go, by hand and by configuration, while others are served."""
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import wire
+from control import Control
+from wire import ERR_UNKNOWN, FLUSH, OPT_INFO, OPT_LIST, REP_ACK, REP_SERVER, WRITE
+
+SIZE = 8 << 20
+ADDS = 10 * int(os.environ.get("COWNBD_TEST_SCALE", 100))  # what is left behind each time would add up
+
+
+def wait_for(what, *args):
+    end = time.monotonic() + wire.TIMEOUT
+    while not (found := what(*args)):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+    return found
+
+
+class Configured:
+    """A server with a configuration of its own, in a directory of its own."""
+
+    def __init__(self, *options, declared="", images="ab"):
+        self.directory = os.path.realpath(tempfile.mkdtemp(prefix="cownbd-exports-"))
+        self.socket = os.path.join(self.directory, "sock")
+        self.control = os.path.join(self.directory, "control")
+        self.file = os.path.join(self.directory, "x.conf")
+        for name in images:
+            self.image(name)
+        self.declare(declared)
+        self.log = open(os.path.join(self.directory, "log"), "w+b")
+        self.process = subprocess.Popen([os.environ["COWNBD"], "serve", "--config", self.file, *options],
+                                        stdout=subprocess.PIPE, stderr=self.log)
+        line = self.process.stdout.readline().decode()
+        assert line.startswith("listening on "), (line, self.errors())
+
+    def image(self, name):
+        with open(self.path(name), "wb") as out:
+            out.truncate(SIZE)
+        return self.path(name)
+
+    def path(self, name):
+        return os.path.join(self.directory, name)
+
+    def declare(self, text, server=""):
+        with open(self.file + "~", "w") as out:
+            out.write(f"[server]\nlisten=unix:{self.socket}\ncontrol={self.control}\n{server}\n{text}")
+        os.rename(self.file + "~", self.file)
+
+    def errors(self):
+        with open(self.log.name, "rb") as log:
+            return log.read().decode()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        try:
+            self.process.send_signal(signal.SIGTERM)
+            status = self.process.wait(wire.TIMEOUT)
+            assert kind or status == 0, f"the server ended with {status}: {self.errors()}"
+        finally:
+            self.process.stdout.close()
+            self.log.close()
+            shutil.rmtree(self.directory)
+
+    def connect(self, **how):
+        return wire.Client(self.socket, **how)
+
+    def ctl(self, *arguments, ok=True):
+        """The answer, or the error where ok is false."""
+        command = [os.environ["COWNBD"], "ctl", "--json", "--control", self.control, *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=wire.TIMEOUT)
+        assert (result.returncode == 0) == ok, result
+        return json.loads(result.stdout) if ok else result.stderr
+
+    def refuses(self, text, *arguments):
+        error = self.ctl(*arguments, ok=False)
+        assert text in error, error
+
+    def names(self):
+        """As a client sees them."""
+        with self.connect() as client:
+            replies = client.option(OPT_LIST)
+            return [data[4:4 + struct.unpack(">I", data[:4])[0]].decode() for kind, data in replies if kind == REP_SERVER]
+
+    def listed(self):
+        return {export["name"]: export for export in self.ctl("list")["exports"]}
+
+    def descriptors(self):
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+
+class Load:
+    """A client that writes, reads and flushes all the time; its requests must never fail."""
+
+    def __init__(self, server, name):
+        self.server, self.name = server, name
+        self.rounds, self.failure, self.stopping = 0, None, False
+        self.thread = threading.Thread(target=self.run)
+
+    def run(self):
+        try:
+            with self.server.connect().go(self.name) as client:
+                while not self.stopping:
+                    data = struct.pack(">Q", self.rounds) * 512
+                    assert client.write(self.rounds % 1000 * 4096, data) == 0
+                    assert client.read(self.rounds % 1000 * 4096, 4096) == data
+                    if self.rounds % 16 == 0:
+                        assert client.request(FLUSH) == 0
+                    self.rounds += 1
+        except Exception as failure:  # told by the thread that waits
+            self.failure = failure
+
+    def __enter__(self):
+        self.thread.start()
+        wait_for(lambda: self.rounds or self.failure)
+        return self
+
+    def __exit__(self, *_):
+        before = self.rounds
+        wait_for(lambda: self.rounds > before or self.failure)  # it still runs
+        self.stopping = True
+        self.thread.join(wire.TIMEOUT)
+        assert self.failure is None, self.failure
+
+
+def declare(name, image, *more):
+    return "\n".join([f"[export {name}]", f"image={image}", "format=raw", *more, ""])
+
+
+def is_gone(client):
+    """The server has closed the connection."""
+    try:
+        client.receive(1)
+    except wire.Closed:
+        return True
+    return False
+
+
+def test_add_and_remove_under_load():
+    with Configured(declared=declare("a", "a")) as server, Load(server, b"a"):
+        with Control(server.control) as control:
+            before = server.descriptors()
+            for n in range(ADDS):
+                add_use_remove(server, control, f"b{n}", used=n % 50 == 0)
+            assert server.descriptors() < before + ADDS // 4  # workers open some when first used
+        assert server.names() == ["a"]
+
+
+def add_use_remove(server, control, name, used):
+    answer = control.ask({"verb": "add", "image": server.path("b"), "name": name, "format": "raw"})
+    assert answer["ok"] and answer["name"] == name and answer["size"] == SIZE, answer
+    remove = {"verb": "remove", "name": name}
+    if used:
+        with server.connect().go(name.encode()) as client:
+            assert client.write(0, b"x" * 4096) == 0
+            assert "has clients" in control.ask(remove)["error"]
+        # the server may be a moment later than the client in seeing that it has gone
+        wait_for(lambda: (last := control.ask(remove))["ok"] and last["closed"])
+    else:
+        answer = control.ask(remove)
+        assert answer["ok"] and answer["closed"] and answer["clients"] == 0, answer
+
+
+def test_what_add_refuses():
+    with Configured(declared=declare("a", "a")) as server:
+        b = server.path("b")
+        server.refuses("is served as 'a' already", "add", server.path("a"), "-f", "raw")
+        server.refuses("given twice", "add", b, "--name", "a", "-f", "raw")
+        server.refuses("No such file", "add", server.path("none"))
+        server.refuses("format 'x' is not known", "add", b, "-f", "x")
+        server.refuses("must be true or false", "add", b, "read-only=1")
+        server.refuses("absolute path", "add")
+        server.refuses("'size' is no argument", "add", b, "size=1")
+        assert server.names() == ["a"]
+        for name in ("one", "two"):  # nobody writes it
+            server.ctl("add", b, "--name", name, "-r", "-f", "raw")
+        server.refuses("is served as 'one' already", "add", b, "--name", "three", "-f", "raw")
+        assert server.names() == ["a", "one", "two"] and server.listed()["one"]["read-only"]
+
+
+def test_remove_hide_lets_clients_finish():
+    with Configured(declared=declare("a", "a") + declare("b", "b")) as server, Load(server, b"a"):
+        with server.connect().go(b"b") as client:
+            answer = server.ctl("remove", "b", "--mode=hide")
+            assert answer["clients"] == 1 and answer["closed"] is False
+            assert server.names() == ["a"] and server.listed()["b"]["leaving"]
+            server.refuses("until its last client has gone", "add", server.path("b"), "-f", "raw")
+            server.refuses("no export is called 'b'", "remove", "b")
+            server.ctl("add", server.image("c"), "--name", "b", "-f", "raw")  # the name is free
+            assert client.write(0, b"y" * 4096) == 0 and client.request(FLUSH) == 0
+        wait_for(lambda: server.listed()["b"]["image"] == server.path("c") and
+                 len(server.ctl("list")["exports"]) == 2)
+        with open(server.path("b"), "rb") as image:
+            assert image.read(4096) == b"y" * 4096
+        server.ctl("add", server.path("b"), "--name", "again", "-f", "raw")
+
+
+def test_remove_hard_sends_clients_away():
+    with Configured(declared=declare("a", "a") + declare("b", "b")) as server, Load(server, b"a"):
+        with server.connect().go(b"b") as idle, server.connect().go(b"b") as middle:
+            middle.send(struct.pack(">IHHQQI", wire.REQUEST_MAGIC, 0, WRITE, 1, 0, 8192) + b"z" * 4096)
+            answer = server.ctl("remove", "b", "--mode=hard")
+            assert answer["clients"] == 2 and answer["closed"]
+            assert is_gone(idle) and is_gone(middle)
+        with open(server.path("b"), "rb") as image:  # half a payload is no write
+            assert image.read(8192) == bytes(8192)
+        assert server.names() == ["a"]
+        server.refuses("mode is 'x'", "remove", "a", "--mode=x")
+        server.refuses("name is missing", "remove")
+
+
+def test_kick():
+    with Configured(declared=declare("a", "a") + declare("b", "b")) as server, Load(server, b"a"):
+        with server.connect().go(b"b") as one, server.connect().go(b"b") as two, server.connect() as waiting:
+            assert waiting.option(OPT_LIST)[-1][0] == REP_ACK
+            clients = server.ctl("list")["clients"]
+            assert [client.get("export") for client in clients] == ["a", "b", "b", None], clients
+            assert all(client["peer"] == f"unix:pid={os.getpid()},uid={os.getuid()}" for client in clients)
+            assert server.ctl("kick", str(clients[1]["client"]))["clients"] == 1 and is_gone(one)
+            assert two.read(0, 512) == bytes(512)
+            server.refuses("no client has number", "kick", str(clients[1]["client"]))
+            server.refuses("no client has number", "kick", str(clients[2]["client"]), "--export", "a")
+            assert server.ctl("kick", "--export", "b")["clients"] == 1 and is_gone(two)
+            assert server.ctl("kick", str(clients[3]["client"]))["clients"] == 1 and is_gone(waiting)
+            assert server.ctl("kick", "--export", "b")["clients"] == 0
+            server.refuses("no export is called", "kick", "--export", "c")
+            server.refuses("name a client", "kick")
+        assert server.names() == ["a", "b"]
+
+
+def test_reload_applies_the_difference():
+    with Configured(declared=declare("a", "a") + declare("b", "b")) as server, Load(server, b"a"):
+        c = server.image("c")
+        server.ctl("add", c, "--name", "by-hand", "-f", "raw")
+        nothing = {"added": [], "changed": [], "removed": [], "need-restart": []}
+        assert server.ctl("reload") == nothing
+        server.declare(declare("a", "a") + declare("b", "b", "read-only=true") + declare("d", server.image("d")),
+                       server="threads=1")
+        assert server.ctl("reload") == {"added": ["d"], "changed": ["b"], "removed": [], "need-restart": ["threads"]}
+        assert sorted(server.names()) == ["a", "b", "by-hand", "d"] and server.listed()["b"]["read-only"]
+        with server.connect().go(b"d") as client:
+            server.declare(declare("a", "a") + declare("e", "b"))  # another name for the same file
+            assert server.ctl("reload") == {"added": ["e"], "changed": [], "removed": ["b", "d"], "need-restart": []}
+            assert client.write(0, b"d" * 512) == 0  # hidden, not gone
+        wait_for(lambda: sorted(server.listed()) == ["a", "by-hand", "e"])
+        with server.connect() as client:
+            assert client.option(OPT_INFO, struct.pack(">I", 1) + b"b" + bytes(2))[-1][0] == ERR_UNKNOWN
+
+
+def test_a_reload_that_is_wrong_changes_nothing():
+    good = declare("a", "a") + declare("b", "b")
+    with Configured(declared=good) as server, Load(server, b"a"):
+        server.ctl("add", server.image("c"), "-f", "raw")
+        before = server.listed()
+        for text, words in (
+                (declare("a", "a", "nonsense=1"), f"{server.file}:8: key 'nonsense'"),
+                (good + declare("d", "none"), f"{server.file}:11: {server.path('none')}: cannot be read"),
+                (declare("a", "a", "read-only=true"), "export 'a' changes and has clients"),
+                (good + declare("c", "a"), "is export 'a'"),
+                (good + declare("c", server.image("d")), "export 'c' is served already"),
+                # b is closed and c2 opened before what is no qcow2 is found out
+                (declare("a", "a") + declare("b2", "b") + declare("d", "d") + "[export e]\nimage=b\nformat=qcow2\n"
+                 "read-only=true\n", "is export 'b2'"),
+                (declare("a", "a") + declare("b2", "b") + "[export e]\nimage=d\nformat=qcow2\n", ":11: ")):
+            server.declare(text)
+            error = server.ctl("reload", ok=False)
+            assert words in error, error
+            assert server.listed() | {"a": None} == before | {"a": None}
+            assert server.names() == ["a", "b", "c"]
+        with server.connect().go(b"b") as client:
+            assert client.write(0, b"b" * 512) == 0 and client.request(FLUSH) == 0
+
+
+def test_hangup_reloads():
+    with Configured(declared=declare("a", "a")) as server, Load(server, b"a"):
+        server.declare(declare("a", "a") + declare("b", "b"))
+        server.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: server.names() == ["a", "b"])
+        server.declare("nonsense")
+        server.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: "'nonsense' is no entry" in server.errors())
+        assert server.names() == ["a", "b"]
+
+
+def test_serve_without_configuration():
+    with wire.Server(control=True) as server:
+        server.process.send_signal(signal.SIGHUP)
+        result = subprocess.run([os.environ["COWNBD"], "ctl", "--control", server.directory + "/control", "reload"],
+                                capture_output=True, text=True, timeout=wire.TIMEOUT)
+        assert result.returncode == 1 and "has no configuration" in result.stderr, result
+
+
+def test_once_with_many_exports():
+    with Configured("--once", declared=declare("a", "a") + declare("b", "b")) as server:
+        with server.connect().go(b"a"), server.connect().go(b"b") as client:
+            server.ctl("remove", "a", "--mode=hard")
+            assert client.read(0, 512) == bytes(512)
+        assert server.process.wait(wire.TIMEOUT) == 0
+
+
+def test_config_check():
+    def check(text, *options):
+        with open(path, "w") as out:
+            out.write(text)
+        return subprocess.run([os.environ["COWNBD"], "config", "check", path, *options], capture_output=True, text=True,
+                              timeout=wire.TIMEOUT)
+
+    with tempfile.TemporaryDirectory() as directory:
+        path = os.path.join(directory, "x.conf")
+        result = check("[server]\nthreads=2\n[directory d]\npath=.\n")
+        assert result.returncode == 0 and result.stdout == "1 settings, 0 exports, 1 directories: no errors\n", result
+        wrong = ("[server]\nthreads=0\nsocket-mode=9\nread-only=true\nallow-paths=/\nclient-memory=x\n"
+                 "[export a]\nimage=none\n[directory b]\npath=x.conf\n")
+        result = check(wrong)
+        lines = result.stderr.splitlines()
+        assert result.returncode == 1 and result.stdout == ""
+        for line, (number, words) in zip(lines, (
+                (2, "--threads is 0: must be 1 to"), (3, "must be an octal number"), (4, "'read-only' is not known"),
+                (6, "must be a size"), (7, "No such file"), (9, "must be a directory")), strict=True):
+            assert line.startswith(f"cownbd: {path}:{number}: ") and words in line, line
+        result = check(wrong, "--json")
+        errors = json.loads(result.stdout)["errors"]
+        assert result.returncode == 1 and [error["line"] for error in errors] == [2, 3, 4, 6, 7, 9]
+        command = [os.environ["COWNBD"], "serve", "--config", path]
+        started = subprocess.run(command, capture_output=True, text=True, timeout=wire.TIMEOUT)
+        assert started.returncode == 1 and started.stderr.splitlines() == lines, started
+
+
+if __name__ == "__main__":
+    wire.main(sys.modules[__name__])
