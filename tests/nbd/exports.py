@@ -298,7 +298,7 @@ def test_serve_without_configuration():
         server.process.send_signal(signal.SIGHUP)
         result = subprocess.run([os.environ["COWNBD"], "ctl", "--control", server.directory + "/control", "reload"],
                                 capture_output=True, text=True, timeout=wire.TIMEOUT)
-        assert result.returncode == 1 and "has no configuration" in result.stderr, result
+        assert result.returncode == 1 and "neither a configuration nor certificates" in result.stderr, result
 
 
 def test_once_with_many_exports():
@@ -326,7 +326,7 @@ def test_config_check():
         lines = result.stderr.splitlines()
         assert result.returncode == 1 and result.stdout == ""
         for line, (number, words) in zip(lines, (
-                (2, "--threads is 0: must be 1 to"), (3, "must be an octal number"), (4, "'read-only' is not known"),
+                (2, ": threads is 0: must be 1 to"), (3, "must be an octal number"), (4, "'read-only' is not known"),
                 (6, "must be a size"), (7, "No such file"), (9, "must be a directory")), strict=True):
             assert line.startswith(f"cownbd: {path}:{number}: ") and words in line, line
         result = check(wrong, "--json")
