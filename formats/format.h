@@ -195,6 +195,7 @@ char *format_names(void);                    /* "raw, qcow2, vmdk"; g_free */
 const Format *format_probe(const uint8_t *head, size_t n,
                            const char *path); /* never NULL: raw at worst */
 
-extern const Format format_raw, format_qcow, format_qcow2, format_vmdk, format_vhd, format_vdi;
+extern const Format format_raw, format_qcow, format_qcow2, format_vmdk, format_vhd, format_vhdx,
+    format_vdi;
 
 #endif

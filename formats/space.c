@@ -1,5 +1,5 @@
 /*
- * What formats that hand out blocks of a store share: bytes that are cleared, or copied.
+ * What formats that hand out blocks of a store share: a store that grows, bytes that are cleared or copied.
  *
  * Space is cleared in the cheapest way that is sure: a hole is left alone, a punch makes one, and
  * zeroes are written only where the host can do neither.
@@ -10,7 +10,22 @@
 
 #include "base/bytes.h"
 
-#define STEP (UINT64_C(1) << 20)
+#define STEP     (UINT64_C(1) << 20)
+#define GROW_MAX (UINT64_C(16) << 20) /* bytes ahead of need */
+
+int space_grow(Store *store, uint64_t end, uint64_t unit)
+{
+    uint64_t size = store_size(store);
+    if (end <= size) {
+        return 0;
+    }
+    uint64_t ahead = min_u64(size / 16, GROW_MAX) / unit * unit;
+    int r = store_truncate(store, end + ahead);
+    if (r < 0 && ahead > 0) {
+        r = store_truncate(store, end);
+    }
+    return r == -ENOTSUP || r == -EINVAL ? -ENOSPC : r;
+}
 
 static int write_zeroes(Store *store, uint64_t offset, uint64_t length)
 {

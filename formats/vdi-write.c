@@ -21,8 +21,6 @@
 #include "base/log.h"
 #include "formats/space.h"
 
-#define GROW_MAX (UINT64_C(16) << 20) /* bytes ahead of need */
-
 static void update_dirty(VdiState *s)
 {
     s->dirty = block_table_is_dirty(s->table) || s->second_pending;
@@ -40,28 +38,14 @@ static uint64_t end_of_place(const VdiState *s, uint32_t place)
     return s->header.data_offset + (place + UINT64_C(1)) * s->stride;
 }
 
-static int grow_store(Image *image, uint64_t end)
-{
-    const VdiState *s = image->state;
-    uint64_t size = store_size(image->store);
-    if (end <= size) {
-        return 0;
-    }
-    uint64_t ahead = min_u64(size / 16, GROW_MAX) / s->stride * s->stride;
-    int r = store_truncate(image->store, end + ahead);
-    if (r < 0 && ahead > 0) {
-        r = store_truncate(image->store, end);
-    }
-    return r == -ENOTSUP || r == -EINVAL ? -ENOSPC : r; /* a block device has the size it has */
-}
-
 int vdi_reserve(Image *image, uint32_t block, uint32_t *place, bool *fresh)
 {
     VdiState *s = image->state;
     VdiReserved *reserved = g_hash_table_lookup(s->reserved, GUINT_TO_POINTER(block));
     if (!reserved) {
         uint32_t next = s->next_place;
-        int r = next >= VDI_ZERO ? -EFBIG : grow_store(image, end_of_place(s, next));
+        int r =
+            next >= VDI_ZERO ? -EFBIG : space_grow(image->store, end_of_place(s, next), s->stride);
         if (r == 0) {
             r = space_make_fresh(image->store, end_of_place(s, next) - s->stride, s->stride,
                                  s->fresh_start);

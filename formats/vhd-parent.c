@@ -129,7 +129,8 @@ bool vhd_parent_make(const char *name, uint64_t offset, uint8_t *header, GByteAr
     g_autofree char *url = g_strconcat("file://", name[0] == '/' ? "" : "./", escaped, NULL);
     g_autofree char *base = g_path_get_basename(name);
     gsize length, base_length;
-    g_autofree char *relative = windows_name_make(name, &length);
+    g_autofree char *windows = windows_name_from_local(name);
+    g_autofree char *relative = g_convert(windows, -1, "UTF-16LE", "UTF-8", NULL, &length, NULL);
     g_autofree char *bare = g_convert(base, -1, "UTF-16BE", "UTF-8", NULL, &base_length, NULL);
     if (!relative || !bare) {
         return error_set(error, EINVAL, "the name of the backing file is no text in UTF-8");

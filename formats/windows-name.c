@@ -30,11 +30,10 @@ char *windows_name_to_local(char *name)
     return name;
 }
 
-char *windows_name_make(const char *name, gsize *length)
+char *windows_name_from_local(const char *name)
 {
-    g_autofree char *windows = name[0] == '/' ? g_strdup(name) : g_strconcat("./", name, NULL);
-    g_strdelimit(windows, "/", '\\');
-    return g_convert(windows, -1, "UTF-16LE", "UTF-8", NULL, length, NULL);
+    char *windows = name[0] == '/' ? g_strdup(name) : g_strconcat("./", name, NULL);
+    return g_strdelimit(windows, "/", '\\');
 }
 
 char *windows_name_substitute(const char *local)

@@ -15,9 +15,8 @@ char *windows_name_decode(const void *bytes, gsize length, const char *encoding)
  * NULL when nothing is left. g_free. */
 char *windows_name_to_local(char *name);
 
-/* "a/b.vhd" is ".\a\b.vhd" to Windows; in UTF-16, little endian, *length bytes of it without a NUL.
- * NULL when name is no text in UTF-8. g_free. */
-char *windows_name_make(const char *name, gsize *length);
+/* "a/b.vhd" is ".\a\b.vhd" to Windows. g_free. */
+char *windows_name_from_local(const char *name);
 
 /* The last part of an absolute path of another system, which is tried beside the image; NULL for a
  * relative name. g_free. */

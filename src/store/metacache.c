@@ -260,13 +260,15 @@ static GPtrArray *collect(MetaCache *cache, MetaOrder order)
     return list;
 }
 
-/* Writes the neighbours that start at list[at], at most a batch of them; *count says how many. */
-static int write_neighbours(MetaCache *cache, GPtrArray *list, unsigned at, unsigned *count)
+/* Writes the neighbours that start at list[at] and end before list[end], at most a batch of them;
+ * *count says how many. */
+static int write_neighbours(MetaCache *cache, GPtrArray *list, unsigned at, unsigned end,
+                            unsigned *count)
 {
     struct iovec iov[WRITE_BATCH];
     uint64_t offset = ((Entry *)list->pdata[at])->block.offset;
     unsigned n = 0;
-    while (n < WRITE_BATCH && at + n < list->len) {
+    while (n < WRITE_BATCH && at + n < end) {
         Entry *entry = list->pdata[at + n];
         if (entry->block.offset != offset + (uint64_t)n * cache->block_size) {
             break;
@@ -277,15 +279,9 @@ static int write_neighbours(MetaCache *cache, GPtrArray *list, unsigned at, unsi
     return store_writev(cache->store, iov, n, offset);
 }
 
-int metacache_write(MetaCache *cache, MetaOrder order)
+/* What was written is clean; all of it is unpinned. */
+static void release(MetaCache *cache, GPtrArray *list, unsigned written)
 {
-    g_autoptr(GPtrArray) list = collect(cache, order);
-    int r = 0;
-    unsigned written = 0, n;
-    while (r == 0 && written < list->len) {
-        r = write_neighbours(cache, list, written, &n);
-        written += r == 0 ? n : 0;
-    }
     with_mutex(&cache->lock);
     for (unsigned i = 0; i < list->len; i++) {
         Entry *entry = list->pdata[i];
@@ -297,7 +293,33 @@ int metacache_write(MetaCache *cache, MetaOrder order)
         }
     }
     evict(cache);
+}
+
+int metacache_write_groups(MetaCache *cache, MetaOrder order, unsigned most,
+                           int (*before)(void *opaque, MetaBlock *const *blocks, unsigned count),
+                           void *opaque)
+{
+    g_autoptr(GPtrArray) list = collect(cache, order);
+    int r = 0;
+    unsigned written = 0, end = 0, n;
+    while (r == 0 && written < list->len) {
+        if (written == end) {
+            unsigned count = min_u64(most, list->len - end);
+            r = before ? before(opaque, (MetaBlock *const *)(list->pdata + end), count) : 0;
+            end += count;
+        }
+        if (r == 0) {
+            r = write_neighbours(cache, list, written, end, &n);
+            written += r == 0 ? n : 0;
+        }
+    }
+    release(cache, list, written);
     return r;
+}
+
+int metacache_write(MetaCache *cache, MetaOrder order)
+{
+    return metacache_write_groups(cache, order, UINT_MAX, NULL, NULL);
 }
 
 bool metacache_has_dirty(const MetaCache *cache, MetaOrder order)

@@ -50,6 +50,12 @@ void metacache_dirty(MetaCache *cache, MetaBlock *block, MetaOrder order);
  * blocks that were not written stay dirty. */
 int metacache_write(MetaCache *cache, MetaOrder order);
 
+/* The same in groups of at most `most` blocks, ascending. Before one is written, `before` is told of
+ * it (formats that keep a log); what it returns other than 0 ends all. */
+int metacache_write_groups(MetaCache *cache, MetaOrder order, unsigned most,
+                           int (*before)(void *opaque, MetaBlock *const *blocks, unsigned count),
+                           void *opaque);
+
 bool metacache_has_dirty(const MetaCache *cache, MetaOrder order);
 bool metacache_is_full(const MetaCache *cache); /* dirty blocks take more than half of the limit */
 

@@ -56,6 +56,8 @@ const Config configs[] = {
     {"vhd-64k", "vhd", 64 * KIB, 4 * MIB + 512, "block_size=64k", FILL_NONE, NULL},
     {"vhd-64k-backing", "vhd", 4 * KIB, 2 * MIB + 512, "block_size=64k", FILL_BACKING, "vhd"},
     {"vhd-2m-backing", "vhd", 4 * KIB, 5 * MIB + 512, NULL, FILL_BACKING, "raw"},
+    {"vhdx", "vhdx", MIB, 2 * MIB + 512, "block_size=1M", FILL_NONE, NULL},
+    {"vhdx-backing", "vhdx", 4 * KIB, 2 * MIB + 512, "block_size=1M", FILL_BACKING, "vhdx"},
     {"vdi", "vdi", MIB, 5 * MIB + 512, NULL, FILL_NONE, NULL},
     {"vdi-64k-backing", "vdi", 64 * KIB, 4 * MIB + 512, "block_size=64k", FILL_BACKING, "vdi"},
     {"qcow", "qcow", 4 * KIB, 2 * MIB + 512, NULL, FILL_NONE, NULL},
@@ -166,7 +168,8 @@ const char *config_qemu_name(const char *format)
 
 static bool is_ours(const Config *config)
 {
-    return strcmp(config->format, "vhd") == 0 || strcmp(config->format, "vdi") == 0;
+    return strcmp(config->format, "vhd") == 0 || strcmp(config->format, "vhdx") == 0 ||
+           strcmp(config->format, "vdi") == 0;
 }
 
 bool config_qemu_reads(const Config *config)

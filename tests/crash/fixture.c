@@ -29,7 +29,7 @@ static void must(bool good, GError *error, const char *what)
 const char *fixture_backing_name(const Setup *setup)
 {
     static const char *const names[] = {"backing.raw", "backing.qcow2", "backing.vhd",
-                                        "backing.vdi", "backing.qcow"};
+                                        "backing.vdi", "backing.qcow",  "backing.vhdx"};
     unsigned i = 0;
     while (i + 1 < G_N_ELEMENTS(names) && !g_str_has_suffix(names[i], setup->backing)) {
         i++;
@@ -43,6 +43,11 @@ bool fixture_qemu_reads(const Setup *setup)
         return false;
     }
     return g_str_has_prefix(setup->format, "qcow") || !setup->backing;
+}
+
+bool fixture_needs_writer(const Setup *setup)
+{
+    return setup->lazy_refcounts || strcmp(setup->format, "vhdx") == 0;
 }
 
 static Store *create_image(const Setup *setup, const Format *format, const Image *backing)
@@ -126,13 +131,21 @@ static void make_dirty(Fixture *fixture, Store *store)
     must(store_write(store, &dirty, 1, INCOMPATIBLE_LOW_BYTE) == 0, NULL, "write");
 }
 
+static const char *smallest_unit(const char *format)
+{
+    if (strcmp(format, "vhdx") == 0) {
+        return "1048576";
+    }
+    return strcmp(format, "raw") == 0 ? NULL : "4096";
+}
+
 static void make_backing(Fixture *fixture)
 {
     const Setup *setup = fixture->setup;
     const Format *format = format_find(setup->backing);
     Setup below = {.name = "backing",
                    .disk_size = align_down(setup->disk_size * 3 / 4, PIECE),
-                   .cluster_size = strcmp(setup->backing, "raw") == 0 ? NULL : "4096"};
+                   .cluster_size = smallest_unit(setup->backing)};
     fixture->backing_store = create_image(&below, format, NULL);
     g_autoptr(GError) error = NULL;
     ImageOpen how = {.format = format, .write = true};
@@ -151,6 +164,7 @@ Fixture *fixture_new(const Setup *setup)
     fixture->format = format_find(setup->format);
     fixture->values = g_new0(uint32_t, setup->disk_size / CELL);
     fixture->unit = setup->cluster_size ? strtoul(setup->cluster_size, NULL, 10) : 4096;
+    fixture->unit = setup->request_unit ? setup->request_unit : fixture->unit;
     if (setup->backing) {
         make_backing(fixture);
     }

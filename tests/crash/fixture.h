@@ -25,6 +25,7 @@ typedef struct Setup {
     bool snapshot;           /* and an internal snapshot, which shares all clusters; the same */
     bool dirty;              /* data is there, the last writer was cut off, refcounts are stale */
     uint64_t metadata_cache; /* 0: the default */
+    unsigned request_unit;   /* where the cluster is too large for that; 0: the cluster */
     unsigned requests;       /* of a run, fewer where a table fills up soon; 0: the default */
 } Setup;
 
@@ -46,6 +47,10 @@ const char *fixture_backing_name(const Setup *setup); /* as in the image; static
 /* Whether qemu-img can read the contents: it does not know the parents of all formats, nor every
  * size of a block. */
 bool fixture_qemu_reads(const Setup *setup);
+
+/* Whether a cut leaves something that only the next opening for writing mends: stale refcounts by
+ * intent (the dirty bit), a log. */
+bool fixture_needs_writer(const Setup *setup);
 
 /* Opens an image of this fixture that lies in store. */
 Image *fixture_open(const Fixture *fixture, Store *store, bool write, GError **error);

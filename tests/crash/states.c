@@ -92,9 +92,8 @@ static bool try_state(Verifier *verifier, Run *run, const StatesOptions *options
     replay_state(replay, cut, number, NULL);
     bool good = verify_state(verifier, store, run->model, VERIFY_LEAKS_ALLOWED, findings);
     if (good && is_turn(count, options->qemu_every)) {
-        /* The state as the cut left it; but refcounts that are stale by intent (the dirty bit) are
-         * mended by the next opening for writing only. */
-        if (!verifier->fixture->setup->lazy_refcounts) {
+        /* The state as the cut left it, where qemu-img can look at that. */
+        if (!fixture_needs_writer(verifier->fixture->setup)) {
             replay_state(replay, cut, number, NULL);
         }
         good = verify_qemu(verifier, store, findings);

@@ -1,0 +1,234 @@
+/*
+ * vhdx: create.
+ *
+ *     0        signature, headers, region tables
+ *     1 MiB    log | metadata | table | blocks, if the disk is fixed
+ *
+ * The signature is written last: half an image is none.
+ */
+#include "formats/vhdx.h"
+
+#include "base/errors.h"
+#include "formats/option.h"
+#include "formats/space.h"
+
+#define LOG_DEFAULT        VHDX_MIB
+#define BLOCK_DIFFERENCING (2 * VHDX_MIB)
+#define METADATA_LENGTH    VHDX_MIB
+#define WRITE_ENTRIES      8192u /* of the table, at a time */
+#define CREATOR_LENGTH     512u
+
+const FormatOption vhdx_create_options[] = {
+    {"subformat", "dynamic (default, grows) or fixed"},
+    {"block_size", "size of a block: 1M to 256M, a power of two (default 8M to 64M, by the size)"},
+    {"log_size", "size of the log: a multiple of 1M up to 64M (default 1M)"},
+    {"block_state_zero", "blocks that are not there are called zero: on or off (default)"},
+    {"logical_sector_size", "512 (default) or 4096"},
+    {NULL, NULL},
+};
+
+typedef struct Plan {
+    VhdxState layout; /* sizes, regions, log */
+    uint64_t size;
+    bool zero_state;
+    VhdxParent parent;
+    bool has_parent;
+} Plan;
+
+static uint64_t default_block_size(uint64_t size, bool differencing)
+{
+    if (differencing) {
+        return BLOCK_DIFFERENCING;
+    }
+    if (size > UINT64_C(32) << 40) {
+        return 64 * VHDX_MIB;
+    }
+    if (size > UINT64_C(100) << 30) {
+        return 32 * VHDX_MIB;
+    }
+    return size > UINT64_C(1) << 30 ? 16 * VHDX_MIB : 8 * VHDX_MIB;
+}
+
+static bool plan_sizes(Plan *plan, GHashTable *options, GError **error)
+{
+    VhdxState *s = &plan->layout;
+    const char *block = option_lookup(options, "block_size");
+    const char *log = option_lookup(options, "log_size");
+    const char *sector = option_lookup(options, "logical_sector_size");
+    if (block && (!option_parse_size(block, &s->block_size) || !is_power_of_two(s->block_size) ||
+                  s->block_size < VHDX_BLOCK_MIN || s->block_size > VHDX_BLOCK_MAX)) {
+        return error_set(error, EINVAL,
+                         "block_size is '%s': must be a power of two from 1M to 256M", block);
+    }
+    if (log && (!option_parse_size(log, &s->header.log.length) || s->header.log.length == 0 ||
+                s->header.log.length % VHDX_MIB != 0 || s->header.log.length > VHDX_LOG_MAX)) {
+        return error_set(error, EINVAL, "log_size is '%s': must be a multiple of 1M up to 64M",
+                         log);
+    }
+    if (sector && (!option_parse_size(sector, &s->sector_size) ||
+                   (s->sector_size != 512 && s->sector_size != 4096))) {
+        return error_set(error, EINVAL, "logical_sector_size is '%s': must be 512 or 4096", sector);
+    }
+    return true;
+}
+
+static bool plan_options(Plan *plan, GHashTable *options, GError **error)
+{
+    const char *subformat = option_lookup(options, "subformat");
+    const char *zero = option_lookup(options, "block_state_zero");
+    if (subformat && strcmp(subformat, "fixed") == 0) {
+        plan->layout.fixed = true;
+    } else if (subformat && strcmp(subformat, "dynamic") != 0) {
+        return error_set(error, EINVAL, "subformat is '%s': must be dynamic or fixed", subformat);
+    }
+    if (zero && !option_parse_switch(zero, &plan->zero_state)) {
+        return error_set(error, EINVAL, "block_state_zero is '%s': must be on or off", zero);
+    }
+    return plan_sizes(plan, options, error);
+}
+
+static bool plan_parent(Plan *plan, const FormatCreate *how, GError **error)
+{
+    if (!how->backing_name) {
+        return true;
+    }
+    if (plan->layout.fixed || plan->zero_state) {
+        return error_set(error, EINVAL,
+                         "a backing file needs blocks that are not there: leave out "
+                         "subformat=fixed and block_state_zero=on, or -b");
+    }
+    if (format_find(how->backing_format) != &format_vhdx) {
+        return error_set(error, EINVAL, "the backing format is %s: must be vhdx",
+                         how->backing_format);
+    }
+    if (!how->backing) {
+        return error_set(error, EINVAL,
+                         "the GUID of the backing file is needed: it must be looked at (without "
+                         "-u)");
+    }
+    const VhdxState *below = how->backing->state;
+    if (below->sector_size != plan->layout.sector_size) {
+        return error_set(error, EINVAL,
+                         "logical_sector_size is %" PRIu64 ": must be that of the backing file, "
+                         "%" PRIu64,
+                         plan->layout.sector_size, below->sector_size);
+    }
+    plan->has_parent = plan->layout.has_parent = true;
+    plan->parent = (VhdxParent){how->backing_name, below->header.data_guid};
+    return true;
+}
+
+static bool plan_layout(Plan *plan, GError **error)
+{
+    VhdxState *s = &plan->layout;
+    plan->size = align_up(plan->size, s->sector_size);
+    if (plan->size > VHDX_DISK_MAX) {
+        return error_set(error, EFBIG, "image size %" PRIu64 ": must be at most 64T for vhdx",
+                         plan->size);
+    }
+    s->blocks = div_round_up(plan->size, s->block_size);
+    s->chunk_ratio = VHDX_CHUNK_SECTORS * s->sector_size / s->block_size;
+    s->header.log.offset = VHDX_MIB;
+    s->metadata = (VhdxRange){VHDX_MIB + s->header.log.length, METADATA_LENGTH};
+    s->table.offset = s->metadata.offset + METADATA_LENGTH;
+    s->table.length = align_up(max_u64(vhdx_entries_needed(s) * 8, 1), VHDX_MIB);
+    return true;
+}
+
+static uint64_t first_block(const Plan *plan)
+{
+    return plan->layout.table.offset + plan->layout.table.length;
+}
+
+static uint64_t make_entry(const Plan *plan, uint64_t index)
+{
+    const VhdxState *s = &plan->layout;
+    uint64_t block = index - index / (s->chunk_ratio + UINT64_C(1));
+    if (index % (s->chunk_ratio + UINT64_C(1)) == s->chunk_ratio) {
+        return VHDX_NOT_PRESENT;
+    }
+    if (s->fixed) {
+        return (first_block(plan) + block * s->block_size) | VHDX_PRESENT;
+    }
+    return plan->zero_state ? VHDX_ZERO : VHDX_NOT_PRESENT;
+}
+
+/* The file is longer than that already, and reads as zeroes. */
+static int write_table(Store *store, const Plan *plan)
+{
+    const VhdxState *s = &plan->layout;
+    uint64_t count = s->fixed || plan->zero_state ? vhdx_entries_needed(s) : 0;
+    g_autofree uint8_t *bytes = g_malloc(WRITE_ENTRIES * 8);
+    int r = 0;
+    for (uint64_t at = 0; r == 0 && at < count; at += WRITE_ENTRIES) {
+        uint64_t n = min_u64(WRITE_ENTRIES, count - at);
+        for (uint64_t i = 0; i < n; i++) {
+            store_le64(bytes + i * 8, make_entry(plan, at + i));
+        }
+        r = store_write(store, bytes, n * 8, s->table.offset + at * 8);
+    }
+    return r;
+}
+
+static int write_regions(Store *store, const Plan *plan)
+{
+    g_autofree uint8_t *bytes = g_malloc0(VHDX_TABLE_SIZE);
+    vhdx_regions_make(bytes, plan->layout.table, plan->layout.metadata);
+    int r = store_write(store, bytes, VHDX_TABLE_SIZE, VHDX_REGIONS_1);
+    return r < 0 ? r : store_write(store, bytes, VHDX_TABLE_SIZE, VHDX_REGIONS_1 + VHDX_TABLE_SIZE);
+}
+
+static int write_signature(Store *store)
+{
+    static const char creator[] = "cownbd";
+    uint8_t bytes[8 + CREATOR_LENGTH] = "vhdxfile";
+    for (unsigned i = 0; creator[i]; i++) {
+        store_le16(bytes + 8 + i * 2, creator[i]);
+    }
+    return store_write(store, bytes, sizeof bytes, 0);
+}
+
+/* A block device may hold anything: all before the first block is cleared. */
+static int clear_start(Store *store, const Plan *plan)
+{
+    const VhdxState *s = &plan->layout;
+    uint64_t end = first_block(plan) + (s->fixed ? s->blocks * s->block_size : 0);
+    uint64_t old = store_size(store);
+    int r = old < end ? store_truncate(store, end) : 0;
+    return r < 0 || old == 0 ? r : space_make_fresh(store, 0, min_u64(old, first_block(plan)), old);
+}
+
+static int write_image(Store *store, Plan *plan, const GByteArray *metadata)
+{
+    VhdxHeader *header = &plan->layout.header;
+    int r = clear_start(store, plan);
+    r = r < 0 ? r : write_table(store, plan);
+    r = r < 0 ? r : store_write(store, metadata->data, metadata->len, plan->layout.metadata.offset);
+    r = r < 0 ? r : write_regions(store, plan);
+    header->slot = 1;
+    r = r < 0 ? r : vhdx_header_write(store, header);
+    r = r < 0 ? r : vhdx_header_write(store, header);
+    r = r < 0 ? r : write_signature(store);
+    return r < 0 ? r : store_sync(store);
+}
+
+bool vhdx_create(Store *store, const FormatCreate *how, GError **error)
+{
+    Plan plan = {.size = min_u64(how->size, INT64_MAX - VHDX_MIB)};
+    VhdxState *s = &plan.layout;
+    s->sector_size = 512;
+    s->block_size = default_block_size(plan.size, how->backing_name != NULL);
+    s->header.log.length = LOG_DEFAULT;
+    if (!plan_options(&plan, how->options, error) || !plan_parent(&plan, how, error) ||
+        !plan_layout(&plan, error) || !vhdx_guid_make(s->header.file_guid, error) ||
+        !vhdx_guid_make(s->header.data_guid, error)) {
+        return false;
+    }
+    g_autoptr(GByteArray) metadata =
+        vhdx_metadata_make(s, plan.size, plan.has_parent ? &plan.parent : NULL, error);
+    if (!metadata) {
+        return false;
+    }
+    int r = write_image(store, &plan, metadata);
+    return r == 0 || error_set_errno(error, -r, "%s: cannot write the image", store->name);
+}
