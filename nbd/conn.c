@@ -412,6 +412,9 @@ void conn_unref(Conn *conn)
 {
     if (--conn->refs == 0) {
         NbdLocal *local = conn->local;
+        if (conn->gone != NULL) {
+            conn->export->kernel_clients--;
+        }
         g_clear_pointer(&conn->export, export_put);
         conn_set_meta_export(conn, NULL);
         if (conn->gone != NULL) {

@@ -11,7 +11,7 @@
 #include <stdint.h>
 #include <time.h>
 
-#define NBD_COMMANDS       8 /* NbdCommand is below */
+#define NBD_COMMANDS       9 /* NbdCommand is below */
 #define NBD_LATENCY_BOUNDS 19
 
 typedef enum {

@@ -71,6 +71,7 @@ typedef enum {
 #define NBD_FLAG_SEND_WRITE_ZEROES    (1u << 6)
 #define NBD_FLAG_SEND_DF              (1u << 7)
 #define NBD_FLAG_CAN_MULTI_CONN       (1u << 8)
+#define NBD_FLAG_SEND_RESIZE          (1u << 9)
 #define NBD_FLAG_SEND_CACHE           (1u << 10)
 #define NBD_FLAG_SEND_FAST_ZERO       (1u << 11)
 #define NBD_FLAG_BLOCK_STATUS_PAYLOAD (1u << 12)
@@ -84,6 +85,7 @@ typedef enum {
     NBD_CMD_CACHE = 5,
     NBD_CMD_WRITE_ZEROES = 6,
     NBD_CMD_BLOCK_STATUS = 7,
+    NBD_CMD_RESIZE = 8,
 } NbdCommand;
 
 #define NBD_CMD_FLAG_FUA                (1u << 0)

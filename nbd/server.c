@@ -105,6 +105,7 @@ void nbd_server_attach(NbdServer *server, Export *export, int fd, NbdGone gone, 
     NbdLocal *local = least_loaded(server);
     atomic_fetch_add(&server->conn_count, 1);
     atomic_fetch_add(&local->conn_count, 1);
+    export->kernel_clients++;
     ConnStart start = {.export = export_get(export), .gone = gone, .gone_argument = gone_argument};
     conn_new(local, fd, &start);
 }

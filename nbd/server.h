@@ -31,6 +31,7 @@ typedef struct NbdLimits {
     unsigned max_clients;       /* connections at once; one more is closed unanswered */
     uint64_t client_memory;     /* bytes in flight a connection; a single request may always go */
     unsigned handshake_timeout; /* seconds of silence before transmission; 0: for ever */
+    bool allow_resize;          /* clients that may write may change the size of a disk */
     unsigned shutdown_timeout;  /* seconds to take the last replies when the server stops */
 } NbdLimits;
 

@@ -57,6 +57,7 @@ static const Command COMMANDS[] = {
                               .type = REQUEST_STATUS,
                               .flags = NBD_CMD_FLAG_REQ_ONE,
                               .past_the_end = NBD_EINVAL},
+    [NBD_CMD_RESIZE] = {.known = true, .writes = true, .type = REQUEST_RESIZE},
 };
 
 G_STATIC_ASSERT(G_N_ELEMENTS(COMMANDS) <= NBD_COMMANDS);
@@ -65,10 +66,11 @@ uint16_t transmission_flags(const Conn *conn, const Export *export)
 {
     bool payload = conn->extended && conn->meta_export == export;
     bool can_write = peer_rights(conn, export) & ACCESS_WRITE;
+    bool can_resize = can_write && conn->local->server->limits.allow_resize;
     return NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_TRIM |
            NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_CAN_MULTI_CONN | NBD_FLAG_SEND_CACHE |
            NBD_FLAG_SEND_FAST_ZERO | (can_write ? 0 : NBD_FLAG_READ_ONLY) |
-           (conn->structured ? NBD_FLAG_SEND_DF : 0) |
+           (conn->structured ? NBD_FLAG_SEND_DF : 0) | (can_resize ? NBD_FLAG_SEND_RESIZE : 0) |
            (payload ? NBD_FLAG_BLOCK_STATUS_PAYLOAD : 0);
 }
 
@@ -102,6 +104,24 @@ static uint32_t check_status(const Conn *conn, const NbdRequestHeader *header, c
     return NBD_EINVAL;
 }
 
+/* The offset is the new size. */
+static uint32_t check_resize(const Conn *conn, const NbdRequestHeader *header, const char **text)
+{
+    if (!conn->local->server->limits.allow_resize) {
+        *text = "changing the size was not offered";
+        return NBD_EINVAL;
+    }
+    if (header->length != 0) {
+        *text = "resize has no length: its offset is the new size";
+        return NBD_EINVAL;
+    }
+    if (conn->export->kernel_clients > 0) {
+        *text = "the disk is a block device of the server: its size is changed there";
+        return NBD_EPERM;
+    }
+    return NBD_SUCCESS;
+}
+
 /* The checks that ask only for the command and its flags. */
 static uint32_t check_form(const Conn *conn, const NbdRequestHeader *header, const char **text)
 {
@@ -120,6 +140,9 @@ static uint32_t check_form(const Conn *conn, const NbdRequestHeader *header, con
     if (header->command == NBD_CMD_BLOCK_STATUS) {
         return check_status(conn, header, text);
     }
+    if (header->command == NBD_CMD_RESIZE) {
+        return check_resize(conn, header, text);
+    }
     if (header->command == NBD_CMD_FLUSH && (header->offset != 0 || header->length != 0)) {
         *text = "flush has no offset and no length";
         return NBD_EINVAL;
@@ -127,10 +150,12 @@ static uint32_t check_form(const Conn *conn, const NbdRequestHeader *header, con
     return NBD_SUCCESS;
 }
 
-/* The range of a BLOCK_STATUS with a payload is known, and checked, when that has arrived. */
-static bool range_is_known(const NbdRequestHeader *header)
+/* A RESIZE has no range; that of a BLOCK_STATUS with a payload is known, and checked, when that has
+ * arrived. */
+static bool has_range(const NbdRequestHeader *header)
 {
-    return header->command != NBD_CMD_BLOCK_STATUS || header->payload == 0;
+    return header->command != NBD_CMD_RESIZE &&
+           (header->command != NBD_CMD_BLOCK_STATUS || header->payload == 0);
 }
 
 /* Which error a request deserves, with its text; NBD_SUCCESS where it may go to the node. */
@@ -153,7 +178,7 @@ static uint32_t check_request(const Conn *conn, const NbdRequestHeader *header, 
         *text = "longer than the maximum of 64 MiB";
         return header->flags & NBD_CMD_FLAG_DF ? NBD_EOVERFLOW : NBD_EINVAL;
     }
-    if (range_is_known(header) &&
+    if (has_range(header) &&
         !range_within(header->offset, header->length, conn->export->node->size)) {
         *text = PAST_THE_END;
         return command->past_the_end;
@@ -191,6 +216,9 @@ static unsigned engine_flags(const Conn *conn, const NbdRequest *request)
     if (request->command == NBD_CMD_READ) {
         return conn->structured ? REQUEST_HOLES_OK : 0;
     }
+    if (request->command == NBD_CMD_RESIZE) {
+        return REQUEST_MAY_SHRINK;
+    }
     if (request->flags & NBD_CMD_FLAG_FUA) {
         flags |= REQUEST_FUA;
     }
@@ -211,6 +239,7 @@ static bool concerns_node(const NbdRequest *request)
 {
     switch (request->command) {
     case NBD_CMD_FLUSH:
+    case NBD_CMD_RESIZE:
         return true;
     case NBD_CMD_BLOCK_STATUS:
         return request->contexts & META_OF_MAP;
@@ -232,7 +261,7 @@ static void submit(Conn *conn, NbdRequest *request)
     }
     to_node->type = COMMANDS[request->command].type;
     to_node->flags = engine_flags(conn, request);
-    to_node->length = request->length;
+    to_node->length = request->command == NBD_CMD_RESIZE ? request->head.offset : request->length;
     to_node->buffer = request->buffer;
     to_node->done = request_done;
     node_submit(conn->export->node, to_node);
@@ -247,7 +276,7 @@ static NbdRequest *make_request(Conn *conn, const NbdRequestHeader *header, uint
     request->flags = header->flags;
     request->length = header->length;
     request->contexts = conn->contexts;
-    request->request.offset = header->offset;
+    request->request.offset = header->command == NBD_CMD_RESIZE ? 0 : header->offset;
     return request;
 }
 

@@ -60,7 +60,7 @@ typedef struct ServeOptions {
     char *tls_text, *tls_certificates, *tls_psk;
     char **allow;
     char *log, *log_level;
-    gboolean read_only, once, stdio, tls_verify_peer;
+    gboolean read_only, once, stdio, tls_verify_peer, allow_resize;
     int threads, max_clients, handshake_timeout, shutdown_timeout;
     uint64_t client_memory, metadata_cache;
     int take_over;    /* channel to the process whose work this one takes over; -1: none */

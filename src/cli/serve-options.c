@@ -65,6 +65,8 @@ static GArray *own_entries(ServeOptions *o)
          "Seconds that a client may be silent before it chooses an export (default: 10; 0: for "
          "ever)",
          "SECONDS"},
+        {"allow-resize", 0, 0, G_OPTION_ARG_NONE, &o->allow_resize,
+         "Clients that may write may change the size of a disk, and cut off what it has", NULL},
         {"shutdown-timeout", 0, 0, G_OPTION_ARG_INT, &o->shutdown_timeout,
          "Seconds that clients have to take their last replies when the server ends (default: 1)",
          "SECONDS"},

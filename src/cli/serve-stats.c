@@ -20,6 +20,7 @@ static const struct {
     {NBD_CMD_CACHE, "cache"},
     {NBD_CMD_WRITE_ZEROES, "write-zeroes"},
     {NBD_CMD_BLOCK_STATUS, "block-status"},
+    {NBD_CMD_RESIZE, "resize"},
 };
 
 static JsonObject *latency_of(const NbdLatency *latency)

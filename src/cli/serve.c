@@ -44,6 +44,7 @@ static void start_server(Serve *serve)
         .max_clients = o->max_clients,
         .client_memory = o->client_memory,
         .handshake_timeout = o->handshake_timeout,
+        .allow_resize = o->allow_resize,
         .shutdown_timeout = o->shutdown_timeout,
     };
     serve->server = nbd_server_new(serve->exports, &limits, (Worker *const *)serve->workers->pdata,

@@ -46,6 +46,7 @@ typedef struct Export {
     ExportPins *pins;    /* the table's own */
     _Atomic(void *)
         counters; /* the NBD server's own: g_malloc, freed with the export; may be NULL */
+    atomic_uint kernel_clients; /* connections of block devices of this machine */
     ExportContext contexts[EXPORT_CONTEXTS_MAX];
     atomic_uint context_count;
 } Export;

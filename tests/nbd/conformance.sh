@@ -30,6 +30,13 @@ test_raw_over_tcp_is_right_in_every_rule() {
     probe --write "nbd://127.0.0.1:$port/disk.raw"
 }
 
+test_a_disk_that_clients_may_resize_is_right_in_every_rule() {
+    qemu-img create -q -f qcow2 disk.qcow2 16M
+    serve --allow-resize disk.qcow2
+    probe --write "$(uri)"
+    grep -q '^right .* resize-to-the-same ' table
+}
+
 test_a_read_only_export_is_right_in_every_rule() {
     make_data disk.raw 2
     serve -f raw -r disk.raw

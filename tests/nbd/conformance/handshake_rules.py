@@ -107,6 +107,15 @@ def option_unknown(probe):
         connection.is_alive()
 
 
+@rule("must", "An option with 128 KiB of data is refused, its data is skipped, and the handshake goes on.")
+def option_too_big(probe):
+    with probe.connect() as connection:
+        for option in (OPT_INFO, 0x7FFFFFFF):
+            outcome = connection.outcome(option, bytes(128 << 10))
+            expect(outcome in (ERR_TOO_BIG, ERR_INVALID, ERR_UNSUP), f"option {option}: {reply_name(outcome)}")
+        connection.is_alive()
+
+
 @rule("must", "An option that arrives byte by byte is the same option.")
 def option_in_pieces(probe):
     with probe.connect() as connection:
@@ -344,6 +353,18 @@ def context_wildcard(probe):
         expect(found == [ALLOCATION], f"LIST found {found}")
         chosen = probe.choose(connection, [b"base:"])
         expect(not chosen, f"SET chose {list(chosen.values())}")
+
+
+@rule("must", "A query that names a kind of contexts, as qemu:dirty-bitmap:, lists these alone, and selects nothing.")
+def context_wildcard_kind(probe):
+    with probe.connect() as connection:
+        probe.negotiate(connection, "structured")
+        everything = listed(connection, probe.target.export, [])
+        for kind in {name[:name.index(b":", name.index(b":") + 1) + 1] for name in everything if name.count(b":") > 1}:
+            wanted = [name for name in everything if name.startswith(kind)]
+            found = listed(connection, probe.target.export, [kind])
+            expect(found == wanted, f"LIST of {kind.decode()} found {found}")
+            expect(not probe.choose(connection, [kind]), f"SET of {kind.decode()} chose something")
 
 
 @rule("must", "Queries of unknown name spaces and unknown base: names are passed over.")

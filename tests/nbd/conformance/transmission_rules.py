@@ -253,6 +253,20 @@ def write_flags_unknown(probe):
         expect(session.read(0, 512) == before, "it was written all the same")
 
 
+@rule("must", "WRITE and READ of the maximum block size work, and one byte more does not end the connection.")
+def write_maximum(probe):
+    probe.writing(6 << 30)
+    at, length = 1 << 30, min(probe.maximum, 64 * MIB)
+    with probe.begin() as session:
+        data = os.urandom(MIB) * (length // MIB) + bytes(length % MIB)
+        session.do(WRITE, at, length, 0, data)
+        expect(session.read(at, length) == data, "other bytes were read")
+        if probe.minimum == 1 and length == probe.maximum:
+            error = session.request(WRITE, at, length + 1, 0, data + b"+").error
+            expect(error in (0, EINVAL, EOVERFLOW), error_name(error))
+            session.goes_on()
+
+
 @rule("must", "Requests and payloads sent all at once keep their places.")
 def write_many(probe):
     probe.writing(MIB)
@@ -309,6 +323,37 @@ def fast_zero(probe):
         expect(error in allowed, error_name(error))
         wanted = b"q" * 65536 if error else bytes(65536)
         expect(session.read(0, 65536) == wanted, f"other bytes after {error_name(error)}")
+
+
+@rule("may", "RESIZE, an experimental extension, is offered.")
+def resize_offered(probe):
+    with probe.begin() as session:
+        if not session.has(SEND_RESIZE):
+            raise Missing("SEND_RESIZE is not set")
+
+
+@rule("should", "RESIZE gets EINVAL where it is not offered, and the connection goes on.")
+def resize_unadvertised(probe):
+    for session in styles(probe):
+        if session.has(SEND_RESIZE):
+            raise Untried("RESIZE is offered")
+        error = session.request(RESIZE, probe.size, 0).error
+        expect(error in (EINVAL, ENOTSUP), error_name(error))
+        session.goes_on()
+
+
+@rule("must", "RESIZE to the size that the export has changes nothing; with a length it gets EINVAL.")
+def resize_to_the_same(probe):
+    probe.writing(MIB)
+    for session in styles(probe):
+        if not session.has(SEND_RESIZE):
+            raise Missing("SEND_RESIZE is not set")
+        before = session.read(0, MIB)
+        session.do(RESIZE, probe.size, 0)
+        session.fails(EINVAL, RESIZE, probe.size, 512)
+        expect(session.read(0, MIB) == before, "other bytes after it")
+    with probe.begin() as session:
+        expect(session.size == probe.size, "the export has another size after it")
 
 
 @rule("must", "With CAN_MULTI_CONN, what one connection wrote and flushed all others read.")
