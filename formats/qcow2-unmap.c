@@ -20,6 +20,7 @@ typedef struct Unmap {
     uint64_t offset, end; /* what is still to be done */
     uint64_t backing_end; /* below it, unallocated may not read as zeroes */
     bool keep;
+    bool expose; /* unallocated, whatever a backing holds */
 } Unmap;
 
 /* An image whose backing was not opened may have one of any length. */
@@ -68,7 +69,7 @@ static int keep_cluster(Unmap *u, const Qcow2Cluster *cluster)
 static int drop_cluster(Unmap *u, const Qcow2Cluster *cluster)
 {
     bool over_backing = u->offset < u->backing_end;
-    if (cluster->type == QCOW2_CLUSTER_ZERO ||
+    if ((cluster->type == QCOW2_CLUSTER_ZERO && !u->expose) ||
         (cluster->type == QCOW2_CLUSTER_UNALLOCATED && !over_backing)) {
         return 0;
     }
@@ -131,7 +132,11 @@ int qcow2_unmap(Image *image, uint64_t offset, uint64_t length, UnmapFlags flags
         .end = offset + length,
         .backing_end = qcow2_backing_end(image),
         .keep = flags & UNMAP_KEEP_SPACE,
+        .expose = flags & UNMAP_BACKING,
     };
+    if (u.expose) {
+        u.backing_end = 0;
+    }
     if (s->header.version < 3 && (u.keep || offset < u.backing_end)) {
         return -ENOTSUP;
     }

@@ -289,6 +289,7 @@ const Format format_qcow2 = {
     .is_dirty = qcow2_is_dirty,
     .decode = qcow2_decode,
     .encode = qcow2_encode,
+    .set_backing = qcow2_set_backing,
     .info = qcow2_info,
     .snapshots = qcow2_snapshots_info,
     .snapshot_show = qcow2_snapshot_show,

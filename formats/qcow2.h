@@ -6,6 +6,7 @@
  *
  *     qcow2.c           probe, open, close, info
  *     qcow2-header.c    header, extensions, feature bits
+ *     qcow2-backing.c   another name of the backing
  *     qcow2-snapshot.c  the snapshot table, read
  *     qcow2-snapshot-table.c   the snapshot table, written anew
  *     qcow2-snapshot-tree.c    references to all that hangs on an L1 table
@@ -525,6 +526,11 @@ int qcow2_compressed_reserve(Image *image, Allocation *a);
 
 /* The L2 entry of such an extent; false: it lies too far behind in the file to say so. Pure. */
 bool qcow2_compressed_entry(const Qcow2State *s, const Extent *extent, uint64_t *entry);
+
+/* ---- the backing's name (qcow2-backing.c) ---- */
+
+bool qcow2_set_backing(Image *image, const char *name, const char *format, const Image *backing,
+                       GError **error);
 
 /* ---- tools (qcow2-check*.c, qcow2-create.c) ---- */
 

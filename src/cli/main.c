@@ -26,6 +26,8 @@ static const Command commands[] = {
     {"resize", "make a disk larger or smaller", cli_resize},
     {"compare", "whether two disks read the same", cli_compare},
     {"diff", "where two disks read differently", cli_diff},
+    {"commit", "bring what an image holds into its backing", cli_commit},
+    {"rebase", "give an image another backing", cli_rebase},
     {"attach", "show an image as a block device of the kernel", cli_attach},
     {"detach", "take such a block device down", cli_detach},
     {"rescue", "give up such a block device that hangs", cli_rescue},

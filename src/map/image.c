@@ -3,7 +3,8 @@
  *
  * A chain is opened from the top down in one loop. Each file is opened, compared with those above
  * it (a loop would otherwise end only at the depth limit, or as a lock that this process holds
- * against itself), then locked, then given to its format. Only the top may be opened for writing.
+ * against itself), then locked, then given to its format. Only the top may be opened for writing, and
+ * one below it by who asks for that (write_depth).
  *
  * What must stay true: image_map lets nothing through that is out of order, out of the range that
  * was asked for, or outside its store; whatever a format makes of a hostile image, the movers
@@ -198,14 +199,14 @@ static bool backing_format(const Image *image, const Format **format, GError **e
     return true;
 }
 
-static int open_backing_name(Image *image, GError **error)
+static int open_backing_name(Image *image, bool write, GError **error)
 {
     g_autoptr(GError) first = NULL;
-    int fd = image_name_open(image, "backing file", image->backing_name, false,
+    int fd = image_name_open(image, "backing file", image->backing_name, write,
                              &image->backing_path, &first);
     if (fd < 0 && image->backing_substitute) {
         g_free(image->backing_path);
-        fd = image_name_open(image, "backing file", image->backing_substitute, false,
+        fd = image_name_open(image, "backing file", image->backing_substitute, write,
                              &image->backing_path, NULL);
     }
     if (fd < 0) {
@@ -248,14 +249,14 @@ static bool start_writing(Image *image, GError **error)
 static bool open_backing(Image *image, const ImageOpen *top, GArray *files, GError **error)
 {
     ImageOpen how = *top;
-    how.write = false;
+    how.write = top->write_depth != 0 && top->write_depth == files->len;
     how.repair = false;
     how.snapshot = NULL;
     const Format *format;
     if (!backing_format(image, &format, error)) {
         return false;
     }
-    int fd = open_backing_name(image, error);
+    int fd = open_backing_name(image, how.write, error);
     if (fd < 0) {
         return false;
     }
@@ -296,7 +297,12 @@ Image *image_open(const char *path, const ImageOpen *how, GError **error)
             return NULL;
         }
     }
-    return start_writing(top, error) ? g_steal_pointer(&top) : NULL;
+    for (Image *image = top; image; image = image->backing) {
+        if (!start_writing(image, error)) {
+            return NULL;
+        }
+    }
+    return g_steal_pointer(&top);
 }
 
 Image *image_open_store(Store *store, const ImageOpen *how, Image *backing, GError **error)

@@ -30,6 +30,7 @@ typedef struct Image Image;
 typedef struct ImageOpen {
     const Format *format; /* NULL: found from the first bytes */
     bool write;           /* the top image; its backing is always opened read-only */
+    unsigned write_depth; /* not 0: the image so far below the top is opened for writing, too */
     bool no_backing;      /* leave the backing closed (info without --chain, check) */
     bool no_lock;         /* look although another process writes */
     bool repair;          /* opened by check --repair: dirty and corrupt images open for writing */

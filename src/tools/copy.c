@@ -8,7 +8,6 @@
 
 #include <errno.h>
 #include <stdatomic.h>
-#include <string.h>
 
 #include "base/bytes.h"
 #include "tools/buffers.h"
@@ -43,34 +42,6 @@ static GArray *parts_of(const Copy *copy, const ExtentList *map, const uint8_t *
     return parts;
 }
 
-/* The parts of a piece once more; units that the backing holds already are kept. */
-static GArray *without_backing(const Copy *copy, const GArray *parts, uint64_t offset,
-                               uint64_t length, const uint8_t *bytes, const uint8_t *below)
-{
-    GArray *left = parts_new();
-    guint p = 0;
-    for (uint64_t at = offset, end = offset + length; at < end;) {
-        uint64_t next = min_u64(at + copy->unit, end);
-        if (memcmp(bytes + (at - offset), below + (at - offset), next - at) == 0) {
-            parts_add(left, at, next - at, PART_KEEP);
-            at = next;
-            continue;
-        }
-        while (at < next) {
-            const Part *part = &g_array_index(parts, Part, p);
-            uint64_t part_end = part->offset + part->length;
-            if (part_end <= at) {
-                p++;
-                continue;
-            }
-            uint64_t to = min_u64(part_end, next);
-            parts_add(left, at, to - at, part->kind);
-            at = to;
-        }
-    }
-    return left;
-}
-
 static int read_below(Copy *copy, unsigned slot, uint64_t offset, uint64_t length,
                       const uint8_t **below)
 {
@@ -101,7 +72,7 @@ static int write_piece(Copy *copy, unsigned slot, uint64_t offset, uint64_t leng
         if (r < 0) {
             return r;
         }
-        GArray *left = without_backing(copy, parts, offset, length, bytes, below);
+        GArray *left = parts_without_equal(parts, copy->unit, bytes, below);
         g_array_unref(parts);
         parts = left;
     }
@@ -134,12 +105,25 @@ static int copy_mapped(Copy *copy, unsigned slot, uint64_t offset, uint64_t leng
     return r < 0 ? r : write_piece(copy, slot, offset, length, map, buffer);
 }
 
+/* The map of a piece of the target, which may go on behind what is copied: whole units are written. */
+static int map_source(const Copy *copy, uint64_t offset, uint64_t length, ExtentList *map)
+{
+    const CopyOptions *options = copy->options;
+    uint64_t start = options->source_offset + offset;
+    uint64_t inside = min_u64(length, options->length - offset);
+    int r = reader_map(copy->source, start, inside, map);
+    if (r == 0 && inside < length) {
+        extent_list_add_zero(map, start + inside, length - inside, NULL);
+    }
+    return r;
+}
+
 static int copy_piece(void *opaque, unsigned slot, uint64_t offset, uint64_t length, uint64_t *next)
 {
     Copy *copy = opaque;
     ExtentList map;
     extent_list_init(&map);
-    int r = reader_map(copy->source, copy->options->source_offset + offset, length, &map);
+    int r = map_source(copy, offset, length, &map);
     r = r < 0 ? r : copy_mapped(copy, slot, offset, length, &map, next);
     extent_list_clear(&map);
     return r;
@@ -149,7 +133,13 @@ int copy_disk(Image *source, Image *target, const CopyOptions *options, CopyFail
 {
     uint64_t piece = buffers_piece(target->allocation_unit);
     unsigned threads = buffers_threads(options->threads, piece);
-    WriterOptions how = {options->blank, options->compress, threads, piece};
+    WriterOptions how = {
+        .blank = options->blank,
+        .over_backing = options->backing != NULL,
+        .compress = options->compress,
+        .threads = threads,
+        .piece = piece,
+    };
     g_autoptr(Writer) writer = writer_new(target, &how);
     g_autoptr(Buffers) buffers = buffers_new(threads, piece), below = buffers_new(threads, piece);
     Copy copy = {
@@ -162,7 +152,7 @@ int copy_disk(Image *source, Image *target, const CopyOptions *options, CopyFail
         .unit = max_u64(target->allocation_unit, options->grain ? options->grain : 1),
     };
     Bulk bulk = {
-        .length = options->length,
+        .length = min_u64(align_up(options->length, target->allocation_unit), target->size),
         .piece = piece,
         .threads = threads,
         .work = copy_piece,

@@ -39,6 +39,38 @@ void parts_add_data(GArray *parts, uint64_t offset, uint64_t length, const uint8
     }
 }
 
+/* Appends the part of `parts` that lies in [from, to); *p: where to begin to look. */
+static void copy_range(GArray *copy, const GArray *parts, guint *p, uint64_t from, uint64_t to)
+{
+    while (from < to) {
+        const Part *part = &g_array_index(parts, Part, *p);
+        uint64_t end = min_u64(part->offset + part->length, to);
+        if (end > from) {
+            parts_add(copy, from, end - from, part->kind);
+            from = end;
+        }
+        *p += from < to;
+    }
+}
+
+GArray *parts_without_equal(const GArray *parts, uint64_t unit, const uint8_t *a, const uint8_t *b)
+{
+    GArray *left = parts_new();
+    uint64_t start = g_array_index(parts, Part, 0).offset;
+    const Part *last = &g_array_index(parts, Part, parts->len - 1);
+    uint64_t end = last->offset + last->length, next;
+    guint p = 0;
+    for (uint64_t at = start; at < end; at = next) {
+        next = min_u64(align_down(at, unit) + unit, end);
+        if (memcmp(a + (at - start), b + (at - start), next - at) == 0) {
+            parts_add(left, at, next - at, PART_KEEP);
+        } else {
+            copy_range(left, parts, &p, at, next);
+        }
+    }
+    return left;
+}
+
 bool parts_all(const GArray *parts, PartKind kind)
 {
     for (guint i = 0; i < parts->len; i++) {

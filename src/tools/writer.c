@@ -180,33 +180,54 @@ static int plan_zero(Piece *piece, const Extent *extent, uint64_t offset, uint64
     return r;
 }
 
+static bool reads_zero(const Writer *writer, const Extent *extent)
+{
+    bool nothing = extent->type == EXTENT_UNALLOCATED;
+    return extent->type == EXTENT_ZERO || (nothing && !writer->options.over_backing);
+}
+
 static int plan_part(Piece *piece, const Part *part, const Extent *extent)
 {
+    const Writer *writer = piece->writer;
     uint64_t from = max_u64(part->offset, extent->offset);
     uint64_t to = min_u64(part->offset + part->length, extent_end(extent));
     if (from >= to || part->kind == PART_KEEP) {
         return 0;
     }
     if (part->kind == PART_ZERO) {
-        bool zero_already = piece->writer->options.blank || extent_is_zero(extent);
+        bool zero_already = writer->options.blank || reads_zero(writer, extent);
         return zero_already ? 0 : plan_zero(piece, extent, from, to);
     }
     plan_data(piece, extent, from, to);
     return 0;
 }
 
+/* The image's own map of the piece: what lies below it is not written. */
+static int map_piece(Piece *piece)
+{
+    uint64_t at = piece->offset, end = piece->offset + piece->length;
+    int r = 0;
+    while (r == 0 && at < end) {
+        r = image_map(piece->writer->image, at, end - at, &piece->map);
+        at = extent_list_end(&piece->map);
+    }
+    return r;
+}
+
 static int plan(Piece *piece)
 {
-    int r = chain_map(piece->writer->image, piece->offset, piece->length, 0, &piece->map);
+    int r = map_piece(piece);
     unsigned e = 0;
     for (guint i = 0; r == 0 && i < piece->parts->len; i++) {
         const Part *part = &g_array_index(piece->parts, Part, i);
+        uint64_t part_end = part->offset + part->length;
         while (extent_end(&piece->map.items[e]) <= part->offset) {
             e++;
         }
-        for (unsigned j = e; r == 0 && j < piece->map.count &&
-                             piece->map.items[j].offset < part->offset + part->length;
-             j++) {
+        for (unsigned j = e; r == 0 && j < piece->map.count; j++) {
+            if (piece->map.items[j].offset >= part_end) {
+                break;
+            }
             r = plan_part(piece, part, &piece->map.items[j]);
         }
     }

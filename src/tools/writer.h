@@ -33,14 +33,18 @@ void parts_add(GArray *parts, uint64_t offset, uint64_t length, PartKind kind);
  * disk; grain 0: not looked for. */
 void parts_add_data(GArray *parts, uint64_t offset, uint64_t length, const uint8_t *bytes,
                     uint64_t grain);
+/* A copy of parts in which the units that read the same in a and b are kept. a and b: the bytes of all
+ * of the parts. Free the copy. */
+GArray *parts_without_equal(const GArray *parts, uint64_t unit, const uint8_t *a, const uint8_t *b);
 /* Whether all parts say `kind`. */
 bool parts_all(const GArray *parts, PartKind kind);
 
 typedef struct WriterOptions {
-    bool blank;       /* what nobody has written yet reads as zeroes */
-    bool compress;    /* the image's format has encode */
-    unsigned threads; /* that write at once, at most */
-    uint64_t piece;   /* bytes, at least the image's allocation unit */
+    bool blank;        /* what nobody has written yet reads as zeroes */
+    bool over_backing; /* what the image does not have may read as anything */
+    bool compress;     /* the image's format has encode */
+    unsigned threads;  /* that write at once, at most */
+    uint64_t piece;    /* bytes, at least the image's allocation unit */
 } WriterOptions;
 
 /* The image is open for writing; not owned. */

@@ -1,0 +1,200 @@
+#!/usr/bin/python3
+"""commit and rebase: what a chain reads as stays, wherever it is cut off; qemu-img agrees."""
+import random
+import shutil
+
+from cli import COWNBD, Qcow2, Workdir, cownbd, expect, expect_equal, expect_refused, load_json, must, ours, run
+
+SIZE = 6 << 20
+
+
+def bytes_of(image):
+    ours("convert", "-q", "-O", "raw", image, "contents")
+    with open("contents", "rb") as file:
+        return file.read()
+
+
+def by_qemu(image, fmt="qcow2"):
+    must("qemu-img", "convert", "-f", fmt, "-O", "raw", image, "theirs")
+    with open("theirs", "rb") as file:
+        return file.read()
+
+
+def fill(image, dice, fmt="qcow2", size=SIZE):
+    commands = []
+    for _ in range(12):
+        start = dice.randrange(size // 512) * 512
+        length = min(dice.choice((512, 4096, 65536, 300 * 1024)), size - start)
+        commands.append(dice.choice((f"write -P {dice.randrange(1, 256)} {start} {length}", f"write -z {start} {length}")))
+    must("qemu-io", "-f", fmt, *[a for c in commands for a in ("-c", c)], image)
+
+
+def chain(dice, fmt="qcow2", sizes=(SIZE, SIZE, SIZE), options=()):
+    """base <- middle <- top, each with something of its own."""
+    must("qemu-img", "create", "-q", "-f", fmt, *options, "base", sizes[0])
+    must("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base", "-F", fmt, *options, "middle", sizes[1])
+    must("qemu-img", "create", "-q", "-f", "qcow2", "-b", "middle", "-F", "qcow2", *options, "top", sizes[2])
+    fill("base", dice, fmt, sizes[0])
+    fill("middle", dice, "qcow2", sizes[1])
+    fill("top", dice, "qcow2", sizes[2])
+
+
+def sound(*images):
+    for image in images:
+        must("qemu-img", "check", "-q", "-f", "qcow2", image)
+        ours("check", image)
+
+
+def test_commit():
+    dice = random.Random(1)
+    for options in ((), ("-o", "cluster_size=512"), ("-o", "cluster_size=2M"), ("-o", "compat=0.10")):
+        chain(dice, options=options)
+        want = bytes_of("top")
+        ours("commit", "-q", "top")
+        expect_equal(bytes_of("top") == want, True, "top after commit", options)
+        expect_equal(bytes_of("middle") == want, True, "middle after commit", options)
+        expect(all(line["depth"] > 0 or not line["present"] for line in load_json(ours("map", "--json", "top"))),
+               "top was not emptied", options)
+        ours("commit", "-q", "-d", "middle")
+        expect_equal(by_qemu("base") == want, True, "base after commit", options)
+        sound("top", "middle", "base")
+
+
+def test_commit_deep():
+    dice = random.Random(2)
+    chain(dice)
+    want = bytes_of("top")
+    ours("commit", "-q", "-b", "base", "top")
+    expect_equal(by_qemu("base") == want, True, "base after a deep commit")
+    expect_equal(bytes_of("top") == want, True, "top after a deep commit")
+    sound("top", "base")
+
+
+def test_commit_sizes():
+    dice = random.Random(3)
+    for fmt in ("qcow2", "raw"):
+        chain(dice, fmt, (SIZE - 66048, SIZE - 512, SIZE))
+        want = bytes_of("top")
+        ours("commit", "-q", "-b", "base", "top")
+        expect_equal(by_qemu("base", fmt) == want, True, "a base that was shorter", fmt)
+        chain(dice, fmt, (SIZE + 66048, SIZE, SIZE - 512))
+        want, rest = bytes_of("top"), by_qemu("base", fmt)[SIZE - 512:]
+        ours("commit", "-q", "-b", "base", "top")
+        expect_equal(by_qemu("base", fmt) == want + rest, True, "a base that is longer", fmt)
+
+
+def test_commit_formats():
+    dice = random.Random(4)
+    for fmt in ("vhd", "vdi", "qcow", "raw"):
+        ours("create", "-q", "-f", fmt, "base", SIZE)
+        size = load_json(ours("info", "--json", "base"))["virtual-size"]
+        ours("create", "-q", "-f", "qcow2", "-b", "base", "-F", "vpc" if fmt == "vhd" else fmt, "top", size)
+        fill("top", dice)
+        want = bytes_of("top")
+        ours("commit", "-q", "top")
+        expect_equal(bytes_of("base") == want, True, fmt, "as a base")
+
+
+def all_states(command, images, model):
+    """Runs the command with a limit of written bytes that grows until it is enough: after each cut, `model` holds, and
+    the same command without a limit goes on to the end."""
+    for image in images:
+        shutil.copy(image, image + ".kept")
+    cuts = 0
+    for blocks in range(0, 100000, 97):
+        for image in images:
+            shutil.copy(image + ".kept", image)
+        cut = run("bash", "-c", f"ulimit -f {blocks}; trap '' XFSZ; exec \"$@\"", "bash", COWNBD, *command)
+        if cut.returncode == 0:
+            break
+        cuts += 1
+        model("after a cut", blocks)
+        result = cownbd(*command)
+        expect_equal(result.returncode, 0, "cannot go on", blocks, result.stderr)
+        model("gone on", blocks)
+    expect(cuts > 3, "the command was hardly ever cut off", cuts)
+
+
+def test_cut_off():
+    dice = random.Random(5)
+    chain(dice)
+    want = bytes_of("top")
+
+    def reads_the_same(*what):
+        expect(by_qemu("top") == want, "top reads differently", *what)
+
+    all_states(("commit", "-q", "top"), ("top", "middle"), reads_the_same)
+    chain(dice)
+    want = bytes_of("top")
+    all_states(("rebase", "-q", "-b", "", "top"), ("top",), reads_the_same)
+
+
+def test_rebase():
+    dice = random.Random(6)
+    for turn, options in enumerate(((), ("-o", "cluster_size=512"), ("-o", "cluster_size=2M"), ("-o", "compat=0.10"))):
+        chain(dice, options=options, sizes=(SIZE, SIZE - 1024 * turn, SIZE))
+        must("qemu-img", "create", "-q", "-f", "qcow2", "other", SIZE + 70000 // 512 * 512 * (turn - 1))
+        fill("other", dice, size=SIZE - 70000 // 512 * 512)
+        want = bytes_of("top")
+        for name, fmt in (("other", "qcow2"), ("base", "qcow2"), ("", None)):
+            ours("rebase", "-q", "-b", name, *(("-F", fmt) if fmt else ()), "top")
+            info = load_json(must("qemu-img", "info", "--output=json", "top"))
+            expect_equal((info.get("backing-filename"), info.get("backing-filename-format")), (name or None, fmt),
+                         "the name in the header", options)
+            expect_equal(by_qemu("top") == want, True, "top after a rebase to", name, options)
+            sound("top")
+
+
+def test_rebase_shared():
+    """Onto the image below the backing: only what lies in between is copied."""
+    must("qemu-img", "create", "-q", "-f", "qcow2", "base", SIZE)
+    must("qemu-io", "-f", "qcow2", "-c", f"write -P 1 0 {SIZE}", "base")
+    for name, below in (("middle", "base"), ("top", "middle")):
+        must("qemu-img", "create", "-q", "-f", "qcow2", "-b", below, "-F", "qcow2", name)
+    must("qemu-io", "-f", "qcow2", "-c", "write -P 2 1M 64k", "middle")
+    ours("rebase", "-q", "-b", "base", "-F", "qcow2", "top")
+    mine = [(line["start"], line["length"]) for line in load_json(ours("map", "--json", "top")) if line["depth"] == 0]
+    expect_equal(mine, [(1 << 20, 65536)], "what the rebase copied")
+
+
+def test_rebase_unsafe():
+    chain(random.Random(8))
+    for name in ("gone/away", "x" * 1023, "base", "y" * 700):
+        ours("rebase", "-u", "-b", name, "-F", "raw", "top")
+        info = load_json(must("qemu-img", "info", "--output=json", "top"))
+        expect_equal((info["backing-filename"], info["backing-filename-format"]), (name, "raw"), "the name")
+        ours("check", "top")
+    ours("rebase", "-u", "-b", "", "top")
+    expect("backing-filename" not in load_json(must("qemu-img", "info", "--output=json", "top")), "a name is left")
+
+
+def test_refusals():
+    chain(random.Random(9))
+    ours("create", "-q", "-f", "vdi", "image.vdi", SIZE)
+    for arguments, words in (
+            (("commit", "base"), ("no backing file",)),
+            (("commit", "-b", "contents", "top"), ("no image below",)),
+            (("commit", "nothing"), ("No such file",)),
+            (("commit",), ("must be one",)),
+            (("rebase", "top"), ("-b",)),
+            (("rebase", "-b", "base", "top"), ("-F",)),
+            (("rebase", "-b", "base", "-F", "cat", "top"), ("cat",)),
+            (("rebase", "-b", "none", "-F", "raw", "top"), ("none",)),
+            (("rebase", "-b", "top", "-F", "qcow2", "top"), ("its own backing",)),
+            (("rebase", "-b", "top", "-F", "qcow2", "base"), ("the same file",)),
+            (("rebase", "-u", "-b", "z" * 1024, "-F", "raw", "top"), ("1023",)),
+            (("rebase", "-b", "", "image.vdi"), ("format vdi",))):
+        expect_refused(cownbd(*arguments), *words)
+    must("qemu-img", "create", "-q", "-f", "raw", "plain", SIZE)
+    must("qemu-img", "create", "-q", "-f", "qcow2", "guess", SIZE)
+    with Qcow2("guess") as image:  # a name, and no format: what qemu no longer writes
+        image.write(600, b"plain")
+        image.set_u64(8, 600)
+        image.write(16, (5).to_bytes(4, "big"))
+    expect_refused(cownbd("commit", "guess"), "only a guess")
+
+
+with Workdir():
+    for test in (test_commit, test_commit_deep, test_commit_sizes, test_commit_formats, test_cut_off, test_rebase,
+                 test_rebase_shared, test_rebase_unsafe, test_refusals):
+        test()
