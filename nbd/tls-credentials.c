@@ -63,7 +63,7 @@ void tls_keys_unref(TlsKeys *keys)
 }
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(TlsKeys, tls_keys_unref)
 
-bool tls_keys_set(const TlsKeys *keys, gnutls_session_t session)
+bool tls_keys_set(const TlsKeys *keys, gnutls_session_t session, TlsOffer *offer)
 {
     if (gnutls_priority_set(session, keys->priority) != GNUTLS_E_SUCCESS ||
         (keys->certificate != NULL &&
@@ -71,7 +71,8 @@ bool tls_keys_set(const TlsKeys *keys, gnutls_session_t session)
         (keys->psk != NULL && gnutls_credentials_set(session, GNUTLS_CRD_PSK, keys->psk) != 0)) {
         return false;
     }
-    gnutls_session_set_ptr(session, (void *)keys);
+    offer->keys = keys;
+    gnutls_session_set_ptr(session, offer);
     gnutls_certificate_server_set_request(session, keys->verify_peer ? GNUTLS_CERT_REQUIRE
                                                                      : GNUTLS_CERT_IGNORE);
     return true;
@@ -91,16 +92,15 @@ static const GBytes *find_key(const TlsKeys *keys, const void *user, size_t leng
     return g_hash_table_lookup(keys->users, name);
 }
 
-bool tls_keys_has_user(const TlsKeys *keys, const char *user, size_t length)
-{
-    return find_key(keys, user, length) != NULL;
-}
-
 /* Of a user who is not there, a key that nobody has: it fails as a wrong one does. */
 static int give_key(gnutls_session_t session, const gnutls_datum_t *user, gnutls_datum_t *key)
 {
     size_t size = DECOY_SIZE;
-    const GBytes *found = find_key(gnutls_session_get_ptr(session), user->data, user->size);
+    TlsOffer *offer = gnutls_session_get_ptr(session);
+    const GBytes *found = find_key(offer->keys, user->data, user->size);
+    g_free(offer->user);
+    offer->user = g_strndup((const char *)user->data, user->size);
+    offer->known = found != NULL;
     const void *bytes = found != NULL ? g_bytes_get_data((GBytes *)found, &size) : NULL;
     key->data = gnutls_malloc(size);
     if (key->data == NULL) {

@@ -40,10 +40,17 @@ bool tls_credentials_reload(TlsCredentials *credentials, GError **error);
 TlsKeys *tls_credentials_get(TlsCredentials *credentials);
 void tls_keys_unref(TlsKeys *keys);
 
-/* Gives them to a session that has not begun. False: no memory. */
-bool tls_keys_set(const TlsKeys *keys, gnutls_session_t session);
-
 bool tls_keys_verify_peer(const TlsKeys *keys);
-bool tls_keys_has_user(const TlsKeys *keys, const char *user, size_t length);
+
+/* For which user a client has offered a key, right or wrong. */
+typedef struct TlsOffer {
+    const TlsKeys *keys;
+    char *user; /* NULL: it has not; freed by the session's owner */
+    bool known; /* there is such a user */
+} TlsOffer;
+
+/* Gives keys to a session that has not begun; offer stays the session's until that is over. False: no
+ * memory. */
+bool tls_keys_set(const TlsKeys *keys, gnutls_session_t session, TlsOffer *offer);
 
 #endif

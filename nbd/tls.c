@@ -44,6 +44,7 @@ struct TlsSession {
     bool end;   /* the socket has no more input */
     int over;   /* 1: the client has ended; negative errno: an error; 0: neither */
     TlsPeer peer;
+    TlsOffer offer;
     char *problem;                    /* what is wrong with the client's certificate */
     gnutls_alert_description_t alert; /* which tells it so */
 };
@@ -159,7 +160,6 @@ static int fill(TlsSession *session)
 
 static char *describe(TlsSession *session, int code)
 {
-    gnutls_datum_t user;
     if (session->problem != NULL) {
         return g_strdup(session->problem);
     }
@@ -177,12 +177,10 @@ static char *describe(TlsSession *session, int code)
     default:
         break;
     }
-    if (!session->open && gnutls_psk_server_get_username2(session->session, &user) == 0) {
-        g_autofree char *name = g_strndup((const char *)user.data, user.size);
-        g_autofree char *shown = g_strescape(name, NULL);
-        bool known = tls_keys_has_user(session->keys, (const char *)user.data, user.size);
-        return g_strdup_printf(known ? "the client has another key for user '%s'"
-                                     : "there is no user '%s' in the file of keys",
+    if (!session->open && session->offer.user != NULL) {
+        g_autofree char *shown = g_strescape(session->offer.user, NULL);
+        return g_strdup_printf(session->offer.known ? "the client has another key for user '%s'"
+                                                    : "there is no user '%s' in the file of keys",
                                shown);
     }
     return g_strdup(gnutls_strerror(code));
@@ -475,7 +473,7 @@ TlsSession *tls_session_new(int fd, Buffers *buffers, TlsKeys *keys)
     session->buffers = buffers;
     session->keys = keys;
     if (gnutls_init(&session->session, GNUTLS_SERVER | GNUTLS_NONBLOCK | GNUTLS_NO_TICKETS) != 0 ||
-        !tls_keys_set(keys, session->session)) {
+        !tls_keys_set(keys, session->session, &session->offer)) {
         tls_session_free(session);
         return NULL;
     }
@@ -504,5 +502,6 @@ void tls_session_free(TlsSession *session)
     tls_peer_clear(&session->peer);
     tls_keys_unref(session->keys);
     g_free(session->problem);
+    g_free(session->offer.user);
     g_free(session);
 }

@@ -85,7 +85,7 @@ static GArray *own_entries(ServeOptions *o)
          "Clients must have a certificate that ca-cert.pem has signed", NULL},
         {"allow", 0, 0, G_OPTION_ARG_STRING_ARRAY, &o->allow,
          "Who may do what, as in ip:192.0.2.0/24=list,read (repeatable; default: any=all; WHO: "
-         "any, ip:, uid:, psk:, dn:, san:; RIGHTS: list, read, write, all, none)",
+         "any, tls, ip:, uid:, psk:, dn:, san:; RIGHTS: list, read, write, all, none)",
          "WHO=RIGHTS"},
         {"stdio", 0, 0, G_OPTION_ARG_NONE, &o->stdio,
          "Serve one client, whose socket is standard input (as inetd does), and leave with it",

@@ -46,7 +46,7 @@ bool serve_tls_check_rules(const ServeOptions *o, const AccessRules *rules, cons
                            GError **error)
 {
     if (access_rules_need_tls(rules) && o->tls == SERVE_TLS_OFF) {
-        return error_set(error, EINVAL, "%s: tls=require: needs TLS: say --tls=on", context);
+        return error_set(error, EINVAL, "%s: tls and tls=require: need TLS: say --tls=on", context);
     }
     if (access_rules_need_certificate(rules) && !o->tls_verify_peer) {
         return error_set(error, EINVAL,

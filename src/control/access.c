@@ -15,7 +15,7 @@
 #include "base/bytes.h"
 #include "base/errors.h"
 
-typedef enum { WHO_ANY, WHO_IP, WHO_UID, WHO_PSK, WHO_DN, WHO_SAN } AccessWho;
+typedef enum { WHO_ANY, WHO_TLS, WHO_IP, WHO_UID, WHO_PSK, WHO_DN, WHO_SAN } AccessWho;
 
 typedef struct AccessRule {
     AccessWho who;
@@ -140,8 +140,8 @@ static bool parse_name(const char *text, AccessRule *rule, const char **problem)
 
 static bool parse_who(const char *text, AccessRule *rule, const char **problem)
 {
-    if (strcmp(text, "any") == 0) {
-        rule->who = WHO_ANY;
+    if (strcmp(text, "any") == 0 || strcmp(text, "tls") == 0) {
+        rule->who = *text == 'a' ? WHO_ANY : WHO_TLS;
         return true;
     }
     for (unsigned i = 0; i < G_N_ELEMENTS(KINDS); i++) {
@@ -159,7 +159,7 @@ static bool parse_who(const char *text, AccessRule *rule, const char **problem)
             return parse_name(value, rule, problem);
         }
     }
-    *problem = "the client must be any, ip:, uid:, psk:, dn: or san:";
+    *problem = "the client must be any, tls, ip:, uid:, psk:, dn: or san:";
     return false;
 }
 
@@ -239,6 +239,8 @@ static bool matches(const AccessRule *rule, const AccessPeer *peer)
     switch (rule->who) {
     case WHO_ANY:
         return true;
+    case WHO_TLS:
+        return peer->tls;
     case WHO_IP:
         return matches_network(rule, peer);
     case WHO_UID:
@@ -283,7 +285,7 @@ static bool has_rule(const AccessRules *rules, AccessWho who)
 
 bool access_rules_need_tls(const AccessRules *rules)
 {
-    return rules->tls_required;
+    return rules->tls_required || has_rule(rules, WHO_TLS);
 }
 
 bool access_rules_need_psk(const AccessRules *rules)

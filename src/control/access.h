@@ -4,6 +4,7 @@
  *      WHO=RIGHTS
  *
  *      any                     every client
+ *      tls                     every client of a TLS session
  *      ip:ADDRESS[/PREFIX]     by its address, IPv4 or IPv6
  *      uid:NUMBER, uid:NAME    by its user, on a unix socket
  *      psk:USER                by the user of its pre-shared key (TLS)
@@ -59,8 +60,8 @@ bool access_rule_parse(AccessRules *rules, const char *text, GError **error);
 /* Without TLS nobody has any right (tls=require of an export). */
 void access_rules_require_tls(AccessRules *rules);
 
-bool access_rules_need_tls(const AccessRules *rules);
 /* Whether a rule asks for this; so that one that can never match is refused. */
+bool access_rules_need_tls(const AccessRules *rules);
 bool access_rules_need_psk(const AccessRules *rules);
 bool access_rules_need_certificate(const AccessRules *rules);
 

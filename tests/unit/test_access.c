@@ -115,6 +115,8 @@ START_TEST(access_names_of_tls)
     ck_assert_uint_eq(rights_of("san:192.0.2.1=read", &peer), ACCESS_READ);
     ck_assert_uint_eq(rights_of("san:example.org=read", &peer), ACCESS_NONE);
     ck_assert_uint_eq(rights_of("psk:alice=read", &key), ACCESS_READ);
+    ck_assert_uint_eq(rights_of("tls=read", &key), ACCESS_READ);
+    ck_assert_uint_eq(rights_of("tls=read", &nobody), ACCESS_NONE);
     ck_assert_uint_eq(rights_of("psk:Alice=read", &key), ACCESS_NONE);
     ck_assert_uint_eq(rights_of("psk:alice=read", &peer), ACCESS_NONE);
     ck_assert_uint_eq(rights_of("dn:CN=client=read", &nobody), ACCESS_NONE);
