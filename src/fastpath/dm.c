@@ -32,7 +32,9 @@
 
 #define CONTROL    "/dev/mapper/control"
 #define BUSY_TRIES 50
-#define BUSY_US    20000
+/* One path, regions as large as they can be (1 TiB), no options. */
+#define SWITCH_HEAD "1 2147483648 0 "
+#define BUSY_US     20000
 
 /* What libdevmapper said last on this thread; it tells reasons in no other way. */
 static _Thread_local char last_words[256];
@@ -123,13 +125,25 @@ DmLine dm_line_linear(uint64_t start, uint64_t length, dev_t device, uint64_t of
     return line;
 }
 
-bool dm_line_parse_linear(const DmLine *line, dev_t *device, uint64_t *offset)
+DmLine dm_line_switch(uint64_t start, uint64_t length, dev_t device, uint64_t offset)
+{
+    DmLine line = {.start = start, .length = length, .target = "switch"};
+    snprintf(line.params, sizeof line.params, SWITCH_HEAD "%u:%u %" G_GUINT64_FORMAT, major(device),
+             minor(device), offset / DM_SECTOR);
+    return line;
+}
+
+bool dm_line_parse(const DmLine *line, dev_t *device, uint64_t *offset)
 {
     unsigned major_number, minor_number;
     uint64_t sector;
-    if (strcmp(line->target, "linear") != 0 ||
-        sscanf(line->params, "%u:%u %" G_GUINT64_FORMAT, &major_number, &minor_number, &sector) !=
-            3 ||
+    const char *place = line->params;
+    if (strcmp(line->target, "switch") == 0 && g_str_has_prefix(place, SWITCH_HEAD)) {
+        place += strlen(SWITCH_HEAD);
+    } else if (strcmp(line->target, "linear") != 0) {
+        return false;
+    }
+    if (sscanf(place, "%u:%u %" G_GUINT64_FORMAT, &major_number, &minor_number, &sector) != 3 ||
         sector > UINT64_MAX / DM_SECTOR) {
         return false;
     }
@@ -347,7 +361,7 @@ bool dm_remove(const char *name, GError **error)
 
 static const char *known_target(const char *type)
 {
-    static const char *const known[] = {"linear", "zero", "error", "snapshot", NULL};
+    static const char *const known[] = {"linear", "switch", "zero", "error", "snapshot", NULL};
     for (unsigned i = 0; known[i] != NULL; i++) {
         if (type != NULL && strcmp(type, known[i]) == 0) {
             return known[i];

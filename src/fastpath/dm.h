@@ -22,7 +22,7 @@
 /* One line of a table. */
 typedef struct DmLine {
     uint64_t start, length; /* bytes, multiples of DM_SECTOR */
-    const char *target;     /* "linear", "zero", "error", "snapshot"; a constant */
+    const char *target;     /* "linear", "switch", "zero", "error", "snapshot"; a constant */
     char params[80];        /* as the target reads them */
 } DmLine;
 
@@ -33,8 +33,11 @@ typedef struct DmLines {
 
 /* target linear on device, from byte offset on. */
 DmLine dm_line_linear(uint64_t start, uint64_t length, dev_t device, uint64_t offset);
-/* What such a line says; false when it is none. */
-bool dm_line_parse_linear(const DmLine *line, dev_t *device, uint64_t *offset);
+/* The same place by target switch with a single path: a line that no flush is sent to. So a table
+ * needs a linear line on the same device as well, for the flushes. */
+DmLine dm_line_switch(uint64_t start, uint64_t length, dev_t device, uint64_t offset);
+/* Where a line of these two kinds leads; false when it is none. */
+bool dm_line_parse(const DmLine *line, dev_t *device, uint64_t *offset);
 DmLine dm_line(uint64_t start, uint64_t length, const char *target, const char *params);
 
 /* True when the kernel has device-mapper (and, unless NULL, the target; loads its module where that

@@ -29,9 +29,10 @@ typedef struct Adoption {
     DmTableOptions options;
     DmLines lines;
     bool *is_wrong;
-    unsigned at;  /* the first line that does not lie before the extents seen so far */
-    GArray *runs; /* DmRun: linear lines of files, and zeroes; store filled in as it is found */
-    int *run_of;  /* by line: its index in runs, or -1 */
+    unsigned at;         /* the first line that does not lie before the extents seen so far */
+    GArray *runs;        /* DmRun: lines on files, and zeroes; store filled in as it is found */
+    int *run_of;         /* by line: its index in runs, or -1 */
+    GHashTable *flushed; /* devices that flushes are sent to */
 } Adoption;
 
 static uint64_t line_end(const DmLine *line)
@@ -46,9 +47,22 @@ static bool is_whole(const DmTableOptions *options, const DmLine *line)
     return line->start % unit == 0 && (end % unit == 0 || end == options->size);
 }
 
+static void look_for_flushed(Adoption *adoption)
+{
+    for (unsigned i = 0; i < adoption->lines.count; i++) {
+        const DmLine *line = &adoption->lines.items[i];
+        dev_t device;
+        uint64_t offset;
+        if (strcmp(line->target, "linear") == 0 && dm_line_parse(line, &device, &offset)) {
+            g_hash_table_add(adoption->flushed, GSIZE_TO_POINTER(device));
+        }
+    }
+}
+
 /* What the lines say by themselves. */
 static void look_at_lines(Adoption *adoption)
 {
+    look_for_flushed(adoption);
     for (unsigned i = 0; i < adoption->lines.count; i++) {
         const DmLine *line = &adoption->lines.items[i];
         DmRun run = {.start = line->start, .length = line->length};
@@ -58,7 +72,8 @@ static void look_at_lines(Adoption *adoption)
             adoption->is_wrong[i] = true;
         } else if (strcmp(line->target, "zero") == 0) {
             adoption->is_wrong[i] = !adoption->options.fixed;
-        } else if (!dm_line_parse_linear(line, &device, &run.host_offset)) {
+        } else if (!dm_line_parse(line, &device, &run.host_offset) ||
+                   !g_hash_table_contains(adoption->flushed, GSIZE_TO_POINTER(device))) {
             adoption->is_wrong[i] = true;
         } else if (device == adoption->linear->nbd) {
             adoption->is_wrong[i] = run.host_offset != line->start;
@@ -111,7 +126,7 @@ static bool agrees(Adoption *adoption, unsigned i, const Extent *extent)
     }
     dev_t device;
     uint64_t offset;
-    dm_line_parse_linear(line, &device, &offset);
+    dm_line_parse(line, &device, &offset);
     if (run->store != extent->store && !leads_to(adoption->linear, extent->store, device)) {
         return false;
     }
@@ -195,7 +210,9 @@ bool linear_adopt(Linear *linear, unsigned *wrong, GError **error)
     adoption.is_wrong = g_new0(bool, adoption.lines.count + 1);
     adoption.run_of = g_new0(int, adoption.lines.count + 1);
     adoption.runs = g_array_new(false, true, sizeof(DmRun));
+    adoption.flushed = g_hash_table_new(NULL, NULL);
     bool done = compare_all(&adoption, wrong, error);
+    g_hash_table_unref(adoption.flushed);
     g_array_free(adoption.runs, true);
     g_free(adoption.run_of);
     g_free(adoption.is_wrong);

@@ -1,5 +1,6 @@
 /*
- * How many lines are good for the device: a flush is sent once for each line of its table.
+ * How many lines are good for the device, where the kernel lacks the target switch: a flush is sent
+ * once for each line of target linear.
  *
  *      time of a flush = what the files take anyhow + lines x LINE_FLUSH_NS
  *
@@ -60,7 +61,7 @@ static unsigned good_lines(const Linear *linear, uint64_t flushes, uint64_t us)
 LinearBoundChange linear_bound_look(Linear *linear, LinearBound *bound)
 {
     uint64_t now = linear_now_us(), passed = now - bound->looked_at;
-    if (linear->fixed || passed < INTERVAL_US) {
+    if (linear->fixed || linear->has_switch || passed < INTERVAL_US) {
         return LINEAR_BOUND_SAME;
     }
     uint64_t flushes = count_flushes(linear);

@@ -39,6 +39,7 @@ struct Linear {
     bool read_only;
     bool fixed;      /* the image cannot change: no leases, one table */
     bool has_leases; /* attached to the disk as a holder */
+    bool has_switch; /* the kernel has lines that no flush is sent to */
     LeaseHolder holder;
 
     pthread_mutex_t round_lock; /* one round at a time, whoever runs it; guards what follows */

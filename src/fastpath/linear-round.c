@@ -78,26 +78,39 @@ DmTableOptions linear_table_options(const Linear *linear)
 typedef struct LineList {
     const Linear *linear;
     DmLines lines;
+    GHashTable *flushed; /* devices that have a line to which flushes are sent */
 } LineList;
+
+/* The first line on a device takes the flushes for all: device-mapper sends one for each line of
+ * target linear, and none for switch. */
+static DmLine line_on(LineList *list, uint64_t start, uint64_t length, dev_t device,
+                      uint64_t offset)
+{
+    gpointer key = GSIZE_TO_POINTER(device);
+    return g_hash_table_add(list->flushed, key) || !list->linear->has_switch
+               ? dm_line_linear(start, length, device, offset)
+               : dm_line_switch(start, length, device, offset);
+}
 
 static void append_line(void *argument, uint64_t start, uint64_t length, const DmRun *run)
 {
     LineList *list = argument;
     DmLine *line = &list->lines.items[list->lines.count++];
     if (run == NULL) {
-        *line = dm_line_linear(start, length, list->linear->nbd, start);
+        *line = line_on(list, start, length, list->linear->nbd, start);
     } else if (run->store == NULL) {
         *line = dm_line(start, length, "zero", "");
     } else {
         const LinearFile *file = linear_file((Linear *)list->linear, run->store);
-        *line = dm_line_linear(start, length, file->loop.device, run->host_offset);
+        *line = line_on(list, start, length, file->loop.device, run->host_offset);
     }
 }
 
 DmLines linear_lines(const Linear *linear, const DmTable *table)
 {
-    LineList list = {linear, {.items = g_new(DmLine, table->lines)}};
+    LineList list = {linear, {.items = g_new(DmLine, table->lines)}, g_hash_table_new(NULL, NULL)};
     dmtable_lines(table, append_line, &list);
+    g_hash_table_unref(list.flushed);
     return list.lines;
 }
 

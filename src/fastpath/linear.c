@@ -305,6 +305,7 @@ static bool start(Linear *linear, const LinearOptions *options, GError **error)
         !find_nbd(linear, options->nbd_device, error)) {
         return false;
     }
+    linear->has_switch = dm_available("switch", NULL);
     if (!linear->fixed) {
         linear->has_leases = lease_attach(linear->disk, &linear->holder);
         if (!linear->has_leases) {

@@ -14,7 +14,7 @@ server_of() {
 # Lines of the device that do not go through the server.
 mapped_lines() {
     dmsetup table "$1" | awk -v nbd="$(dmsetup deps -o devname "$1" | grep -o 'nbd[0-9]*')" '
-        BEGIN { getline line <("/sys/block/" nbd "/dev") } $3 == "linear" && $4 != line' | wc -l
+        BEGIN { getline line <("/sys/block/" nbd "/dev") } $3 ~ /^(linear|switch)$/ && $(NF - 1) != line' | wc -l
 }
 
 has_mapped_lines() {

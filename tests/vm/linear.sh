@@ -30,7 +30,7 @@ is_none() {
 
 # Lines that lead to loop devices.
 loop_lines() {
-    dmsetup table linear | grep -c ' linear 7:' || true
+    dmsetup table linear | grep -c ' 7:[0-9]* [0-9]*$' || true
 }
 
 has_loop_lines() {
@@ -184,13 +184,45 @@ test_discards_free_space() {
     out_of_ext4
 }
 
-# A flush is sent once for each line: whoever does little but flush gets few lines, and all of them later.
-test_lines_are_bounded_by_flushes() {
+# An image of 300 short extents, each of them a line.
+start_many_lines() {
     in_ext4 200
     qemu-img create -q -f qcow2 -o cluster_size=4k disk.qcow2 16M
     /usr/bin/python3 -c 'for i in range(300): print(f"write -q {(i * 7 % 300) * 8}k 4k")' | qemu-io -f qcow2 disk.qcow2 >/dev/null
     start disk.qcow2
+}
+
+# flushes_of DEVICE: how many it has been given.
+flushes_of() {
+    awk '{ print $16 }' "/sys/dev/block/$1/stat"
+}
+
+# However many lines there are, one flush goes to each device below, and it does go there.
+test_a_flush_costs_one_line_a_device() {
+    start_many_lines
+    local loop nbd at before_loop before_nbd
+    [[ $(loop_lines) == 300 ]]
+    [[ $(dmsetup table linear | grep -c ' linear 7:') == 1 && $(dmsetup table linear | grep -c ' linear 43:') == 1 ]]
+    loop=$(dmsetup table linear | grep -o ' 7:[0-9]*' | sort -u | tr -d ' ')
+    nbd=$(dmsetup table linear | grep -o ' 43:[0-9]*' | sort -u | tr -d ' ')
+    for at in 0 800 1600; do # the line that takes the flushes, and two that take none
+        before_loop=$(flushes_of "$loop")
+        before_nbd=$(flushes_of "$nbd")
+        dd if=/dev/urandom of="$device" bs=4k seek=$((at / 4)) count=1 oflag=direct conv=notrunc,fsync status=none
+        [[ $(flushes_of "$loop") -gt $before_loop && $(flushes_of "$nbd") -gt $before_nbd ]]
+    done
+    same_everywhere disk.qcow2
+    out_of_ext4
+}
+
+# Where the kernel lacks the target for that, a flush is sent once for each line: whoever does little but flush gets few
+# lines, and all of them later.
+test_lines_are_bounded_by_flushes() {
+    echo 'install dm-switch /bin/false' >/etc/modprobe.d/no-switch.conf
+    ! grep -q '^dm_switch ' /proc/modules || rmmod dm_switch
+    start_many_lines
     local before
+    [[ $(dmsetup table linear | grep -c switch || true) == 0 ]]
     before=$(stat_of lines)
     [[ $before -gt 500 && $(dmsetup table linear | wc -l) == "$before" ]]
     fio --name=flush --filename="$device" --size=2400k --bs=4k --rw=randwrite --fsync=1 --direct=1 --ioengine=psync \
@@ -199,6 +231,7 @@ test_lines_are_bounded_by_flushes() {
     [[ $(stat_of lines) -lt $((before / 2)) && $(dmsetup table linear | wc -l) == "$(stat_of lines)" ]]
     eventually "all lines" at_least lines "$before"
     same_everywhere disk.qcow2
+    rm /etc/modprobe.d/no-switch.conf
     out_of_ext4
 }
 
