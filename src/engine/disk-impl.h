@@ -59,7 +59,8 @@ struct Disk {
     _Atomic uint64_t map_hits, map_misses;        /* map_lock for writing */
     _Atomic uint64_t flushes, flush_microseconds; /* flush_lock for writing */
 
-    _Atomic bool has_unsynced; /* something was written that no flush has begun to cover */
+    _Atomic bool has_unsynced;  /* something was written that no flush has begun to cover */
+    _Atomic bool write_through; /* every change is flushed before it is answered */
     pthread_mutex_t flush_lock;
     Request *flush_waiting; /* flush_lock; for the next flush */
     Request *flush_running; /* the flush job's; answered when it ends */
@@ -111,7 +112,8 @@ void resize_start(Request *request);
 void flush_start(Request *request);
 void flush_init(Disk *disk);
 
-/* Completes the request, after a flush if it wants one (FUA) and went well. [worker] */
+/* Completes the request, after a flush if it went well and it (FUA) or the disk (write_through)
+ * wants one. [worker] */
 void request_complete_changed(Request *request, int result);
 
 #endif

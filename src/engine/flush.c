@@ -142,8 +142,9 @@ void flush_start(Request *request)
 
 void request_complete_changed(Request *request, int result)
 {
-    request_disk(request)->has_unsynced = true; /* before anybody is told */
-    if (result == 0 && (request->flags & REQUEST_FUA)) {
+    Disk *disk = request_disk(request);
+    disk->has_unsynced = true; /* before anybody is told */
+    if (result == 0 && ((request->flags & REQUEST_FUA) || disk->write_through)) {
         flush_start(request);
     } else {
         request_complete(request, result);

@@ -104,6 +104,7 @@ void lease_detach(Disk *disk)
     pthread_mutex_lock(&disk->map_lock);
     Lease *lease = disk->lease;
     disk->has_unsynced = true;
+    disk->write_through = false;
     rangeset_clear(&lease->held);
     Request *granted = admit_parked(disk);
     disk->lease = NULL;
@@ -113,6 +114,11 @@ void lease_detach(Disk *disk)
     rangeset_clear(&lease->next);
     rangeset_clear(&lease->unfit);
     g_free(lease);
+}
+
+void lease_write_through(Disk *disk, bool on)
+{
+    disk->write_through = on;
 }
 
 static void add_changes(RangeSet *set, const RangeList *list)

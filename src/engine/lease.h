@@ -63,6 +63,11 @@ int lease_map(Disk *disk, LeaseEach *each, void *argument);
 int lease_flush(Disk *disk);
 int lease_sync(Disk *disk);
 
+/* While it is on, every change is durable before it is answered: for a holder that sends no flushes
+ * of what goes through the server. What was answered before wants a lease_flush. Ends with
+ * lease_detach. [any] */
+void lease_write_through(Disk *disk, bool on);
+
 /* Adds to the set, which should have no limit. */
 void lease_unfit(Disk *disk, RangeSet *unfit);
 

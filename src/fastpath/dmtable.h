@@ -11,7 +11,7 @@
  *
  * What becomes a run: DATA that is WRITABLE; where nothing can change (fixed), all DATA, and zeroes
  * too. The longest runs win when lines are bounded. A run that holds less than 1/16 of its fair
- * share (of all mapped bytes, over lines_max) is none: every line makes every flush dearer.
+ * share (of all mapped bytes, over lines_max) is none: every line makes every reload dearer.
  */
 #ifndef FASTPATH_DMTABLE_H
 #define FASTPATH_DMTABLE_H

@@ -59,9 +59,22 @@ static void look_for_flushed(Adoption *adoption)
     }
 }
 
+static bool is_flushed(const Adoption *adoption, dev_t device)
+{
+    return g_hash_table_contains(adoption->flushed, GSIZE_TO_POINTER(device));
+}
+
+/* The earlier server wrote through, and from now on this one does. */
+static void stay_untold(Linear *linear)
+{
+    linear->is_untold = true;
+    lease_write_through(linear->disk, true);
+}
+
 /* What the lines say by themselves. */
 static void look_at_lines(Adoption *adoption)
 {
+    bool is_untold = false;
     look_for_flushed(adoption);
     for (unsigned i = 0; i < adoption->lines.count; i++) {
         const DmLine *line = &adoption->lines.items[i];
@@ -73,10 +86,11 @@ static void look_at_lines(Adoption *adoption)
         } else if (strcmp(line->target, "zero") == 0) {
             adoption->is_wrong[i] = !adoption->options.fixed;
         } else if (!dm_line_parse(line, &device, &run.host_offset) ||
-                   !g_hash_table_contains(adoption->flushed, GSIZE_TO_POINTER(device))) {
+                   (device != adoption->linear->nbd && !is_flushed(adoption, device))) {
             adoption->is_wrong[i] = true;
         } else if (device == adoption->linear->nbd) {
             adoption->is_wrong[i] = run.host_offset != line->start;
+            is_untold = is_untold || !is_flushed(adoption, device);
             continue;
         } else {
             adoption->is_wrong[i] = !is_whole(&adoption->options, line);
@@ -85,6 +99,9 @@ static void look_at_lines(Adoption *adoption)
             adoption->run_of[i] = adoption->runs->len;
             g_array_append_val(adoption->runs, run);
         }
+    }
+    if (is_untold) {
+        stay_untold(adoption->linear);
     }
 }
 

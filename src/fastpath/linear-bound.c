@@ -14,9 +14,6 @@
  */
 #include "fastpath/linear-impl.h"
 
-#include <stdio.h>
-#include <sys/sysmacros.h>
-
 #include "base/bytes.h"
 
 #define LINE_FLUSH_NS UINT64_C(4000) /* measured: 3 to 5 us in a guest, less on real machines */
@@ -24,27 +21,11 @@
 #define RISE_US       UINT64_C(10000000)
 #define LINES_MIN     8u
 
-/* Flushes that the nbd device has been given; those of one flush of the device above are joined. */
-static uint64_t count_flushes(const Linear *linear)
-{
-    g_autofree char *path =
-        g_strdup_printf("/sys/dev/block/%u:%u/stat", major(linear->nbd), minor(linear->nbd));
-    g_autofree char *text = NULL;
-    uint64_t flushes;
-    /* Fifteen numbers of reads, writes and discards come first. */
-    if (!g_file_get_contents(path, &text, NULL, NULL) ||
-        sscanf(text,
-               "%*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %" G_GUINT64_FORMAT,
-               &flushes) != 1) {
-        return 0;
-    }
-    return flushes;
-}
-
 LinearBound linear_bound_new(const Linear *linear)
 {
     uint64_t now = linear_now_us();
-    return (LinearBound){.flushes = count_flushes(linear), .looked_at = now, .low_until = now};
+    return (LinearBound){
+        .flushes = linear_count_flushes(linear, NULL), .looked_at = now, .low_until = now};
 }
 
 static unsigned good_lines(const Linear *linear, uint64_t flushes, uint64_t us)
@@ -64,7 +45,7 @@ LinearBoundChange linear_bound_look(Linear *linear, LinearBound *bound)
     if (linear->fixed || linear->has_switch || passed < INTERVAL_US) {
         return LINEAR_BOUND_SAME;
     }
-    uint64_t flushes = count_flushes(linear);
+    uint64_t flushes = linear_count_flushes(linear, NULL);
     unsigned good = good_lines(linear, flushes - bound->flushes, passed);
     bound->flushes = flushes;
     bound->looked_at = now;

@@ -5,6 +5,7 @@
  *     linear-round.c    one change of the table: plan, flush, grow, load, suspend, resume
  *     linear-files.c    the loop devices over the image's files
  *     linear-bound.c    how many lines are good for the device
+ *     linear-flush.c    whether flushes go to the server
  *     linear-adopt.c    a device that an earlier server made
  *     linear-reclaim.c  what the kernel discarded goes back to the image
  */
@@ -48,6 +49,7 @@ struct Linear {
     uint64_t size;              /* of the device, bytes */
     unsigned lines_bound;       /* at present, at most lines_max */
     DmTable table;              /* live */
+    bool is_untold;             /* the live table sends no flushes to the server */
     bool is_removed;            /* the device is gone: no more rounds */
     Worker *worker;             /* for requests of its own; NULL until one is made */
 
@@ -75,8 +77,9 @@ bool linear_give_back(Linear *linear, const RangeSet *except, GError **error);
 bool linear_create(Linear *linear, GError **error);
 /* The live table is not what table says (it may map less): now it is. The leases are right. */
 bool linear_repair(Linear *linear, GError **error);
-/* The table as the kernel takes it; items are to be freed. */
-DmLines linear_lines(const Linear *linear, const DmTable *table);
+/* The same lines, with none that takes flushes to the server; every other round ends that. Write
+ * through must be on, and what was answered before durable. */
+bool linear_leave_untold(Linear *linear, GError **error);
 DmTableOptions linear_table_options(const Linear *linear);
 void linear_set_table(Linear *linear, DmTable *table); /* takes over what is in it */
 bool linear_find_size(Linear *linear, GError **error);
@@ -106,6 +109,19 @@ typedef enum { LINEAR_BOUND_SAME, LINEAR_BOUND_FELL, LINEAR_BOUND_ROSE } LinearB
 LinearBound linear_bound_new(const Linear *linear);
 /* Adapts linear->lines_bound to how often the device is flushed. */
 LinearBoundChange linear_bound_look(Linear *linear, LinearBound *bound);
+
+/* linear-flush.c: with round_lock held. */
+typedef struct LinearFlush {
+    uint64_t flushes, changes; /* that the nbd device had been given at the last look */
+    uint64_t looked_at;
+    uint64_t changed_at; /* when the server last had too many changes */
+} LinearFlush;
+LinearFlush linear_flush_new(const Linear *linear);
+/* Looks at the load, and swaps the table when the other kind is better for it. False with *error:
+ * that failed, and all is as it was. */
+bool linear_flush_look(Linear *linear, LinearFlush *flush, GError **error);
+/* Counts since the nbd device was connected; 0 where they cannot be read. changes may be NULL. */
+uint64_t linear_count_flushes(const Linear *linear, uint64_t *changes);
 
 uint64_t linear_now_us(void);
 

@@ -106,9 +106,13 @@ static void append_line(void *argument, uint64_t start, uint64_t length, const D
     }
 }
 
-DmLines linear_lines(const Linear *linear, const DmTable *table)
+/* The table as the kernel takes it; items are to be freed. */
+static DmLines lines_of(const Linear *linear, const DmTable *table, bool untold)
 {
     LineList list = {linear, {.items = g_new(DmLine, table->lines)}, g_hash_table_new(NULL, NULL)};
+    if (untold) {
+        g_hash_table_add(list.flushed, GSIZE_TO_POINTER(linear->nbd));
+    }
     dmtable_lines(table, append_line, &list);
     g_hash_table_unref(list.flushed);
     return list.lines;
@@ -221,12 +225,21 @@ static void count_swap(Linear *linear, const DmTiming *timing, const GError *err
     stats->suspended_max_us = max_u64(stats->suspended_max_us, timing->drain_us + timing->still_us);
 }
 
+/* After a swap. */
+static void set_untold(Linear *linear, bool untold)
+{
+    if (linear->is_untold && !untold) {
+        lease_write_through(linear->disk, false);
+    }
+    linear->is_untold = untold;
+}
+
 /* Loads the table; takes over what is in it when that went well. Ends the round in any case. */
-static bool swap(Linear *linear, DmTable *table, LinearCost *cost, GError **error)
+static bool swap_to(Linear *linear, DmTable *table, bool untold, LinearCost *cost, GError **error)
 {
     g_autofree Range *ranges = ranges_of(table);
     Commit context = {linear->disk, ranges, table->count};
-    DmLines lines = linear_lines(linear, table);
+    DmLines lines = lines_of(linear, table, untold);
     DmTiming timing = {0};
     GError *failure = NULL;
     bool done = dm_swap_table(linear->name, &lines, linear->read_only,
@@ -242,10 +255,16 @@ static bool swap(Linear *linear, DmTable *table, LinearCost *cost, GError **erro
         return false;
     }
     linear_set_table(linear, table);
+    set_untold(linear, untold);
     if (linear->has_leases) {
         lease_settle(linear->disk);
     }
     return true;
+}
+
+static bool swap(Linear *linear, DmTable *table, LinearCost *cost, GError **error)
+{
+    return swap_to(linear, table, false, cost, error);
 }
 
 bool linear_refresh(Linear *linear, LinearCost *cost, GError **error)
@@ -284,14 +303,24 @@ bool linear_give_back(Linear *linear, const RangeSet *except, GError **error)
     return done;
 }
 
-bool linear_repair(Linear *linear, GError **error)
+static bool swap_lines(Linear *linear, bool untold, GError **error)
 {
     LinearCost cost;
     DmTable table;
     dmtable_copy(&table, &linear->table);
-    bool done = swap(linear, &table, &cost, error);
+    bool done = swap_to(linear, &table, untold, &cost, error);
     dmtable_clear(&table);
     return done;
+}
+
+bool linear_repair(Linear *linear, GError **error)
+{
+    return swap_lines(linear, false, error);
+}
+
+bool linear_leave_untold(Linear *linear, GError **error)
+{
+    return swap_lines(linear, true, error);
 }
 
 /* Nothing uses the device yet, so the ranges are taken first. */
@@ -321,7 +350,7 @@ bool linear_create(Linear *linear, GError **error)
     if (!take_first(linear, &table, error)) {
         return false;
     }
-    DmLines lines = linear_lines(linear, &table);
+    DmLines lines = lines_of(linear, &table, false);
     bool done = dm_create(linear->name, linear->uuid, &lines, linear->read_only, error);
     g_free(lines.items);
     if (done) {

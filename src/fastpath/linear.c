@@ -11,7 +11,7 @@
  * gone by. So a disk that is being filled is looked at seldom, and one that has come to rest soon
  * has all of its data in lines.
  *
- * Lines make flushes dearer: how many are good is in linear-bound.c.
+ * Lines may make flushes dearer: linear-bound.c and linear-flush.c look after that.
  *
  * What must stay true: the workers never wait for this thread, because a suspend waits for the
  * device's own requests, which they serve. A change that waits for it is parked (engine/lease.h).
@@ -58,6 +58,7 @@ typedef struct Follow {
     uint64_t not_before;   /* because of a failure */
     uint64_t reclaimed_at;
     LinearBound bound;
+    LinearFlush flush;
     bool has_risen; /* the bound, since the last refresh */
 } Follow;
 
@@ -167,6 +168,13 @@ static void repair(Linear *linear, Follow *follow)
     pthread_cond_broadcast(&linear->wake);
 }
 
+static void adapt_to_flushes(Linear *linear, Follow *follow)
+{
+    g_autoptr(GError) error = NULL;
+    bool done = linear_flush_look(linear, &follow->flush, &error);
+    note_outcome(follow, done, error);
+}
+
 static void look_for_discards(Linear *linear, Follow *follow)
 {
     follow->reclaimed_at = linear_now_us();
@@ -194,6 +202,8 @@ static void act(Linear *linear, Follow *follow)
         refresh(linear, follow);
     } else if (linear_now_us() - follow->reclaimed_at >= RECLAIM_US) {
         look_for_discards(linear, follow);
+    } else {
+        adapt_to_flushes(linear, follow);
     }
 }
 
@@ -202,6 +212,7 @@ static void *follow_image(void *argument)
     Linear *linear = argument;
     uint64_t now = linear_now_us();
     Follow follow = {.refreshed_at = now, .reclaimed_at = now, .bound = linear_bound_new(linear)};
+    follow.flush = linear_flush_new(linear);
     prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0); /* where it is allowed: see docs/fastpath.md */
     do {
         act(linear, &follow);

@@ -177,6 +177,28 @@ START_TEST(lease_cancel_keeps_what_was_held)
 }
 END_TEST
 
+START_TEST(lease_write_through_flushes_before_it_answers)
+{
+    Disk *disk = disk_in_memory();
+    Counter counter = {.holder.recall = count_recall};
+    uint8_t bytes[UNIT] = {1};
+    ck_assert(lease_attach(disk, &counter.holder));
+    run(disk, REQUEST_WRITE, 0, UNIT, bytes);
+    ck_assert(disk->has_unsynced && disk->image->format->is_dirty(disk->image));
+    lease_write_through(disk, true);
+    for (unsigned unit = 0; unit < 3; unit++) { /* in place, and two that are new */
+        run(disk, REQUEST_WRITE, unit * UNIT, UNIT, bytes);
+        ck_assert(!disk->has_unsynced && !disk->image->format->is_dirty(disk->image));
+    }
+    run(disk, REQUEST_TRIM, UNIT, UNIT, NULL);
+    ck_assert(!disk->has_unsynced);
+    lease_detach(disk);
+    run(disk, REQUEST_WRITE, 0, UNIT, bytes);
+    ck_assert(disk->has_unsynced);
+    ck_assert_int_eq(disk_close(disk), 0);
+}
+END_TEST
+
 START_TEST(lease_is_not_taken_of_what_changes_meanwhile)
 {
     Disk *disk = disk_in_memory();
@@ -542,6 +564,7 @@ int main(void)
     tcase_set_timeout(tcase, 240);
     tcase_add_test(tcase, lease_parks_a_change_until_its_range_is_given_back);
     tcase_add_test(tcase, lease_cancel_keeps_what_was_held);
+    tcase_add_test(tcase, lease_write_through_flushes_before_it_answers);
     tcase_add_test(tcase, lease_is_not_taken_of_what_changes_meanwhile);
     tcase_add_test(tcase, lease_new_bytes_counts_what_was_allocated);
     tcase_add_test(tcase, reclaim_gives_back_units_that_are_holes_of_the_file);

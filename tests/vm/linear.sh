@@ -215,6 +215,46 @@ test_a_flush_costs_one_line_a_device() {
     out_of_ext4
 }
 
+# Lines that take flushes to the server.
+told_lines() {
+    dmsetup table linear | grep -c ' linear 43:' || true
+}
+
+is_told() {
+    [[ $(told_lines) == 1 ]]
+}
+
+is_untold() {
+    [[ $(told_lines) == 0 ]]
+}
+
+# While somebody does little else than write and flush in place, the server hears nothing of it, and writes through; also
+# one that takes over from a server that was killed. When it is written to again, it is told again.
+test_flushes_need_not_go_to_the_server() {
+    start_many_lines
+    is_told
+    fio --name=flush --filename="$device" --size=4k --bs=4k --rw=randwrite --fsync=1 --direct=1 --ioengine=psync \
+        --runtime=600 --time_based --output=fio.log &
+    local load=$!
+    eventually "a table that leaves the server alone" is_untold
+    kill "$load"
+    wait "$load" || true
+    kill -KILL "${servers[@]}"
+    wait "${servers[@]}" || true
+    servers=()
+    rm -f socket
+    serve -n disk --control "$PWD/control" --attach --adopt --fast-path=linear --attach-name=linear disk.qcow2
+    is_untold
+    fio --name=change --filename="$device" --offset=8M --size=7M --bs=4k --rw=randwrite --direct=1 --ioengine=psync \
+        --runtime=600 --time_based --output=fio.log &
+    load=$!
+    eventually "a table that tells the server" is_told
+    kill "$load"
+    wait "$load" || true
+    same_everywhere disk.qcow2
+    out_of_ext4
+}
+
 # Where the kernel lacks the target for that, a flush is sent once for each line: whoever does little but flush gets few
 # lines, and all of them later.
 test_lines_are_bounded_by_flushes() {
