@@ -67,11 +67,14 @@ seeds = {
     "too-big": flags + struct.pack(">QII", 0x49484156454F5054, 3, 40000) + b"t" * 20000,
     "refused-writes": flags + structured + go + request(1, 1 << 40, 300, 0, b"r" * 300)
     + request(1, 0, 100, 8, b"r" * 100) + request(1, 0, 66 << 20, 0, b"x" * 99),
+    "resize": flags + extended + both + go + wide(8, 50000) + wide(0, 49000, 2000) + wide(1, 0, 9, 32, b"w" * 9)
+    + wide(8, 1 << 40) + wide(8, 4096, 1) + wide(8, 98304, 0, 1) + wide(7, 0, 98304) + request(8, 7),
+    "starttls": flags + structured + option(5) + b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00" + option(3),
     "half-a-payload": flags + go + request(1, 0, 5000, 1, b"h" * 2000),
     "over-budget": flags + structured + go + request(0, 0, 96 << 10) * 8 + request(0, 3, 4096, 4) * 20,
 }
 os.makedirs(here, exist_ok=True)
 for name, stream in seeds.items():
-    for piece in (0, 13):
+    for piece in (0, 13, 0xC0):
         with open(os.path.join(here, f"{name}-{piece}"), "wb") as out:
             out.write(bytes([piece]) + stream)

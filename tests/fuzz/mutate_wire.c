@@ -150,7 +150,7 @@ static size_t fresh_option(uint8_t *out)
 static size_t fresh_request(uint8_t *out, bool extended)
 {
     NbdRequestHeader request = {.flags = chance(4) == 0 ? 1u << chance(7) : 0,
-                                .command = chance(9),
+                                .command = chance(10),
                                 .cookie = chance(UINT64_MAX),
                                 .offset = chance(4) == 0 ? border() : chance(DISK_SIZE),
                                 .length = chance(4) == 0 ? border() : chance(1024)};
