@@ -179,6 +179,10 @@ struct Format {
      * with either result. Call image_resize. NULL: the size is fixed. */
     bool (*resize)(Image *image, uint64_t size, GError **error);
 
+    /* The options with which create makes an image like this one: adds char * -> char *. False where
+     * create cannot make one that loses nothing. NULL: for no image. */
+    bool (*create_like)(const Image *image, GHashTable *options, GError **error);
+
     const FormatOption *create_options; /* ends with a NULL name; NULL when there is no create */
     /* Writes a new image into an empty store, and syncs it. */
     bool (*create)(Store *store, const FormatCreate *how, GError **error);

@@ -87,3 +87,11 @@ bool qcow_create(Store *store, const FormatCreate *how, GError **error)
     r = r < 0 ? r : store_sync(store);
     return r == 0 || error_set_errno(error, -r, "%s: cannot write the image", store->name);
 }
+
+bool qcow_create_like(const Image *image, GHashTable *options, GError **error)
+{
+    const QcowState *s = image->state;
+    g_hash_table_insert(options, g_strdup("cluster_size"),
+                        g_strdup_printf("%" PRIu64, s->cluster_size));
+    return true;
+}

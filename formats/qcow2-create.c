@@ -414,3 +414,41 @@ bool qcow2_create(Store *store, const FormatCreate *how, GError **error)
     int result = store_write(store, header->data, header->len, 0);
     return result < 0 ? write_failed(store, result, "header", error) : sync_store(store, error);
 }
+
+static void add_option(GHashTable *options, const char *name, const char *format, ...)
+    G_GNUC_PRINTF(3, 4);
+
+static void add_option(GHashTable *options, const char *name, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    g_hash_table_insert(options, g_strdup(name), g_strdup_vprintf(format, arguments));
+    va_end(arguments);
+}
+
+bool qcow2_create_like(const Image *image, GHashTable *options, GError **error)
+{
+    const Qcow2State *s = image->state;
+    const Qcow2Header *h = &s->header;
+    const uint64_t made = QCOW2_INCOMPAT_COMPRESSION;
+    if (s->snapshots->len > 0 || s->bitmap_count > 0) {
+        return error_set(error, ENOTSUP,
+                         "%s: has internal snapshots or bitmaps, which would be lost", image->path);
+    }
+    if (h->incompatible_features & ~made) {
+        return error_set(error, ENOTSUP,
+                         "%s: incompatible_features is 0x%" PRIx64 ": must be 0x%" PRIx64
+                         " at most: check --repair=all clears dirty and corrupt",
+                         image->path, h->incompatible_features, made);
+    }
+    add_option(options, "cluster_size", "%" PRIu64, s->cluster_size);
+    add_option(options, "compat", "%s", h->version >= 3 ? "1.1" : "0.10");
+    if (h->version >= 3) {
+        bool lazy = h->compatible_features & QCOW2_COMPAT_LAZY_REFCOUNTS;
+        add_option(options, "lazy_refcounts", "%s", lazy ? "on" : "off");
+        add_option(options, "refcount_bits", "%u", 1u << s->refcount_order);
+        add_option(options, "compression_type", "%s",
+                   h->compression_type == QCOW2_COMPRESSION_ZSTD ? "zstd" : "zlib");
+    }
+    return true;
+}

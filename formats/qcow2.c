@@ -299,6 +299,7 @@ const Format format_qcow2 = {
     .cluster_size = qcow2_cluster_size,
     .dirty_flag = qcow2_dirty_flag,
     .resize = qcow2_resize,
+    .create_like = qcow2_create_like,
     .create_options = qcow2_create_options,
     .create = qcow2_create,
     .check = qcow2_check,

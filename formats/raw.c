@@ -102,6 +102,11 @@ static bool raw_create(Store *store, const FormatCreate *how, GError **error)
     return true;
 }
 
+static bool raw_create_like(const Image *image, GHashTable *options, GError **error)
+{
+    return true;
+}
+
 const Format format_raw = {
     .name = "raw",
     .probe = raw_probe,
@@ -112,6 +117,7 @@ const Format format_raw = {
     .flush = raw_flush,
     .is_dirty = raw_is_dirty,
     .resize = raw_resize,
+    .create_like = raw_create_like,
     .create_options = raw_create_options,
     .create = raw_create,
 };

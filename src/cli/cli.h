@@ -16,6 +16,7 @@ int cli_resize(int argc, char **argv);
 int cli_compare(int argc, char **argv);
 int cli_diff(int argc, char **argv);
 int cli_commit(int argc, char **argv);
+int cli_compact(int argc, char **argv);
 int cli_rebase(int argc, char **argv);
 int cli_attach(int argc, char **argv);
 int cli_detach(int argc, char **argv);

@@ -25,18 +25,30 @@ typedef struct Copy {
     _Atomic uint64_t write_failed; /* the first piece that could not be written; UINT64_MAX */
 } Copy;
 
+/* How data of an extent is stored: as the user wants it, or as it was. */
+static PartKind data_kind(const CopyOptions *options, const Extent *extent)
+{
+    bool as_it_was = options->own && extent->type == EXTENT_ENCODED;
+    return options->compress || as_it_was ? PART_ENCODED : PART_DATA;
+}
+
 /* What the map of a piece and its bytes say, as parts of the target. */
 static GArray *parts_of(const Copy *copy, const ExtentList *map, const uint8_t *bytes)
 {
+    const CopyOptions *options = copy->options;
     GArray *parts = parts_new();
-    uint64_t start = map->items[0].offset, grain = copy->options->grain;
+    uint64_t start = map->items[0].offset;
     for (unsigned i = 0; i < map->count; i++) {
         const Extent *extent = &map->items[i];
-        uint64_t offset = extent->offset - copy->options->source_offset;
-        if (extent_is_zero(extent)) {
-            parts_add(parts, offset, extent->length, grain == 0 ? PART_DATA : PART_ZERO);
+        uint64_t offset = extent->offset - options->source_offset;
+        PartKind kind = data_kind(options, extent);
+        if (options->own && (!extent->image || extent->depth > 0)) {
+            parts_add(parts, offset, extent->length, PART_KEEP);
+        } else if (extent_is_zero(extent)) {
+            parts_add(parts, offset, extent->length, options->grain == 0 ? kind : PART_ZERO);
         } else {
-            parts_add_data(parts, offset, extent->length, bytes + (extent->offset - start), grain);
+            parts_add_data(parts, offset, extent->length, bytes + (extent->offset - start),
+                           options->grain, kind);
         }
     }
     return parts;
@@ -135,8 +147,7 @@ int copy_disk(Image *source, Image *target, const CopyOptions *options, CopyFail
     unsigned threads = buffers_threads(options->threads, piece);
     WriterOptions how = {
         .blank = options->blank,
-        .over_backing = options->backing != NULL,
-        .compress = options->compress,
+        .over_backing = target->backing_name != NULL,
         .threads = threads,
         .piece = piece,
     };

@@ -11,7 +11,9 @@ typedef struct CopyOptions {
     uint64_t length;        /* bytes of the target that are written, from 0 on */
     uint64_t grain;         /* zeroes are looked for in blocks of it; 0: all becomes data */
     bool blank;             /* the target reads as zeroes all over, and nobody has written to it */
-    bool compress;
+    bool compress;          /* store data encoded; the target's format can do that */
+    bool
+        own; /* only what the source image has itself, not what lies below it; encoded stays encoded */
     Image *backing; /* the target's: units that read the same there already are left out; or NULL */
     unsigned threads;
     bool (*progress)(void *context, uint64_t done, uint64_t total); /* as of bulk_run */

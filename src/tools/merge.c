@@ -75,7 +75,7 @@ static GArray *parts_above(const Merge *merge, const ExtentList *map, const uint
             parts_add(parts, extent->offset, extent->length, PART_ZERO);
         } else {
             parts_add_data(parts, extent->offset, extent->length, bytes + (extent->offset - start),
-                           GRAIN);
+                           GRAIN, PART_DATA);
         }
     }
     return parts;
@@ -162,7 +162,7 @@ static int compare_below(Merge *merge, unsigned slot, uint64_t offset, uint64_t 
         return r;
     }
     g_autoptr(GArray) all = parts_new();
-    parts_add_data(all, offset, length, bytes, GRAIN);
+    parts_add_data(all, offset, length, bytes, GRAIN, PART_DATA);
     g_autoptr(GArray) left = parts_without_equal(all, merge->unit, bytes, other);
     for (guint i = 0; i < left->len; i++) {
         const Part *part = &g_array_index(left, Part, i);

@@ -25,16 +25,16 @@ void parts_add(GArray *parts, uint64_t offset, uint64_t length, PartKind kind)
 }
 
 void parts_add_data(GArray *parts, uint64_t offset, uint64_t length, const uint8_t *bytes,
-                    uint64_t grain)
+                    uint64_t grain, PartKind kind)
 {
     if (grain == 0) {
-        parts_add(parts, offset, length, PART_DATA);
+        parts_add(parts, offset, length, kind);
         return;
     }
     for (uint64_t at = offset, end = offset + length; at < end;) {
         uint64_t next = min_u64(at - at % grain + grain, end);
         bool zero = bytes_are_zero(bytes + (at - offset), next - at);
-        parts_add(parts, at, next - at, zero ? PART_ZERO : PART_DATA);
+        parts_add(parts, at, next - at, zero ? PART_ZERO : kind);
         at = next;
     }
 }

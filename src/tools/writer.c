@@ -62,7 +62,6 @@ Writer *writer_new(Image *image, const WriterOptions *options)
 {
     Writer *writer = g_new0(Writer, 1);
     g_assert(image->write && options->piece % image->allocation_unit == 0);
-    g_assert(!options->compress || image->format->encode);
     writer->image = image;
     writer->options = *options;
     writer->encoded = g_new0(uint8_t *, options->threads);
@@ -389,11 +388,13 @@ static int transfer_all(const Piece *piece)
 
 /* ---- encoding ------------------------------------------------------------------------------- */
 
-static bool unit_has_data(const Piece *piece, uint64_t offset, uint64_t end)
+/* Whether some of [offset, end) shall be stored encoded. */
+static bool wants_encoding(const Piece *piece, uint64_t offset, uint64_t end)
 {
     for (guint i = 0; i < piece->parts->len; i++) {
         const Part *part = &g_array_index(piece->parts, Part, i);
-        if (part->kind == PART_DATA && part->offset < end && offset < part->offset + part->length) {
+        if (part->kind == PART_ENCODED && part->offset < end &&
+            offset < part->offset + part->length) {
             return true;
         }
     }
@@ -422,7 +423,7 @@ static int encode(Piece *piece, unsigned slot)
 {
     Writer *writer = piece->writer;
     uint64_t unit = unit_of(piece), end = piece->offset + piece->length;
-    if (!writer->options.compress) {
+    if (!writer->image->format->encode || !wants_encoding(piece, piece->offset, end)) {
         return 0;
     }
     if (!writer->encoded[slot]) {
@@ -433,7 +434,7 @@ static int encode(Piece *piece, unsigned slot)
     int r = piece->encoded ? 0 : -ENOMEM;
     for (uint64_t at = piece->offset; r >= 0 && at < end; at += unit) {
         uint64_t unit_end = min_u64(at + unit, end);
-        if (unit_has_data(piece, at, unit_end)) {
+        if (wants_encoding(piece, at, unit_end)) {
             r = encode_unit(piece, writer->encoded[slot], at, unit_end);
             piece->encoded_length[(at - piece->offset) / unit] = r > 0 ? r : 0;
         }

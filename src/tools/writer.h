@@ -16,7 +16,8 @@ typedef struct Writer Writer;
 typedef enum {
     PART_KEEP, /* reads already as it shall */
     PART_DATA,
-    PART_ZERO, /* shall read as zeroes */
+    PART_ENCODED, /* data, and its units shall be stored encoded where they get smaller by it */
+    PART_ZERO,    /* shall read as zeroes */
 } PartKind;
 
 /* What is to be done with a range. Parts of a piece are in order, without gaps. */
@@ -30,9 +31,9 @@ GArray *parts_new(void);
 /* Appends, joined with the last part where that says the same; length may be 0. */
 void parts_add(GArray *parts, uint64_t offset, uint64_t length, PartKind kind);
 /* The same for data that may hold zeroes: those become PART_ZERO, in blocks of `grain` bytes of the
- * disk; grain 0: not looked for. */
+ * disk; grain 0: not looked for. kind: what is left becomes that. */
 void parts_add_data(GArray *parts, uint64_t offset, uint64_t length, const uint8_t *bytes,
-                    uint64_t grain);
+                    uint64_t grain, PartKind kind);
 /* A copy of parts in which the units that read the same in a and b are kept. a and b: the bytes of all
  * of the parts. Free the copy. */
 GArray *parts_without_equal(const GArray *parts, uint64_t unit, const uint8_t *a, const uint8_t *b);
@@ -42,7 +43,6 @@ bool parts_all(const GArray *parts, PartKind kind);
 typedef struct WriterOptions {
     bool blank;        /* what nobody has written yet reads as zeroes */
     bool over_backing; /* what the image does not have may read as anything */
-    bool compress;     /* the image's format has encode */
     unsigned threads;  /* that write at once, at most */
     uint64_t piece;    /* bytes, at least the image's allocation unit */
 } WriterOptions;

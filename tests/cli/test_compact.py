@@ -1,0 +1,118 @@
+#!/usr/bin/python3
+"""compact: the disk stays, the space goes; options, backing and compression stay, too."""
+import os
+import random
+
+from cli import COWNBD, Workdir, cownbd, expect, expect_equal, expect_refused, load_json, must, ours, run
+
+SIZE = 8 << 20
+
+
+def contents(image, fmt):
+    must("qemu-img", "convert", "-f", fmt, "-O", "raw", image, "theirs")
+    with open("theirs", "rb") as file:
+        return file.read()
+
+
+def used(image):
+    return os.stat(image).st_blocks * 512
+
+
+def fill(image, fmt, dice):
+    """Data in no order, some of it zeroes that take space, some of it discarded again."""
+    commands = [f"write -P {dice.randrange(1, 256)} {block << 16} 64k" for block in dice.sample(range(128), 100)]
+    commands += [f"write -P 0 {block << 16} 128k" for block in dice.sample(range(126), 20)]
+    commands += [f"discard {block << 16} 64k" for block in dice.sample(range(128), 10)]
+    must("qemu-io", "-d", "unmap", "-f", fmt, *[a for c in commands for a in ("-c", c)], image)
+
+
+def test_formats():
+    for fmt, options in (("raw", ()), ("qcow", ()), ("qcow2", ()), ("qcow2", ("-o", "compat=0.10")),
+                         ("qcow2", ("-o", "cluster_size=4k,refcount_bits=64,lazy_refcounts=on")),
+                         ("qcow2", ("-o", "compression_type=zstd"))):
+        must("qemu-img", "create", "-q", "-f", fmt, *options, "image", SIZE)
+        os.chmod("image", 0o640)
+        fill("image", fmt, random.Random(1))
+        want, before = contents("image", fmt), used("image")
+        report = load_json(ours("compact", "--json", "-f", fmt, "image"))
+        expect(contents("image", fmt) == want, fmt, options, "reads differently")
+        expect(used("image") < before and report["after"] < report["before"], fmt, options, "is no smaller", report)
+        expect_equal(os.stat("image").st_mode & 0o777, 0o640, "permissions")
+        if fmt != "raw":
+            ours("check", "image")
+        if fmt != "qcow2":
+            continue
+        must("qemu-img", "check", "-q", "image")
+        report = load_json(ours("check", "--json", "image"))
+        # Tables lie where they became needed, so data goes on behind them.
+        expect(report.get("fragmented-clusters", 0) * 100 <= report["allocated-clusters"], "is not in order", options,
+               report)
+        info = load_json(must("qemu-img", "info", "--output=json", "image"))["format-specific"]["data"]
+        for option in (options[1].split(",") if options else ()):
+            name, value = option.split("=")
+            if name != "cluster_size":
+                expect_equal(str(info[name.replace("_", "-")]).lower().replace("true", "on"), value, "option", name)
+
+
+def test_backing():
+    """Zero over a backing stays zero, what is not there stays the backing's."""
+    must("qemu-img", "create", "-q", "-f", "raw", "base", SIZE)
+    must("qemu-io", "-f", "raw", "-c", f"write -P 3 0 {SIZE}", "base")
+    for compat in ("0.10", "1.1"):
+        must("qemu-img", "create", "-q", "-f", "qcow2", "-o", f"compat={compat}", "-b", "base", "-F", "raw", "over")
+        fill("over", "qcow2", random.Random(2))
+        want = contents("over", "qcow2")
+        ours("compact", "-q", "over")
+        expect(contents("over", "qcow2") == want, compat, "reads differently over a backing")
+        must("qemu-img", "check", "-q", "over")
+        info = load_json(must("qemu-img", "info", "--output=json", "over"))
+        expect_equal((info["backing-filename"], info["backing-filename-format"]), ("base", "raw"), "the backing")
+
+
+def test_compressed():
+    with open("plain", "wb") as file:
+        file.write(b"some words, and some more " * 150000)
+    must("qemu-img", "convert", "-c", "-O", "qcow2", "plain", "small")
+    must("qemu-io", "-f", "qcow2", "-c", "write -P 8 1M 1M", "small")
+    want = contents("small", "qcow2")
+    clusters = load_json(ours("check", "--json", "small"))["compressed-clusters"]
+    ours("compact", "-q", "small")
+    expect(contents("small", "qcow2") == want, "reads differently")
+    expect_equal(load_json(ours("check", "--json", "small"))["compressed-clusters"], clusters, "compressed clusters")
+    ours("compact", "-q", "-c", "small")
+    expect(contents("small", "qcow2") == want, "reads differently with -c")
+    expect(load_json(ours("check", "--json", "small"))["compressed-clusters"] > clusters, "-c compressed nothing more")
+    must("qemu-img", "check", "-q", "small")
+
+
+def test_refusals():
+    must("qemu-img", "create", "-q", "-f", "qcow2", "image", SIZE)
+    must("qemu-img", "snapshot", "-c", "one", "image")
+    ours("create", "-q", "-f", "vdi", "image.vdi", SIZE)
+    with open("image", "rb") as file:
+        before = file.read()
+    must("qemu-img", "create", "-q", "-f", "qcow2", "linked", SIZE)
+    os.link("linked", "other")
+    for arguments, words in ((("image",), ("snapshots",)), (("image.vdi",), ("format vdi",)), (("linked",), ("2 names",)),
+                             (("-c", "-f", "raw", "plain"), ("-c",)), (("none",), ("No such file",)),
+                             (("/dev/null",), ("no regular file",)), ((), ("must be one",))):
+        expect_refused(cownbd("compact", *arguments), *words)
+    with open("image", "rb") as file:
+        expect(file.read() == before, "a refused image changed")
+
+
+def test_full_host():
+    must("qemu-img", "create", "-q", "-f", "qcow2", "image", SIZE)
+    must("qemu-io", "-f", "qcow2", "-c", f"write -P 3 0 {SIZE}", "image")
+    before = sorted(os.listdir("."))
+    with open("image", "rb") as file:
+        image = file.read()
+    result = run("bash", "-c", f"ulimit -f 1024; trap '' XFSZ; exec {COWNBD} compact image")
+    expect_equal((result.returncode, sorted(os.listdir("."))), (1, before), "a full host", result.stderr)
+    with open("image", "rb") as file:
+        expect(file.read() == image, "the image changed on a full host")
+
+
+with Workdir():
+    for test in (test_formats, test_backing, test_compressed, test_refusals, test_full_host):
+        test()
