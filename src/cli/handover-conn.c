@@ -44,7 +44,7 @@ static int put_bytes(const ConnState *state, bool *ok)
 static void put_export(JsonObject *object, const char *key, const Export *export)
 {
     if (export != NULL) {
-        json_object_set_string_member(object, key, export->name);
+        json_object_set_int_member(object, key, export->number);
     }
 }
 
@@ -114,13 +114,14 @@ static bool flag(const ChannelMessage *message, const char *key)
     return json_object_get_boolean_member_with_default(message->object, key, FALSE);
 }
 
-/* The export that a member names, pinned; false when it names one that is not here. */
-static bool take_export(const ChannelMessage *message, const char *key, ExportTable *exports,
+/* The export whose number a member is, pinned; false when there is none of that number. */
+static bool take_export(const ChannelMessage *message, const char *key, GHashTable *exports,
                         Export **export)
 {
-    const char *name = json_object_get_string_member_with_default(message->object, key, NULL);
-    *export = name != NULL ? export_table_get(exports, name, strlen(name)) : NULL;
-    return name == NULL || *export != NULL;
+    uint64_t old = number(message, key);
+    Export *found = g_hash_table_lookup(exports, &old);
+    *export = found != NULL ? export_get(found) : NULL;
+    return found != NULL || !json_object_has_member(message->object, key);
 }
 
 static bool take_contexts(const ChannelMessage *message, ConnState *state)
@@ -155,7 +156,7 @@ static bool take_all_bytes(const ChannelMessage *message, ConnState *state)
     return true;
 }
 
-ConnState *handover_take_conn(const ChannelMessage *message, ExportTable *exports, GError **error)
+ConnState *handover_take_conn(const ChannelMessage *message, GHashTable *exports, GError **error)
 {
     g_autoptr(ConnState) state = conn_state_new();
     int64_t phase = number(message, "phase");

@@ -29,6 +29,7 @@
 #include "base/log.h"
 #include "cli/handover-channel.h"
 #include "cli/handover-conn.h"
+#include "cli/handover-export.h"
 #include "cli/serve-impl.h"
 #include "cli/serve-process.h"
 #include "nbd/listen.h"
@@ -203,7 +204,8 @@ static bool send_all(Handover *handover)
     Serve *serve = handover->serve;
     if (!send_listeners(handover, &handover->error) || !send_control(handover, &handover->error) ||
         !send_metrics(handover, &handover->error) ||
-        !send_attachments(handover, &handover->error)) {
+        !send_attachments(handover, &handover->error) ||
+        !handover_send_exports(handover->channel, serve, &handover->error)) {
         return false;
     }
     nbd_server_each_held(serve->server, send_conn, handover);

@@ -190,6 +190,9 @@ static bool add_declared(Serve *serve, GError **error)
 bool serve_images_open(Serve *serve, GError **error)
 {
     const ServeOptions *o = &serve->options;
+    if (serve->takeover != NULL) {
+        return serve_takeover_open(serve, error);
+    }
     unsigned names = o->names != NULL ? g_strv_length(o->names) : 0;
     unsigned descriptions = o->descriptions != NULL ? g_strv_length(o->descriptions) : 0;
     for (unsigned i = 0; o->images[i] != NULL; i++) {

@@ -247,9 +247,10 @@ void serve_start_listeners(Serve *serve);
 bool serve_handover_verb(JsonObject *arguments, JsonObject *answer, void *context, GError **error);
 
 /* serve-takeover.c [main]. In this order: sockets are received, the old process has let go of its
- * images; (the images are opened;) nothing can fail any more, the old process lets go of the rest;
+ * images; the images are opened, those that it had; nothing can fail any more, the old process lets go of the rest;
  * connections go on. Where something fails, it is refused, and the old process goes on. */
 bool serve_takeover_receive(Serve *serve, GError **error);
+bool serve_takeover_open(Serve *serve, GError **error);
 bool serve_takeover_commit(Serve *serve, GError **error);
 void serve_takeover_go(Serve *serve);
 void serve_takeover_refuse(Serve *serve, const GError *why);

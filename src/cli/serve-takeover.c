@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "cli/handover-channel.h"
 #include "cli/handover-conn.h"
+#include "cli/handover-export.h"
 #include "cli/serve-impl.h"
 #include "nbd/listen.h"
 
@@ -20,6 +21,8 @@
 #define GO_SECONDS    120
 
 struct ServeTakeover {
+    GPtrArray *exports;     /* ChannelMessage *, until their images can be opened */
+    GHashTable *numbers;    /* uint64_t * -> Export *, by the numbers that they had */
     GPtrArray *connections; /* ChannelMessage *, until their exports are there */
     GPtrArray *states;      /* ConnState *, in the same order */
     GPtrArray *attachments; /* JsonObject *, as serve_attach_suspend tells them */
@@ -81,12 +84,12 @@ static bool take_metrics(Serve *serve, ChannelMessage *message)
     return true;
 }
 
-static bool take_connection(Serve *serve, ChannelMessage *message)
+static bool keep(GPtrArray *messages, ChannelMessage *message)
 {
     ChannelMessage *kept = g_new(ChannelMessage, 1);
     *kept = *message;
     *message = (ChannelMessage){.fds = {-1, -1}};
-    g_ptr_array_add(serve->takeover->connections, kept);
+    g_ptr_array_add(messages, kept);
     return true;
 }
 
@@ -104,7 +107,10 @@ static bool take(Serve *serve, ChannelMessage *message, bool *begin)
         return take_metrics(serve, message);
     }
     if (strcmp(what, "connection") == 0) {
-        return take_connection(serve, message);
+        return keep(serve->takeover->connections, message);
+    }
+    if (strcmp(what, "export") == 0) {
+        return keep(serve->takeover->exports, message);
     }
     if (strcmp(what, "attachment") == 0) {
         g_ptr_array_add(serve->takeover->attachments, json_object_ref(message->object));
@@ -120,6 +126,8 @@ bool serve_takeover_receive(Serve *serve, GError **error)
 {
     int channel = serve->options.take_over;
     serve->takeover = g_new0(ServeTakeover, 1);
+    serve->takeover->exports = g_ptr_array_new_with_free_func(message_free);
+    serve->takeover->numbers = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, NULL);
     serve->takeover->connections = g_ptr_array_new_with_free_func(message_free);
     serve->takeover->states = g_ptr_array_new_with_free_func(state_free);
     serve->takeover->attachments = g_ptr_array_new_with_free_func(object_unref);
@@ -139,12 +147,17 @@ bool serve_takeover_receive(Serve *serve, GError **error)
     return true;
 }
 
+bool serve_takeover_open(Serve *serve, GError **error)
+{
+    return handover_open_exports(serve, serve->takeover->exports, serve->takeover->numbers, error);
+}
+
 bool serve_takeover_commit(Serve *serve, GError **error)
 {
     ServeTakeover *takeover = serve->takeover;
     for (unsigned i = 0; i < takeover->connections->len; i++) {
-        ConnState *state =
-            handover_take_conn(g_ptr_array_index(takeover->connections, i), serve->exports, error);
+        ConnState *state = handover_take_conn(g_ptr_array_index(takeover->connections, i),
+                                              takeover->numbers, error);
         if (state == NULL) {
             return false;
         }
@@ -199,6 +212,8 @@ void serve_takeover_free(Serve *serve)
 {
     ServeTakeover *takeover = g_steal_pointer(&serve->takeover);
     if (takeover != NULL) {
+        g_ptr_array_unref(takeover->exports);
+        g_hash_table_unref(takeover->numbers);
         g_ptr_array_unref(takeover->connections);
         g_ptr_array_unref(takeover->states);
         g_ptr_array_unref(takeover->attachments);

@@ -115,6 +115,7 @@ static bool start(Serve *serve, GError **error)
     }
     if (takes_over) {
         serve_takeover_go(serve);
+        serve_images_reap(serve);
     }
     serve_start_listeners(serve);
     return tell_ready(serve, error);

@@ -16,9 +16,10 @@
 
 struct ExportTable {
     pthread_mutex_t lock;
-    GPtrArray *exports;  /* lock */
-    AccessRules *access; /* of new exports; may be NULL */
-    ExportIdle idle;     /* may be NULL */
+    GPtrArray *exports;   /* lock */
+    uint64_t last_number; /* lock */
+    AccessRules *access;  /* of new exports; may be NULL */
+    ExportIdle idle;      /* may be NULL */
     void *context;
 };
 
@@ -113,6 +114,7 @@ Export *export_table_add(ExportTable *table, const char *name, const char *descr
         return NULL;
     }
     Export *export = g_new0(Export, 1);
+    export->number = ++table->last_number;
     export->name = g_strdup(name);
     export->description = g_strdup(description);
     export->node = node;

@@ -41,6 +41,7 @@ typedef struct Export {
     char *name;
     char *description; /* may be NULL */
     Node *node;        /* not owned */
+    uint64_t number;   /* never another's of the table; from 1 */
     bool read_only;
     AccessRules *access; /* see export_rights; NULL: everybody may do everything */
     ExportPins *pins;    /* the table's own */

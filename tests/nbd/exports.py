@@ -12,6 +12,7 @@ import time
 
 import wire
 from control import Control
+from handover import is_running
 from wire import ERR_UNKNOWN, FLUSH, OPT_INFO, OPT_LIST, REP_ACK, REP_SERVER, WRITE
 
 SIZE = 8 << 20
@@ -38,6 +39,7 @@ class Configured:
             self.image(name)
         self.declare(declared)
         self.log = open(os.path.join(self.directory, "log"), "w+b")
+        self.successor = None
         self.process = subprocess.Popen([os.environ["COWNBD"], "serve", "--config", self.file, *options],
                                         stdout=subprocess.PIPE, stderr=self.log)
         line = self.process.stdout.readline().decode()
@@ -65,7 +67,11 @@ class Configured:
 
     def __exit__(self, kind, *_):
         try:
-            self.process.send_signal(signal.SIGTERM)
+            if self.successor:
+                os.kill(self.successor, signal.SIGTERM)
+                wait_for(lambda: not is_running(self.successor))
+            else:
+                self.process.send_signal(signal.SIGTERM)
             status = self.process.wait(wire.TIMEOUT)
             assert kind or status == 0, f"the server ended with {status}: {self.errors()}"
         finally:
@@ -82,6 +88,10 @@ class Configured:
         result = subprocess.run(command, capture_output=True, text=True, timeout=wire.TIMEOUT)
         assert (result.returncode == 0) == ok, result
         return json.loads(result.stdout) if ok else result.stderr
+
+    def hand_over(self):
+        self.successor = self.ctl("handover")["pid"]
+        assert self.process.wait(wire.TIMEOUT) == 0, self.errors()
 
     def refuses(self, text, *arguments):
         error = self.ctl(*arguments, ok=False)
@@ -307,6 +317,29 @@ def test_once_with_many_exports():
             server.ctl("remove", "a", "--mode=hard")
             assert client.read(0, 512) == bytes(512)
         assert server.process.wait(wire.TIMEOUT) == 0
+
+
+def test_a_handover_keeps_what_came_and_went():
+    with Configured(declared=declare("a", "a") + declare("b", "b") + declare("c", "c"), images="abcd") as server:
+        server.ctl("add", server.path("d"), "--name", "by-hand", "--description", "added", "-r", "-f", "raw")
+        with server.connect().go(b"c") as client:
+            server.ctl("remove", "c", "--mode=hide")
+            server.ctl("add", server.image("e"), "--name", "c", "-f", "raw")  # another one of that name
+            server.ctl("remove", "b")
+            server.declare(declare("a", "a") + declare("b", "b"))
+            before = server.ctl("list")
+            server.hand_over()
+            after = server.ctl("list")
+            by_image = {export["image"]: export for export in before["exports"]}
+            assert {export["image"]: export for export in after["exports"]} == by_image, after
+            assert sum(export["leaving"] for export in after["exports"]) == 1
+            assert server.names() == ["a", "by-hand", "c"]
+            assert client.write(0, b"c" * 4096) == 0 and client.request(FLUSH) == 0
+            with open(server.path("c"), "rb") as image:
+                assert image.read(4096) == b"c" * 4096
+        assert server.ctl("reload") == {"added": ["b"], "changed": [], "removed": [], "need-restart": []}
+        wait_for(lambda: not any(export["leaving"] for export in server.ctl("list")["exports"]))
+        assert sorted(server.names()) == ["a", "b", "by-hand", "c"]
 
 
 def test_config_check():

@@ -295,7 +295,7 @@ def test_a_new_process_that_fails_changes_nothing():
         assert "gone" in server.refused_handover("/bin/false")
         assert "gone" in server.refused_handover(server.script("exit 0"))
         # It cannot open an image; when it tries, this one has closed its own.
-        assert "nonexistent" in server.refused_handover(server.script(f'exec {program} "$@" /nonexistent'))
+        assert "disk.qcow2: " in server.refused_handover(server.script(f'exec {program} "$@" --format=vdi'))
         half.send(whole[1000:])
         assert half.chunk() == (7, True, None, 0)
         assert half.read(60 * MB, 8192) == b"h" * 8192
