@@ -151,7 +151,7 @@ static int visit_partial(void *opaque, const VhdxEntry *entry)
 
 static int check_region_tables(const Check *check)
 {
-    const VhdxState *s = check->s;
+    VhdxState *s = check->s;
     if (s->regions_bad == 0) {
         return 0;
     }
@@ -162,7 +162,11 @@ static int check_region_tables(const Check *check)
     uint64_t bad = VHDX_REGIONS_1 + (s->regions_bad == 2 ? VHDX_TABLE_SIZE : 0);
     uint64_t good = VHDX_REGIONS_1 + (s->regions_bad == 1 ? VHDX_TABLE_SIZE : 0);
     int r = space_copy(check->image->store, good, bad, VHDX_TABLE_SIZE);
-    return r < 0 ? r : store_sync(check->image->store);
+    r = r < 0 ? r : store_sync(check->image->store);
+    if (r == 0) {
+        s->regions_bad = 0;
+    }
+    return r;
 }
 
 /* What lies behind the last block that is used. A fixed image has nothing there. */

@@ -4,12 +4,13 @@
     run.py READ-IMAGE [FORMAT/NAME...]      READ-IMAGE: the program made of read-image.c; COWNBD: the program
 
 In a folder:
-    top.*            the image that is opened; what else lies there is below it or part of it
+    top.*            the image that is opened; what else lies there is below it or part of it; *.gz are unpacked
     expect.sha256    of the contents as a guest sees them
     expect.map       what `cownbd map --json` answers, one entry a line (make/golden.py, map_lines)
     expect.error     instead: words in the one line with which the image is refused
     how.md           how it was made
 """
+import gzip
 import json
 import os
 import pathlib
@@ -77,7 +78,10 @@ def copy_images(folder, to):
     """Byte by byte: git makes holes of zeroes when it checks large files out, and a map shows holes."""
     for file in folder.iterdir():
         if file.is_file():
-            (to / file.name).write_bytes(file.read_bytes())
+            if file.suffix == ".gz":
+                (to / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
+            else:
+                (to / file.name).write_bytes(file.read_bytes())
 
 
 def check(read_image, folder):

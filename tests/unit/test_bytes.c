@@ -1,6 +1,7 @@
-/* src/base/bytes.h */
+/* src/base/bytes.h, src/base/crc32c.c */
 
 #include "base/bytes.h"
+#include "base/crc32c.h"
 #include "tests/unit/suite.h"
 
 START_TEST(bytes_load_what_was_stored_at_any_alignment)
@@ -65,6 +66,23 @@ START_TEST(bytes_alignment)
 }
 END_TEST
 
+/* The values of RFC 3720, appendix B.4; in one piece and in two, which begin anywhere. */
+START_TEST(crc32c_knows_the_published_values)
+{
+    uint8_t bytes[32] = {0};
+    ck_assert_uint_eq(crc32c(0, bytes, 32), 0x8a9136aa);
+    memset(bytes, 0xff, 32);
+    ck_assert_uint_eq(crc32c(0, bytes, 32), 0x62a8ab43);
+    for (unsigned i = 0; i < 32; i++) {
+        bytes[i] = i;
+    }
+    for (unsigned cut = 0; cut <= 32; cut++) {
+        uint32_t crc = crc32c(0, bytes, cut);
+        ck_assert_uint_eq(crc32c(crc, bytes + cut, 32 - cut), 0x46dd794e);
+    }
+}
+END_TEST
+
 int main(void)
 {
     TCase *tcase = tcase_create("bytes");
@@ -72,5 +90,6 @@ int main(void)
     tcase_add_test(tcase, bytes_checked_arithmetic_refuses_to_wrap);
     tcase_add_test(tcase, bytes_ranges);
     tcase_add_test(tcase, bytes_alignment);
+    tcase_add_test(tcase, crc32c_knows_the_published_values);
     return suite_run("bytes", tcase);
 }

@@ -1,4 +1,5 @@
 """What the makers of golden images share: a folder for each image, and what is expected of it."""
+import gzip
 import hashlib
 import inspect
 import json
@@ -45,6 +46,13 @@ class Golden:
     def write(self, name, content):
         self.path(name).write_bytes(content.encode() if isinstance(content, str) else content)
 
+    def pack(self):
+        """Of formats whose smallest images are large and empty."""
+        for path in self.scratch.glob("*.vhdx"):
+            content = path.read_bytes()
+            path.unlink()
+            self.write(path.name + ".gz", gzip.compress(content, mtime=0))
+
     def fill_holes(self):
         """As git will put the files there: qemu's map shows the holes of flat and preallocated ones."""
         for path in self.scratch.iterdir():
@@ -74,6 +82,7 @@ class Golden:
         self.write("how.md", "# %s\n\n%s\n" % (self.name, inspect.cleandoc(how)))
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
+        self.pack()
         for path in sorted(self.scratch.iterdir()):
             (self.folder / path.name).write_bytes(path.read_bytes())
         shutil.rmtree(self.scratch)
