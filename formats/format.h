@@ -27,6 +27,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/dirtymap.h"
 #include "map/extent.h"
 #include "map/image.h"
 #include "store/store.h"
@@ -65,6 +66,24 @@ typedef struct FormatCreate {
     const Image *backing;       /* the same, opened; NULL when it was not looked at */
     GHashTable *options; /* char * -> char *: only names of format->create_options; may be NULL */
 } FormatCreate;
+
+typedef enum {
+    BITMAP_ADD,
+    BITMAP_REMOVE,
+    BITMAP_CLEAR,
+    BITMAP_ENABLE,
+    BITMAP_DISABLE,
+    BITMAP_MERGE,
+} BitmapVerb;
+
+typedef struct BitmapChange {
+    BitmapVerb verb;
+    const char *name;
+    uint64_t granularity;    /* ADD: bytes; 0: the format's choice */
+    bool disabled;           /* ADD: does not follow what is written */
+    Image *source;           /* MERGE: where source_name is; NULL: the same image */
+    const char *source_name; /* MERGE */
+} BitmapChange;
 
 typedef enum { CHECK_REPORT_ONLY, CHECK_REPAIR_LEAKS, CHECK_REPAIR_ALL } CheckRepair;
 
@@ -167,6 +186,18 @@ struct Format {
     bool (*snapshot_create)(Image *image, const char *name, GError **error);
     bool (*snapshot_apply)(Image *image, const char *name, GError **error);
     bool (*snapshot_delete)(Image *image, const char *name, GError **error);
+
+    /* Persistent dirty bitmaps: which parts of the disk were written since a moment. All NULL: the format
+     * has none. A change lasts from image_finish on; where that does not come, as after a cut, a bitmap
+     * that was changed or is enabled is known to be of no use.
+     *     mark    the range is being changed; called when image->marks, before the change is answered.
+     *             Never blocks, beside anything [any]
+     *     names   of all, also of those that are of no use; g_strfreev
+     *     get     what is marked; valid until the image is closed or the bitmap removed */
+    void (*mark)(Image *image, uint64_t offset, uint64_t length);
+    char **(*bitmap_names)(Image *image);
+    DirtyMap *(*bitmap_get)(Image *image, const char *name, GError **error);
+    bool (*bitmap_change)(Image *image, const BitmapChange *change, GError **error);
 
     /* The "cluster-size" of info; 0: the key is left out. May be NULL. */
     uint64_t (*cluster_size)(const Image *image);

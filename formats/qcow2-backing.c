@@ -114,6 +114,8 @@ static void remember(Image *image, const NewHeader *new, const char *name, const
     Qcow2State *s = image->state;
     s->header.backing_file_offset = name ? new->name_offset : 0;
     s->header.backing_file_size = name ? strlen(name) : 0;
+    qcow2_extensions_locate(s, new->extensions->data, new->extensions->len,
+                            name ? new->name_offset : s->cluster_size);
     g_free(image->backing_name);
     g_free(image->backing_format);
     image->backing_name = g_strdup(name);

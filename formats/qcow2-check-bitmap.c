@@ -7,15 +7,13 @@
 #include "formats/qcow2-bitmap.h"
 #include "formats/qcow2-check.h"
 
-#define TABLE_PIECE    (1u << 16)
-#define ENTRY_RESERVED UINT64_C(0xff000000000001fe)
-#define ENTRY_ALL_ONES UINT64_C(1)
+#define TABLE_PIECE (1u << 16)
 
 static void scan_table_entry(Qcow2Check *check, unsigned bitmap, uint64_t entry)
 {
     uint64_t offset = entry & QCOW2_OFFSET_MASK;
-    bool bad = (entry & ENTRY_RESERVED) || offset % check->cluster_size != 0 ||
-               (offset != 0 && (entry & ENTRY_ALL_ONES));
+    bool bad = (entry & QCOW2_BITMAP_ENTRY_RESERVED) || offset % check->cluster_size != 0 ||
+               (offset != 0 && (entry & QCOW2_BITMAP_ENTRY_ALL_ONES));
     if (bad) {
         check_corruption(check, 1, "ERROR bitmap %u: table entry 0x%" PRIx64 " is not possible",
                          bitmap, entry);

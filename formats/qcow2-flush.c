@@ -22,7 +22,7 @@
  * We never set the dirty bit, also where lazy refcounts are on: it would allow refcounts to be
  * wrong on the disk, and with refcounts written once a flush there is nothing to gain.
  */
-#include "formats/qcow2.h"
+#include "formats/qcow2-bitmap.h"
 
 #include "base/log.h"
 
@@ -275,5 +275,6 @@ int qcow2_settle(Image *image)
 int qcow2_finish(Image *image)
 {
     int r = qcow2_settle(image);
+    r = r < 0 ? r : qcow2_bitmaps_store(image);
     return r < 0 ? r : trim_store(image);
 }

@@ -18,11 +18,10 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 
-#define FEATURE_ENTRY      48 /* type, bit, 46 bytes of name */
-#define FEATURE_NAME       46
-#define FEATURE_INCOMPAT   0
-#define EXTENSION_HEAD     8
-#define BITMAPS_EXT_LENGTH 24
+#define FEATURE_ENTRY    48 /* type, bit, 46 bytes of name */
+#define FEATURE_NAME     46
+#define FEATURE_INCOMPAT 0
+#define EXTENSION_HEAD   8
 
 /* The fields that version 2 has, too. */
 static void unpack_fields(const uint8_t *head, Qcow2Header *h)
@@ -296,7 +295,7 @@ static bool read_bitmaps_extension(Image *image, const uint8_t *data, uint32_t l
     if (!(s->header.autoclear_features & QCOW2_AUTOCLEAR_BITMAPS)) {
         return true; /* a writer that did not know bitmaps was here: they mean nothing any more */
     }
-    if (length != BITMAPS_EXT_LENGTH) {
+    if (length != QCOW2_BITMAPS_EXT_LENGTH) {
         return error_set(error, EUCLEAN, "%s: bitmaps extension: length is %u: must be 24",
                          image->path, length);
     }
@@ -328,6 +327,23 @@ static bool read_extension(Image *image, uint32_t type, const uint8_t *data, uin
     }
 }
 
+void qcow2_extensions_locate(Qcow2State *s, const uint8_t *area, uint64_t length, uint64_t limit)
+{
+    s->bitmaps_extension = s->extensions_end = 0;
+    s->extensions_limit = limit;
+    for (uint64_t at = 0; range_within(at, EXTENSION_HEAD, length);) {
+        uint32_t type = load_be32(area + at), n = load_be32(area + at + 4);
+        if (type == QCOW2_EXT_END) {
+            s->extensions_end = s->header.header_length + at;
+            return;
+        }
+        if (type == QCOW2_EXT_BITMAPS && n == QCOW2_BITMAPS_EXT_LENGTH) {
+            s->bitmaps_extension = s->header.header_length + at + EXTENSION_HEAD;
+        }
+        at += EXTENSION_HEAD + align_up(n, 8);
+    }
+}
+
 static bool read_extensions(Image *image, GError **error)
 {
     Qcow2State *s = image->state;
@@ -344,6 +360,9 @@ static bool read_extensions(Image *image, GError **error)
         return error_set_errno(error, -r, "%s: cannot read the header extensions", image->path);
     }
     uint64_t at = 0;
+    s->bitmap_count = 0;
+    s->bitmap_directory_size = s->bitmap_directory_offset = 0;
+    qcow2_extensions_locate(s, area, length, end);
     while (range_within(at, EXTENSION_HEAD, length)) {
         uint32_t type = load_be32(area + at), n = load_be32(area + at + 4);
         at += EXTENSION_HEAD;

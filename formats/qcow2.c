@@ -35,6 +35,7 @@ static void qcow2_close(Image *image)
     Qcow2State *s = image->state;
     metacache_free(s->meta);
     qcow2_snapshots_free(s);
+    qcow2_bitmaps_free(s);
     g_clear_pointer(&s->l1_dirty, g_hash_table_destroy);
     g_clear_pointer(&s->l1_new, g_hash_table_destroy);
     g_clear_pointer(&s->table_dirty, g_hash_table_destroy);
@@ -141,6 +142,7 @@ bool qcow2_reload(Image *image, GError **error)
     g_hash_table_remove_all(s->table_dirty);
     g_array_set_size(s->freed, 0);
     g_array_set_size(s->unmapped, 0);
+    qcow2_bitmaps_free(s);
     s->second_pending = false;
     s->broken = s->write_error = 0;
     s->corrupt = false;
@@ -209,9 +211,10 @@ static bool qcow2_start_writing(Image *image, GError **error)
                          " is used twice: open it read-only, or run check --repair=all",
                          image->path, shared << s->cluster_bits);
     }
-    if (s->header.autoclear_features != 0) {
-        /* Whatever these promise (bitmaps that are up to date, for one), our writes break it. */
-        int r = qcow2_header_set_features(image, s->header.incompatible_features, 0);
+    /* Whatever other bits promise, our writes break it. */
+    uint64_t kept = qcow2_bitmaps_start(image) ? QCOW2_AUTOCLEAR_BITMAPS : 0;
+    if (s->header.autoclear_features != kept) {
+        int r = qcow2_header_set_features(image, s->header.incompatible_features, kept);
         if (r < 0) {
             return error_set_errno(error, -r, "%s: cannot clear the autoclear bits", image->path);
         }
@@ -296,6 +299,10 @@ const Format format_qcow2 = {
     .snapshot_create = qcow2_snapshot_create,
     .snapshot_apply = qcow2_snapshot_apply,
     .snapshot_delete = qcow2_snapshot_delete,
+    .mark = qcow2_mark,
+    .bitmap_names = qcow2_bitmap_names,
+    .bitmap_get = qcow2_bitmap_get,
+    .bitmap_change = qcow2_bitmap_change,
     .cluster_size = qcow2_cluster_size,
     .dirty_flag = qcow2_dirty_flag,
     .resize = qcow2_resize,

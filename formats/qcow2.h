@@ -11,7 +11,7 @@
  *     qcow2-snapshot-table.c   the snapshot table, written anew
  *     qcow2-snapshot-tree.c    references to all that hangs on an L1 table
  *     qcow2-snapshot-change.c  snapshots made, applied, deleted
- *     qcow2-bitmap.c    the directory of bitmaps, read only
+ *     qcow2-bitmap*.c   persistent bitmaps (qcow2-bitmap.h)
  *     qcow2-map.c       map, decode
  *     qcow2-l2.c        L1 and L2 tables
  *     qcow2-refcount.c  refcounts and their blocks
@@ -77,6 +77,7 @@
 #define QCOW2_EXT_BACKING_FORMAT 0xe2792acau
 #define QCOW2_EXT_FEATURE_NAMES  0x6803f857u
 #define QCOW2_EXT_BITMAPS        0x23852875u
+#define QCOW2_BITMAPS_EXT_LENGTH 24
 #define QCOW2_EXT_CRYPTO         0x0537be77u
 #define QCOW2_EXT_DATA_FILE      0x44415441u
 
@@ -190,8 +191,11 @@ typedef struct Qcow2State {
 
     GArray *snapshots; /* Qcow2Snapshot, from open */
     uint64_t snapshot_table_bytes;
-    uint32_t bitmap_count; /* the bitmaps extension, if there is one */
+    GPtrArray *bitmaps;    /* Qcow2KeptBitmap *, in the order of the directory; NULL: not read */
+    uint32_t bitmap_count; /* the bitmaps extension, if there is one that counts */
     uint64_t bitmap_directory_offset, bitmap_directory_size;
+    uint64_t bitmaps_extension;                /* where its data lies; 0: there is none */
+    uint64_t extensions_end, extensions_limit; /* the end mark (0: none), and what lies behind */
 
     /* Writers only: where metadata lies (sorted cluster numbers of refcount blocks and active L2
      * tables). */
@@ -238,6 +242,10 @@ void qcow2_header_pack(const Qcow2Header *header, Qcow2HeaderDisk *disk);
 /* Checks the header against the file: extensions, backing name, offsets of tables. Fills in
  * image->backing_name, backing_format and the state's fields of bitmaps. */
 bool qcow2_header_read(Image *image, GError **error);
+
+/* Finds the bitmaps extension and the end mark among extensions, which lie behind the header and may go on
+ * up to limit. */
+void qcow2_extensions_locate(Qcow2State *s, const uint8_t *area, uint64_t length, uint64_t limit);
 
 /* Writes feature bits, durably, and keeps state->header in step. 0 or -errno. */
 int qcow2_header_set_features(Image *image, uint64_t incompatible, uint64_t autoclear);
@@ -531,6 +539,13 @@ bool qcow2_compressed_entry(const Qcow2State *s, const Extent *extent, uint64_t 
 
 bool qcow2_set_backing(Image *image, const char *name, const char *format, const Image *backing,
                        GError **error);
+
+/* ---- bitmaps (qcow2-bitmap*.c) ---- */
+
+void qcow2_mark(Image *image, uint64_t offset, uint64_t length); /* [any] */
+char **qcow2_bitmap_names(Image *image);
+DirtyMap *qcow2_bitmap_get(Image *image, const char *name, GError **error);
+bool qcow2_bitmap_change(Image *image, const BitmapChange *change, GError **error);
 
 /* ---- tools (qcow2-check*.c, qcow2-create.c) ---- */
 

@@ -26,5 +26,6 @@ int cli_stats(int argc, char **argv);
 int cli_ctl(int argc, char **argv);
 int cli_fold(int argc, char **argv);
 int cli_snapshot(int argc, char **argv);
+int cli_bitmap(int argc, char **argv);
 
 #endif

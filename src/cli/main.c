@@ -36,6 +36,7 @@ static const Command commands[] = {
     {"stats", "what a running server has done", cli_stats},
     {"ctl", "ask a running server for anything", cli_ctl},
     {"snapshot", "list, make, apply and delete internal snapshots", cli_snapshot},
+    {"bitmap", "list and change persistent dirty bitmaps", cli_bitmap},
     {"fold", "bring what was written in snapshot mode into the image", cli_fold},
 };
 

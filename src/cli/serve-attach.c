@@ -210,6 +210,28 @@ static bool forget(Serve *serve, Attachment *attachment, GError **error)
     return true;
 }
 
+/* What the kernel writes by itself in mode linear would be missing in bitmaps that follow what is written. */
+static bool keep_bitmaps(const ServedImage *image, AttachmentOptions *how, GError **error)
+{
+    if (!image->image->marks || how->read_only || how->mode == ATTACH_SNAPSHOT) {
+        return true;
+    }
+    if (how->mode == ATTACH_LINEAR) {
+        return error_set(
+            error, EINVAL,
+            "%s: has bitmaps that follow what is written, which the kernel's own writes "
+            "would not be in: attach with --fast-path=off, or disable them (cownbd "
+            "bitmap disable)",
+            image->real_path);
+    }
+    if (how->mode == ATTACH_AUTO) {
+        log_warning("%s: attached without a fast path, for its bitmaps follow what is written",
+                    image->real_path);
+        how->mode = ATTACH_OFF;
+    }
+    return true;
+}
+
 /* Attaches the image if it is not attached here already. lock is held. */
 static Attachment *attach(Serve *serve, ServedImage *image, AttachmentOptions *how, GError **error)
 {
@@ -220,7 +242,7 @@ static Attachment *attach(Serve *serve, ServedImage *image, AttachmentOptions *h
     if (attachment != NULL && !forget(serve, attachment, error)) {
         return NULL;
     }
-    if (!start_journal(image, error)) {
+    if (!keep_bitmaps(image, how, error) || !start_journal(image, error)) {
         return NULL;
     }
     shield_memory();

@@ -111,6 +111,7 @@ bool serve_image_resume(Serve *serve, ServedImage *served, GError **error)
         return false;
     }
     served->export->node = disk_node(served->disk); /* nobody looks at it: all is still */
+    serve_bitmaps_offer(served);
     return true;
 }
 
@@ -162,6 +163,9 @@ bool serve_image_publish(Serve *serve, ServedImage *served, GError **error)
     export_table_set_access(serve->exports, rules); /* there are never any others for this one */
     served->export = export_table_add(serve->exports, how->name, how->description,
                                       disk_node(served->disk), !served->write, error);
+    if (served->export != NULL) {
+        serve_bitmaps_offer(served);
+    }
     return served->export != NULL;
 }
 

@@ -8,6 +8,7 @@
  *      serve-images.c    images -> disks -> exports, and back
  *      serve-exports.c   exports that come and go while others are served: verbs add, remove, kick
  *      serve-tls.c       certificates, keys, who may do what
+ *      serve-bitmaps.c   their bitmaps, as meta contexts
  *      serve-control.c   the control socket and its verbs
  *      serve-stats.c     what was counted, and the status page that shows it
  *      serve-handover.c  all of it given to another process, serve-takeover.c that process
@@ -258,6 +259,9 @@ void serve_takeover_free(Serve *serve);
 /* How the other process has attached the image of that real path; NULL: it has not, or there is no
  * other process. */
 JsonObject *serve_takeover_attachment(const Serve *serve, const char *real_path);
+
+/* serve-bitmaps.c: its bitmaps become contexts of its export. The image's disk has just been opened. */
+void serve_bitmaps_offer(const ServedImage *served);
 
 /* serve-leaks.c [main]. Frees what nothing in the image uses; the image is not open. */
 void serve_leaks_mend(const Serve *serve, const char *path);

@@ -144,6 +144,10 @@ void request_complete_changed(Request *request, int result)
 {
     Disk *disk = request_disk(request);
     disk->has_unsynced = true; /* before anybody is told */
+    if (disk->image->marks && request->type != REQUEST_RECLAIM) {
+        /* Also what failed: it may have been written in part. */
+        disk->image->format->mark(disk->image, request->offset, request->length);
+    }
     if (result == 0 && ((request->flags & REQUEST_FUA) || disk->write_through)) {
         flush_start(request);
     } else {

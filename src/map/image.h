@@ -62,6 +62,7 @@ struct Image {
     bool write;
     bool repair;
     bool no_lock;
+    bool marks;                     /* has bitmaps that follow what is written: format->mark */
     bool no_names;                  /* not opened by a path: what it names is never opened */
     uint64_t metadata_cache;        /* bytes */
     const char *const *allow_paths; /* valid during format->open only */
