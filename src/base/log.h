@@ -31,7 +31,7 @@ bool log_open(const char *where, GError **error);
 /* Opens a file again, which somebody has moved away; the old one stays where that fails. [any] */
 bool log_reopen(GError **error);
 const char *log_file(void); /* the path of the file; NULL: it is none. [any] */
-bool log_parse_level(const char *text, LogLevel *level, GError **error);
+bool log_parse_level(const char *text, LogLevel *level); /* false: it is no level [any] */
 
 /* Until it is said otherwise; NULL: of nobody. context stays the caller's. Cheap. */
 void log_set_context(const LogContext *context);

@@ -77,6 +77,11 @@ const GOptionEntry *serve_attach_entries(void)
     return entries;
 }
 
+bool serve_attach_is_wanted(void)
+{
+    return options.attach || options.adopt || options.image_control;
+}
+
 static bool check_number(const char *option, int value, int minimum, int maximum, GError **error)
 {
     return (value >= minimum && value <= maximum) ||
@@ -232,6 +237,14 @@ static bool keep_bitmaps(const ServedImage *image, AttachmentOptions *how, GErro
     return true;
 }
 
+static bool check_no_sandbox(const Serve *serve, GError **error)
+{
+    return !serve->options.confine ||
+           error_set(error, EPERM,
+                     "this server runs in a sandbox, which has no block devices: start it with "
+                     "--sandbox=off");
+}
+
 /* Attaches the image if it is not attached here already. lock is held. */
 static Attachment *attach(Serve *serve, ServedImage *image, AttachmentOptions *how, GError **error)
 {
@@ -242,7 +255,8 @@ static Attachment *attach(Serve *serve, ServedImage *image, AttachmentOptions *h
     if (attachment != NULL && !forget(serve, attachment, error)) {
         return NULL;
     }
-    if (!keep_bitmaps(image, how, error) || !start_journal(image, error)) {
+    if (!check_no_sandbox(serve, error) || !keep_bitmaps(image, how, error) ||
+        !start_journal(image, error)) {
         return NULL;
     }
     shield_memory();

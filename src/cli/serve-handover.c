@@ -76,7 +76,11 @@ static char **command_line(const Serve *serve, const char *binary, int channel)
     g_ptr_array_add(argv, g_strdup(binary));
     g_ptr_array_add(argv, g_strdup(*old++));
     g_ptr_array_add(argv, g_strdup_printf(SERVE_TAKE_OVER "%d", channel));
-    if (*old != NULL && g_str_has_prefix(*old, SERVE_TAKE_OVER)) {
+    if (serve->options.confine) { /* it will be in ours */
+        g_ptr_array_add(argv, g_strdup(SERVE_SANDBOXED));
+    }
+    while (*old != NULL &&
+           (g_str_has_prefix(*old, SERVE_TAKE_OVER) || strcmp(*old, SERVE_SANDBOXED) == 0)) {
         old++;
     }
     while (*old != NULL) {

@@ -68,6 +68,7 @@ static bool open_served(Serve *serve, ServedImage *served, GError **error)
     }
     g_autoptr(Image) image = open_image(served->how.path, &how, error);
     if (image == NULL) {
+        serve_sandbox_explain(o, error);
         return false;
     }
     bool guard = image->format_guessed && strcmp(image->format->name, "raw") == 0;

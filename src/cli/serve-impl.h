@@ -45,6 +45,7 @@ typedef struct ServeRemoval ServeRemoval;
 typedef struct ServeTakeover ServeTakeover;
 
 #define SERVE_TAKE_OVER "--take-over="
+#define SERVE_SANDBOXED "--sandboxed"
 
 typedef enum { SERVE_TLS_OFF, SERVE_TLS_ON, SERVE_TLS_REQUIRE } ServeTls;
 
@@ -60,7 +61,9 @@ typedef struct ServeOptions {
     char *client_memory_text, *metadata_cache_text, *pid_file, *control, *status;
     char *tls_text, *tls_certificates, *tls_psk;
     char **allow;
-    char *log, *log_level;
+    char *log, *log_level, *user, *group, *sandbox;
+    gboolean sandboxed; /* by the process whose work this one takes over */
+    bool confine;       /* there is to be a sandbox */
     gboolean read_only, once, stdio, tls_verify_peer, allow_resize;
     int threads, max_clients, handshake_timeout, shutdown_timeout;
     uint64_t client_memory, metadata_cache;
@@ -171,7 +174,16 @@ ServedHow serve_declared_how(const ConfigExport *export);
 
 /* serve-operations.c [main] */
 void serve_operations_add(GArray *all, ServeOptions *options); /* its GOptionEntries */
+/* A value that cannot work; fills in confine. */
+bool serve_operations_check(ServeOptions *options, GError **error);
 bool serve_log_open(const ServeOptions *options, GError **error);
+/* Before the first thread. */
+bool serve_sandbox_files(const ServeOptions *options, GError **error);
+/* Says that a file that may not be opened may be one that the sandbox keeps out. */
+void serve_sandbox_explain(const ServeOptions *options, GError **error);
+/* When all is open. */
+bool serve_user_become(const ServeOptions *options, GError **error);
+bool serve_sandbox_calls(const Serve *serve, GError **error);
 
 /* serve-listen.c [main] */
 bool serve_listen_check(ServeOptions *options, GError **error);
@@ -269,6 +281,8 @@ void serve_leaks_mend(const Serve *serve, const char *path);
 /* serve-attach.c [main]. Its options, ended by a NULL name. The values lie in static memory of that
  * file (GOption gives no context). */
 const GOptionEntry *serve_attach_entries(void);
+/* An option says that there will be kernel devices. */
+bool serve_attach_is_wanted(void);
 /* After options are parsed, before anything is opened. */
 bool serve_attach_check(Serve *serve, GError **error);
 /* Workers run, no client is served yet; readiness was not told. The place to add verbs, where

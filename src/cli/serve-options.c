@@ -153,7 +153,8 @@ static bool check(ServeOptions *o, int argc, char **argv, GError **error)
            check_number("--shutdown-timeout", o->shutdown_timeout, 0, G_MAXINT, error) &&
            parse_size("--client-memory", o->client_memory_text, 1, &o->client_memory, error) &&
            parse_size("--metadata-cache", o->metadata_cache_text, 1, &o->metadata_cache, error) &&
-           serve_listen_check(o, error) && serve_tls_check(o, error);
+           serve_operations_check(o, error) && serve_listen_check(o, error) &&
+           serve_tls_check(o, error);
 }
 
 void serve_options_init(ServeOptions *o)
@@ -324,4 +325,7 @@ void serve_options_clear(ServeOptions *o)
     g_free(o->status);
     g_free(o->log);
     g_free(o->log_level);
+    g_free(o->user);
+    g_free(o->group);
+    g_free(o->sandbox);
 }

@@ -51,12 +51,16 @@ static void start_server(Serve *serve)
                                    serve->workers->len);
 }
 
-static bool tell_ready(Serve *serve, GError **error)
+/* All is open, and nobody was served yet: nothing more is needed than a server's daily work. */
+static bool give_up_rights(Serve *serve, GError **error)
 {
-    const char *pid_file = serve->options.pid_file;
-    if (pid_file != NULL && !process_write_pid_file(pid_file, error)) {
-        return false;
-    }
+    const ServeOptions *o = &serve->options;
+    return (o->pid_file == NULL || process_write_pid_file(o->pid_file, error)) &&
+           serve_user_become(o, error) && serve_sandbox_calls(serve, error);
+}
+
+static void tell_ready(Serve *serve)
+{
     /* Who made a socket knows where it is, and may use our standard output for other things. */
     for (unsigned i = serve->inherited; i < serve->listeners->len && serve->options.take_over < 0;
          i++) {
@@ -68,7 +72,6 @@ static bool tell_ready(Serve *serve, GError **error)
     fflush(stdout);
     process_notify("READY=1");
     serve_attach_ready(serve);
-    return true;
 }
 
 /* What is attached; when this process takes over, clients are worth more than devices, which wait for
@@ -93,6 +96,9 @@ static bool start(Serve *serve, GError **error)
     if (!takes_over && !serve_listen_inherit(serve, error)) {
         return false;
     }
+    if (!serve_sandbox_files(&serve->options, error)) {
+        return false;
+    }
     shield_threads(); /* any image may be attached later; where it is not allowed none can be */
     serve->pool = pool_new(MAX(POOL_THREADS_MIN, 2 * serve->options.threads));
     aio_init(serve->pool);
@@ -110,7 +116,7 @@ static bool start(Serve *serve, GError **error)
     /* No client before what the kernel still holds is looked at. */
     if (!start_attached(serve, error) ||
         (serve->control != NULL && !control_start(serve->control, error)) ||
-        !serve_metrics_start(serve, error)) {
+        !serve_metrics_start(serve, error) || !give_up_rights(serve, error)) {
         return false;
     }
     if (takes_over) {
@@ -118,7 +124,8 @@ static bool start(Serve *serve, GError **error)
         serve_images_reap(serve);
     }
     serve_start_listeners(serve);
-    return tell_ready(serve, error);
+    tell_ready(serve);
+    return true;
 }
 
 /* Jobs for main */

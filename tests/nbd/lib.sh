@@ -41,6 +41,9 @@ stop() {
         wait "$pid" || bad=$?
     done
     servers=()
+    if grep -s 'sandbox: denied' server*.err; then
+        bad=denied
+    fi
     if [[ $bad != 0 ]]; then
         echo "a server ended with status $bad"
         return 1

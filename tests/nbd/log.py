@@ -126,7 +126,7 @@ def test_journal_is_found_where_stderr_is_its():
 
 
 def test_refused():
-    assert "log level 'loud' is not known: must be error, warning, info or debug" in refused("--log-level", "loud")
+    assert "--log-level is 'loud': must be error, warning, info or debug" in refused("--log-level", "loud")
     assert "choose one" in refused("--log-level", "info", "-v")
     assert "with a slash in it" in refused("--log", "somewhere")
     assert "syslog facility 'x' is not known" in refused("--log", "syslog:x")

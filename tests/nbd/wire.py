@@ -300,6 +300,7 @@ class Server:
             if self.process.poll() is None:
                 status = self.stop()
                 assert kind or status == 0, f"the server ended with {status}: {self.errors()}"
+                assert kind or "sandbox: denied" not in self.errors(), self.errors()
             elif not kind:
                 assert self.process.returncode == 0, self.errors()
         finally:

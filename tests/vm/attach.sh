@@ -140,7 +140,7 @@ test_the_same_image_many_times_at_once() {
 # A server that is there anyway attaches, and stays after detach.
 test_a_running_server() {
     "$COWNBD" create -f qcow2 disk.qcow2 16M
-    serve --control "$PWD/control" disk.qcow2
+    serve --sandbox=off --control "$PWD/control" disk.qcow2
     local device
     device=$("$COWNBD" attach --fast-path=off --control "$PWD/control" disk.qcow2)
     [[ -z $(background_servers) ]]
@@ -160,7 +160,7 @@ test_a_running_server() {
 test_nbdtab() {
     "$COWNBD" create -f qcow2 disk.qcow2 16M
     said 'no server listens' "$COWNBD" attach --fast-path=off --persist-nbdtab disk.qcow2
-    serve -n disk --control "$PWD/control" disk.qcow2
+    serve --sandbox=off -n disk --control "$PWD/control" disk.qcow2
     printf 'nbd9 elsewhere other\nnbd0 old line\n' >/etc/nbdtab
     "$COWNBD" attach --fast-path=off --persist-nbdtab --control "$PWD/control" disk.qcow2
     [[ $(</etc/nbdtab) == "nbd9 elsewhere other
@@ -203,7 +203,7 @@ test_a_device_that_was_left_is_not_forgotten() {
     said 'is attached as /dev/nbd0' "$COWNBD" create -f qcow2 disk.qcow2 16M
     "$COWNBD" detach disk.qcow2
     # A server that is asked to leave detaches what nobody uses, and leaves the rest to the next one.
-    serve -n disk --control "$PWD/control" disk.qcow2
+    serve --sandbox=off -n disk --control "$PWD/control" disk.qcow2
     "$COWNBD" attach --fast-path=off --control "$PWD/control" disk.qcow2
     stop
     [[ ! -e /sys/block/nbd0/pid ]]

@@ -79,7 +79,7 @@ test_what_was_said_at_attaching() {
     mkdir /mnt/disks/said
     cd /mnt/disks/said
     "$COWNBD" create -f qcow2 disk.qcow2 16M
-    "$COWNBD" serve --listen=none --control "$PWD/socket" disk.qcow2 &
+    "$COWNBD" serve --sandbox=off --listen=none --control "$PWD/socket" disk.qcow2 &
     eventually "the server" "$COWNBD" ctl --control socket hello
     device=$("$COWNBD" attach --control "$PWD/socket" --fast-path=linear --read-only --fast-path-lines=7 disk.qcow2)
     "$COWNBD" ctl --control socket handover

@@ -9,7 +9,7 @@ scale=${COWNBD_TEST_SCALE:-10} # percent: at 100 the load with verification goes
 
 # start IMAGE OPTION...: serves the image, as export "disk", and attaches it; its device is $device.
 start() {
-    serve -n disk --control "$PWD/control" "$1"
+    serve --sandbox=off -n disk --control "$PWD/control" "$1"
     device=$("$COWNBD" attach --control "$PWD/control" --fast-path=linear --name=linear "${@:2}" "$1")
     [[ $device == /dev/mapper/linear && -b $device ]]
 }
@@ -129,7 +129,7 @@ test_read_only() {
     qemu-img convert -c -O qcow2 data base.qcow2
     qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 disk.qcow2 16M
     qemu-io -f qcow2 -c 'write -P 7 1M 2M' disk.qcow2 >/dev/null
-    serve -r -n disk --control "$PWD/control" disk.qcow2
+    serve --sandbox=off -r -n disk --control "$PWD/control" disk.qcow2
     device=$("$COWNBD" attach --control "$PWD/control" --fast-path=linear --name=linear disk.qcow2)
     fails dd if=/dev/zero of="$device" bs=4k count=1 oflag=direct
     at_least mapped-bytes $((9 << 20)) # what was written, and zeroes
@@ -373,7 +373,7 @@ test_adopting_a_table_with_a_wrong_line() {
     dmsetup load linear wrong
     dmsetup resume --noflush linear
     rm -f socket
-    serve -n disk --control "$PWD/control" --attach --adopt --fast-path=linear --attach-name=linear disk.qcow2
+    serve --sandbox=off -n disk --control "$PWD/control" --attach --adopt --fast-path=linear --attach-name=linear disk.qcow2
     eventually "the right line" has_loop_lines
     grep -q 'is not what the image says' server0.err
     [[ $(digest_of "$device") == "$seen" ]]
