@@ -245,6 +245,49 @@ test_another_size() {
     umount ext4
 }
 
+# The device follows its image in both directions, with a filesystem on it; what comes back reads as zeroes.
+test_resized_while_it_is_used() {
+    disk_folder ext4 96
+    cd ext4
+    mkdir mnt
+    local device mode
+    for mode in off linear; do
+        "$COWNBD" create -f qcow2 $mode.qcow2 16M
+        device=$("$COWNBD" attach --fast-path=$mode $mode.qcow2)
+        mkfs.ext4 -q -F "$device"
+        mount "$device" mnt
+        make_data mnt/data 6
+        "$COWNBD" resize $mode.qcow2 +24M
+        has_size "$device" $((40 << 20))
+        resize2fs "$device"
+        make_data mnt/more 20
+        cp mnt/data mnt/again
+        sync mnt/again
+        said '--shrink' "$COWNBD" resize $mode.qcow2 12M
+        has_size "$device" $((40 << 20))
+        cmp mnt/data mnt/again
+        umount mnt
+        e2fsck -fp "$device"
+        dd if="$device" of=before bs=1M count=12 iflag=direct status=none
+        "$COWNBD" resize --shrink $mode.qcow2 12M
+        has_size "$device" $((12 << 20))
+        fails dd if=/dev/zero of="$device" bs=4k seek=3072 count=1 oflag=direct
+        "$COWNBD" resize $mode.qcow2 40M
+        has_size "$device" $((40 << 20))
+        cat before <(head -c 28M /dev/zero) | cmp - <(dd if="$device" bs=1M iflag=direct status=none)
+        make_data after 2
+        dd if=after of="$device" bs=1M seek=38 oflag=direct conv=fsync status=none
+        "$COWNBD" detach "$device"
+        "$COWNBD" check $mode.qcow2
+        qemu-img check -q $mode.qcow2
+        qemu-img convert -O raw $mode.qcow2 after.raw
+        cmp after <(tail -c 2M after.raw)
+        rm -f after.raw $mode.qcow2
+    done
+    cd ..
+    umount ext4
+}
+
 has_size() {
     [[ $(blockdev --getsize64 "$1") == "$2" ]]
 }
