@@ -14,6 +14,8 @@
  */
 #include "formats/qcow2.h"
 
+#include <errno.h>
+
 #include "base/errors.h"
 #include "base/log.h"
 
@@ -51,14 +53,18 @@ static uint64_t l1_room(const Qcow2State *s)
     return align_up((uint64_t)s->header.l1_size * 8, s->cluster_size) / 8;
 }
 
-static int set_l1(Image *image, uint64_t offset, uint64_t entries)
+/* r: of a write of the header. */
+static int header_written(Qcow2State *s, int r)
 {
-    Qcow2State *s = image->state;
-    int r = qcow2_header_set_l1(image, offset, entries);
     if (r < 0) {
-        s->broken = r;
+        s->broken = -EIO; /* also for want of space: to try again would not tell */
     }
     return r;
+}
+
+static int set_l1(Image *image, uint64_t offset, uint64_t entries)
+{
+    return header_written(image->state, qcow2_header_set_l1(image, offset, entries));
 }
 
 static int extend_l1(Image *image, uint64_t entries)
@@ -199,11 +205,8 @@ static int zero_last(Image *image)
 
 static int set_size(Image *image, uint64_t size)
 {
-    Qcow2State *s = image->state;
-    int r = qcow2_header_set_size(image, size);
-    if (r < 0) {
-        s->broken = r;
-    } else {
+    int r = header_written(image->state, qcow2_header_set_size(image, size));
+    if (r == 0) {
         image->size = size;
     }
     return r;

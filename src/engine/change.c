@@ -84,8 +84,9 @@ static int check_range(const Disk *disk, const Change *change)
     if (!range_within(request->offset, request->length, image->size)) {
         return request_past_the_end(request);
     }
-    bool whole = end < image->size && end % image->allocation_unit == 0;
-    return whole || end == image->size ? 0 : -EAGAIN;
+    uint64_t unit = image->allocation_unit;
+    bool ends_well = end == image->size || (end < image->size && end % unit == 0);
+    return change->offset % unit == 0 && ends_well ? 0 : -EAGAIN;
 }
 
 static bool is_writable(const Extent *extent)

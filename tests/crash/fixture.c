@@ -61,7 +61,8 @@ static Store *create_image(const Setup *setup, const Format *format, const Image
         set_option(options, "compat", setup->compat);
         set_option(options, "lazy_refcounts", setup->lazy_refcounts);
     }
-    FormatCreate how = {.size = setup->disk_size, .options = options};
+    uint64_t size = setup->created_size ? setup->created_size : setup->disk_size;
+    FormatCreate how = {.size = size, .options = options};
     if (setup->backing) {
         how.backing_name = fixture_backing_name(setup);
         how.backing_format = setup->backing;
@@ -172,6 +173,10 @@ Fixture *fixture_new(const Setup *setup)
         fixture_make_by_qemu(fixture);
         return fixture;
     }
+    if (setup->created_size) { /* nothing of the backing shows behind the end, ever */
+        uint64_t first = setup->created_size / CELL;
+        memset(fixture->values + first, 0, (setup->disk_size / CELL - first) * sizeof(uint32_t));
+    }
     g_autoptr(Store) store = create_image(setup, fixture->format, fixture->backing);
     if (setup->dirty) {
         make_dirty(fixture, store);
@@ -196,6 +201,14 @@ Image *fixture_open(const Fixture *fixture, Store *store, bool write, GError **e
                      .write = write,
                      .metadata_cache = fixture->setup->metadata_cache};
     return image_open_store(store, &how, fixture->backing, error);
+}
+
+Image *fixture_open_whole(const Fixture *fixture, Store *store, GError **error)
+{
+    g_autoptr(Image) image = fixture_open(fixture, store, true, error);
+    uint64_t size = fixture->setup->disk_size;
+    bool whole = image && (image->size == size || image_resize(image, size, error));
+    return whole ? g_steal_pointer(&image) : NULL;
 }
 
 void machine_start(Machine *machine)

@@ -26,6 +26,8 @@ typedef struct Setup {
     bool dirty;              /* data is there, the last writer was cut off, refcounts are stale */
     uint64_t metadata_cache; /* 0: the default */
     unsigned request_unit;   /* where the cluster is too large for that; 0: the cluster */
+    uint64_t created_size;   /* of the new image, which grows when it is used; 0: disk_size */
+    bool resizes;            /* the disk becomes smaller and larger again during the run */
     unsigned requests;       /* of a run, fewer where a table fills up soon; 0: the default */
 } Setup;
 
@@ -54,6 +56,8 @@ bool fixture_needs_writer(const Setup *setup);
 
 /* Opens an image of this fixture that lies in store. */
 Image *fixture_open(const Fixture *fixture, Store *store, bool write, GError **error);
+/* The same for writing, at its full size: one that was made smaller, or left so by a cut, grows. */
+Image *fixture_open_whole(const Fixture *fixture, Store *store, GError **error);
 
 /* fixture-qemu.c: makes content and values with qemu-img. */
 void fixture_make_by_qemu(Fixture *fixture);

@@ -78,9 +78,22 @@ static void fill_holes(Request *request)
     }
 }
 
+/* The disk has lost its end; it gets one back that reads as zeroes. */
+static void grow_again(Task *task)
+{
+    task->request.length = task->op.offset + task->op.length;
+    task->request.flags = 0;
+    node_submit(task->lane->node, &task->request);
+}
+
 static void task_done(Request *request)
 {
     Task *task = (Task *)request;
+    if (request->type == REQUEST_RESIZE && request->result == 0 &&
+        request->length == task->op.offset) {
+        grow_again(task);
+        return;
+    }
     task->op.end = request->result == 0 ? record_tick(task->lane->store) : TICK_NEVER;
     if (request->type == REQUEST_READ && request->result == 0 &&
         (request->flags & REQUEST_HOLES_OK)) {
@@ -124,6 +137,12 @@ static Task *task_new(Lane *lane, const WorkloadRequest *what, uint32_t value)
     task->request.offset = what->offset;
     task->request.length = what->length;
     task->request.done = task_done;
+    if (what->type == REQUEST_RESIZE) {
+        task->op.type = REQUEST_ZERO;
+        task->op.fua = true;
+        task->request.offset = 0;
+        task->request.length = what->offset;
+    }
     if (what->type == REQUEST_READ || what->type == REQUEST_WRITE) {
         if (posix_memalign((void **)&task->buffer, 4096, what->length) != 0) {
             abort();
@@ -149,6 +168,7 @@ static void deal_tasks(Lane *lanes, unsigned lane_count, const Fixture *fixture,
 {
     Workload workload;
     workload_init(&workload, options->seed, fixture->setup->disk_size, fixture->unit);
+    workload.resizes = fixture->setup->resizes;
     Random random = random_new(options->seed ^ 0x6c616e65);
     unsigned depth_max = options->depth_max ? options->depth_max : 8;
     for (unsigned i = 0; i < options->requests; i++) {
@@ -233,7 +253,7 @@ Run *run_new(const Fixture *fixture, Machine *machine, const RunOptions *options
         model_new(fixture->setup->disk_size, options->content ? options->values : fixture->values);
     run->next_value = options->first_value ? options->first_value : VALUE_FIRST;
     g_autoptr(GError) error = NULL;
-    Image *image = fixture_open(fixture, run->store, true, &error);
+    Image *image = fixture_open_whole(fixture, run->store, &error);
     if (!image) {
         if (!record.faults) {
             findings->corrupt++;

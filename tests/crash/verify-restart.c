@@ -138,7 +138,7 @@ static bool is_sound(const Verifier *verifier, Store *store, Findings *findings)
 bool verify_restart(Verifier *verifier, Store *store, uint64_t seed, Findings *findings)
 {
     g_autoptr(GError) error = NULL;
-    Image *image = fixture_open(verifier->fixture, store, true, &error);
+    Image *image = fixture_open_whole(verifier->fixture, store, &error);
     if (!image) {
         return fails(findings, "does not open for writing", error->message);
     }

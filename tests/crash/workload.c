@@ -91,8 +91,21 @@ static void append_range(Workload *workload, WorkloadRequest *request)
     workload->append = (workload->append + request->length) % workload->disk_size;
 }
 
+/* Sizes are whole sectors. */
+static WorkloadRequest resize_request(Workload *workload)
+{
+    uint64_t size = align_down(random_below(&workload->random, workload->disk_size), 512);
+    return (WorkloadRequest){.type = REQUEST_RESIZE,
+                             .flags = REQUEST_MAY_SHRINK,
+                             .offset = size,
+                             .length = workload->disk_size - size};
+}
+
 WorkloadRequest workload_next(Workload *workload)
 {
+    if (workload->resizes && random_percent(&workload->random, 5)) {
+        return resize_request(workload);
+    }
     WorkloadRequest request = {.type = pick_type(workload)};
     request.flags = pick_flags(workload, request.type);
     if (request.type == REQUEST_FLUSH) {

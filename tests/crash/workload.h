@@ -4,6 +4,7 @@
 #ifndef TESTS_CRASH_WORKLOAD_H
 #define TESTS_CRASH_WORKLOAD_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "engine/request.h"
@@ -17,12 +18,13 @@ typedef struct Workload {
     uint64_t append; /* where growing goes on */
     unsigned mood;   /* which kind of request is frequent now */
     unsigned mood_left;
+    bool resizes; /* set after workload_init: some requests are RESIZEs */
 } Workload;
 
 typedef struct WorkloadRequest {
     RequestType type;
     unsigned flags;
-    uint64_t offset, length;
+    uint64_t offset, length; /* RESIZE: what the disk loses, until it gets its size back */
 } WorkloadRequest;
 
 void workload_init(Workload *workload, uint64_t seed, uint64_t disk_size, unsigned unit);
