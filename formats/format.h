@@ -85,6 +85,16 @@ typedef struct BitmapChange {
     const char *source_name; /* MERGE */
 } BitmapChange;
 
+/* How large the file of an image would be. */
+typedef struct FormatMeasure {
+    /* How many bytes of the disk lie in units (bytes, a power of two) that hold data, whole units
+     * counted; in. */
+    uint64_t (*data)(void *opaque, uint64_t unit);
+    void *opaque;
+    uint64_t required;        /* with that data */
+    uint64_t fully_allocated; /* with data everywhere */
+} FormatMeasure;
+
 typedef enum { CHECK_REPORT_ONLY, CHECK_REPAIR_LEAKS, CHECK_REPAIR_ALL } CheckRepair;
 
 /* The counts of `qemu-img check --output=json`, with its meanings. */
@@ -209,6 +219,9 @@ struct Format {
      * something there; what it loses is freed as unmap does. image->size says which size is in force when this returns,
      * with either result. Call image_resize. NULL: the size is fixed. */
     bool (*resize)(Image *image, uint64_t size, GError **error);
+
+    /* What an image that create made that way would need. May be NULL. */
+    bool (*measure)(const FormatCreate *how, FormatMeasure *measure, GError **error);
 
     /* The options with which create makes an image like this one: adds char * -> char *. False where
      * create cannot make one that loses nothing. NULL: for no image. */

@@ -95,3 +95,17 @@ bool qcow_create_like(const Image *image, GHashTable *options, GError **error)
                         g_strdup_printf("%" PRIu64, s->cluster_size));
     return true;
 }
+
+bool qcow_measure(const FormatCreate *how, FormatMeasure *measure, GError **error)
+{
+    QcowHeader header = {.size = align_up(min_u64(how->size, INT64_MAX - SECTOR), SECTOR)};
+    if (!plan_cluster_size(&header, how->options, error) || !plan_layout(&header, how, error)) {
+        return false;
+    }
+    uint64_t cluster = UINT64_C(1) << header.cluster_bits;
+    uint64_t tables = header.l1_offset + header.l1_size * (UINT64_C(8) + (8u << header.l2_bits));
+    tables = align_up(tables, cluster);
+    measure->fully_allocated = tables + align_up(header.size, cluster);
+    measure->required = tables + measure->data(measure->opaque, cluster);
+    return true;
+}

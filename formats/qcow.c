@@ -229,6 +229,7 @@ const Format format_qcow = {
     .is_dirty = qcow_is_dirty,
     .decode = qcow_decode,
     .cluster_size = qcow_cluster_size,
+    .measure = qcow_measure,
     .create_like = qcow_create_like,
     .create_options = qcow_create_options,
     .create = qcow_create,

@@ -154,6 +154,7 @@ void qcow_l1_set(QcowState *s, uint64_t index, uint64_t offset);
 /* ---- qcow-create.c, qcow-check.c ---- */
 
 extern const FormatOption qcow_create_options[];
+bool qcow_measure(const FormatCreate *how, FormatMeasure *measure, GError **error);
 bool qcow_create_like(const Image *image, GHashTable *options, GError **error);
 bool qcow_create(Store *store, const FormatCreate *how, GError **error);
 bool qcow_check(Image *image, CheckRepair repair, CheckResult *result, GError **error);

@@ -388,21 +388,27 @@ static bool sync_store(Store *store, GError **error)
     return result < 0 ? error_set_errno(error, -result, "%s: cannot sync", store->name) : true;
 }
 
-bool qcow2_create(Store *store, const FormatCreate *how, GError **error)
+static bool make_plan(Plan *plan, const FormatCreate *how, GError **error)
 {
-    Plan plan = {
-        .version = 3,
-        .cluster_bits = CLUSTER_BITS_DEFAULT,
-        .refcount_order = REFCOUNT_ORDER_DEFAULT,
-        .size =
-            align_up(how->size, SECTOR), /* others count the disk in sectors and drop the rest */
-    };
     if (how->size > INT64_MAX) {
         return error_set(error, EFBIG, "image size %" G_GUINT64_FORMAT ": must be below 2^63",
                          how->size);
     }
-    if (!plan_options(&plan, how->options, error) || !plan_check_version(&plan, error) ||
-        !plan_l1(&plan, error)) {
+    *plan = (Plan){
+        .version = 3,
+        .cluster_bits = CLUSTER_BITS_DEFAULT,
+        .refcount_order = REFCOUNT_ORDER_DEFAULT,
+        /* others count the disk in sectors and drop the rest */
+        .size = align_up(how->size, SECTOR),
+    };
+    return plan_options(plan, how->options, error) && plan_check_version(plan, error) &&
+           plan_l1(plan, error);
+}
+
+bool qcow2_create(Store *store, const FormatCreate *how, GError **error)
+{
+    Plan plan;
+    if (!make_plan(&plan, how, error)) {
         return false;
     }
     plan_layout(&plan);
@@ -450,5 +456,36 @@ bool qcow2_create_like(const Image *image, GHashTable *options, GError **error)
         add_option(options, "compression_type", "%s",
                    h->compression_type == QCOW2_COMPRESSION_ZSTD ? "zstd" : "zlib");
     }
+    return true;
+}
+
+/* Refcount blocks and the table that names them, for that many clusters and for themselves. */
+static uint64_t refcount_bytes(const Plan *plan, uint64_t clusters)
+{
+    uint64_t cluster = plan_cluster_bytes(plan);
+    uint64_t counts_per_block = cluster * 8 >> plan->refcount_order;
+    uint64_t blocks = 0, tables = 0, before;
+    do {
+        before = blocks + tables;
+        blocks = div_round_up(clusters + blocks + tables, counts_per_block);
+        tables = div_round_up(blocks * 8, cluster);
+    } while (blocks + tables != before);
+    return (blocks + tables) << plan->cluster_bits;
+}
+
+/* Tables are counted for all of the disk, as qemu-img does: the image may fill up. */
+bool qcow2_measure(const FormatCreate *how, FormatMeasure *measure, GError **error)
+{
+    Plan plan;
+    if (!make_plan(&plan, how, error)) {
+        return false;
+    }
+    uint64_t cluster = plan_cluster_bytes(&plan), size = align_up(plan.size, cluster);
+    uint64_t l2_bytes = align_up(size / cluster * 8, cluster);
+    uint64_t l1_bytes = align_up(l2_bytes / cluster * 8, cluster);
+    uint64_t tables = cluster + l1_bytes + l2_bytes;
+    tables += refcount_bytes(&plan, (tables + size) / cluster);
+    measure->fully_allocated = tables + size;
+    measure->required = tables + measure->data(measure->opaque, cluster);
     return true;
 }

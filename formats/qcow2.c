@@ -306,6 +306,7 @@ const Format format_qcow2 = {
     .cluster_size = qcow2_cluster_size,
     .dirty_flag = qcow2_dirty_flag,
     .resize = qcow2_resize,
+    .measure = qcow2_measure,
     .create_like = qcow2_create_like,
     .create_options = qcow2_create_options,
     .create = qcow2_create,

@@ -550,6 +550,7 @@ bool qcow2_bitmap_change(Image *image, const BitmapChange *change, GError **erro
 /* ---- tools (qcow2-check*.c, qcow2-create.c) ---- */
 
 extern const FormatOption qcow2_create_options[];
+bool qcow2_measure(const FormatCreate *how, FormatMeasure *measure, GError **error);
 bool qcow2_create_like(const Image *image, GHashTable *options, GError **error);
 bool qcow2_create(Store *store, const FormatCreate *how, GError **error);
 bool qcow2_check(Image *image, CheckRepair repair, CheckResult *result, GError **error);

@@ -102,6 +102,12 @@ static bool raw_create(Store *store, const FormatCreate *how, GError **error)
     return true;
 }
 
+static bool raw_measure(const FormatCreate *how, FormatMeasure *measure, GError **error)
+{
+    measure->required = measure->fully_allocated = how->size; /* the size counts, not its holes */
+    return true;
+}
+
 static bool raw_create_like(const Image *image, GHashTable *options, GError **error)
 {
     return true;
@@ -117,6 +123,7 @@ const Format format_raw = {
     .flush = raw_flush,
     .is_dirty = raw_is_dirty,
     .resize = raw_resize,
+    .measure = raw_measure,
     .create_like = raw_create_like,
     .create_options = raw_create_options,
     .create = raw_create,

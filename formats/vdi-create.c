@@ -145,3 +145,19 @@ bool vdi_create(Store *store, const FormatCreate *how, GError **error)
     r = r < 0 ? r : store_sync(store);
     return r == 0 || error_set_errno(error, -r, "%s: cannot write the image", store->name);
 }
+
+bool vdi_measure(const FormatCreate *how, FormatMeasure *measure, GError **error)
+{
+    Plan plan = {
+        .size = align_up(min_u64(how->size, INT64_MAX), VDI_SECTOR),
+        .block_size = BLOCK_SIZE_DEFAULT,
+    };
+    if (!plan_options(&plan, how->options, error) || !plan_layout(&plan, error)) {
+        return false;
+    }
+    measure->fully_allocated = plan.data_offset + plan.blocks * plan.block_size;
+    measure->required = plan.fixed
+                            ? measure->fully_allocated
+                            : plan.data_offset + measure->data(measure->opaque, plan.block_size);
+    return true;
+}

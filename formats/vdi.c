@@ -174,6 +174,7 @@ const Format format_vdi = {
     .finish = vdi_finish,
     .is_dirty = vdi_is_dirty,
     .cluster_size = vdi_cluster_size,
+    .measure = vdi_measure,
     .create_options = vdi_create_options,
     .create = vdi_create,
     .check = vdi_check,

@@ -136,6 +136,7 @@ void vdi_link(VdiState *s, uint32_t block, uint32_t place);
 /* ---- vdi-create.c, vdi-check.c ---- */
 
 extern const FormatOption vdi_create_options[];
+bool vdi_measure(const FormatCreate *how, FormatMeasure *measure, GError **error);
 bool vdi_create(Store *store, const FormatCreate *how, GError **error);
 bool vdi_check(Image *image, CheckRepair repair, CheckResult *result, GError **error);
 

@@ -25,6 +25,7 @@
 #define BLOCK_SIZE_MIN     4096u
 #define BLOCK_SIZE_MAX     (256u << 20)
 #define TABLE_OFFSET       (VHD_FOOTER_SIZE + VHD_HEADER_SIZE)
+#define DATA_ALIGNMENT     4096u
 #define VERSION_1          0x00010000u
 
 const FormatOption vhd_create_options[] = {
@@ -225,4 +226,29 @@ bool vhd_create(Store *store, const FormatCreate *how, GError **error)
     int r = plan.type == VHD_FIXED ? write_fixed(store, &plan) : write_blocks(store, &plan);
     r = r < 0 ? r : store_sync(store);
     return r == 0 || error_set_errno(error, -r, "%s: cannot write the image", store->name);
+}
+
+bool vhd_measure(const FormatCreate *how, FormatMeasure *measure, GError **error)
+{
+    Plan plan = {
+        .type = VHD_DYNAMIC,
+        .size = align_up(min_u64(how->size, VHD_DISK_SIZE_MAX + VHD_SECTOR), VHD_SECTOR),
+        .block_size = BLOCK_SIZE_DEFAULT,
+    };
+    if (!plan_options(&plan, how->options, error) || !check_plan(&plan, how, error)) {
+        return false;
+    }
+    if (plan.type == VHD_FIXED) {
+        measure->required = measure->fully_allocated = plan.size + VHD_FOOTER_SIZE;
+        return true;
+    }
+    uint64_t blocks = div_round_up(plan.size, plan.block_size);
+    uint64_t bitmap = align_up(plan.block_size / VHD_SECTOR / 8, VHD_SECTOR);
+    uint64_t tables = TABLE_OFFSET + align_up(max_u64(blocks, 1) * 4, VHD_SECTOR) + VHD_FOOTER_SIZE;
+    uint64_t used = measure->data(measure->opaque, plan.block_size) / plan.block_size;
+    /* The data of a block is aligned, and before any of them a footer may have been left behind. */
+    uint64_t stride = align_up(bitmap + plan.block_size, DATA_ALIGNMENT) + DATA_ALIGNMENT;
+    measure->fully_allocated = tables + blocks * stride;
+    measure->required = tables + used * stride;
+    return true;
 }

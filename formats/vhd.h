@@ -218,6 +218,7 @@ void vhd_flush_if_full(Image *image);
 /* ---- vhd-create.c, vhd-check.c ---- */
 
 extern const FormatOption vhd_create_options[];
+bool vhd_measure(const FormatCreate *how, FormatMeasure *measure, GError **error);
 bool vhd_create(Store *store, const FormatCreate *how, GError **error);
 bool vhd_check(Image *image, CheckRepair repair, CheckResult *result, GError **error);
 

@@ -17,6 +17,7 @@ int cli_compare(int argc, char **argv);
 int cli_diff(int argc, char **argv);
 int cli_commit(int argc, char **argv);
 int cli_compact(int argc, char **argv);
+int cli_measure(int argc, char **argv);
 int cli_rebase(int argc, char **argv);
 int cli_attach(int argc, char **argv);
 int cli_detach(int argc, char **argv);

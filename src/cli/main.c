@@ -27,6 +27,7 @@ static const Command commands[] = {
     {"compare", "whether two disks read the same", cli_compare},
     {"diff", "where two disks read differently", cli_diff},
     {"commit", "bring what an image holds into its backing", cli_commit},
+    {"measure", "how much space an image would need", cli_measure},
     {"compact", "give unused space of an image back, and order it", cli_compact},
     {"rebase", "give an image another backing", cli_rebase},
     {"attach", "show an image as a block device of the kernel", cli_attach},

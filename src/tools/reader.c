@@ -109,3 +109,38 @@ bool reader_same_place(const Extent *a, const Extent *b)
     return a->type == b->type && !extent_is_zero(a) && a->host_offset == b->host_offset &&
            a->unit_offset == b->unit_offset && store_file_same(a->store, b->store);
 }
+
+#define COUNT_STEP (UINT64_C(64) << 20) /* mapped at a time */
+
+/* Adds the units that the data of a list touches; *end: where the last unit that was counted ends. */
+static void count_units(const ExtentList *list, uint64_t unit, uint64_t *end, uint64_t *bytes)
+{
+    for (unsigned i = 0; i < list->count; i++) {
+        const Extent *extent = &list->items[i];
+        uint64_t first = max_u64(align_down(extent->offset, unit), *end);
+        uint64_t last = align_up(extent_end(extent), unit);
+        if (!extent_is_zero(extent) && last > first) {
+            *bytes += last - first;
+            *end = last;
+        }
+    }
+}
+
+int reader_count_data(Image *image, uint64_t unit, uint64_t *bytes)
+{
+    uint64_t end = 0;
+    int r = 0;
+    ExtentList list;
+    extent_list_init(&list);
+    *bytes = 0;
+    for (uint64_t at = 0; r == 0 && at < image->size;) {
+        uint64_t data = reader_zero_until(image, at, image->size);
+        uint64_t length = data < image->size ? min_u64(COUNT_STEP, image->size - data) : 0;
+        extent_list_reset(&list);
+        r = length > 0 ? reader_map(image, data, length, &list) : 0;
+        count_units(&list, unit, &end, bytes);
+        at = data + length;
+    }
+    extent_list_clear(&list);
+    return r;
+}

@@ -20,6 +20,10 @@ int reader_read(const ExtentList *list, uint64_t offset, uint64_t length, uint8_
 
 bool reader_all_zero(const ExtentList *list);
 
+/* How many bytes of a disk lie in units that hold data, as far as the map says; whole units are
+ * counted. 0 or -errno. */
+int reader_count_data(Image *image, uint64_t unit, uint64_t *bytes);
+
 /* Up to where, beginning at offset, the map says zeroes without a look at any data: at most `limit`,
  * offset itself when that is not even the next byte. Answers what costs little, not what is the
  * most. */

@@ -1,0 +1,52 @@
+#!/usr/bin/python3
+"""measure: qemu-img's numbers where it has them, and no less than what convert then takes where it has not."""
+import os
+import random
+
+from cli import Workdir, cownbd, expect, expect_equal, expect_refused, load_json, must, ours
+
+SIZE = 12 << 20
+
+
+def test_like_qemu():
+    for fmt in ("raw", "qcow2"):
+        for options in ((), ("-o", "cluster_size=512"), ("-o", "cluster_size=2M"), ("-o", "refcount_bits=64"),
+                        ("-o", "compat=0.10")):
+            if fmt == "raw" and options:
+                continue
+            for what in ([], ["-f", "raw", "source"], ["-f", "qcow2", "source.qcow2"]):
+                arguments = ["measure", "--output=json", "-O", fmt, *options, *(what or ["--size", "3G"])]
+                got, want = load_json(ours(*arguments)), load_json(must("qemu-img", *arguments))
+                want.pop("bitmaps", None)
+                expect_equal(got, want, arguments)
+
+
+def test_enough():
+    for fmt, options in (("qcow2", ()), ("vhd", ()), ("vhd", ("-o", "block_size=64k")), ("vhd", ("-o", "subformat=fixed")),
+                         ("vdi", ()), ("vdi", ("-o", "static=on")), ("qcow", ()), ("raw", ())):
+        for key, grain in (("required", "4k"), ("fully-allocated", "0")):
+            ours("convert", "-q", "-O", fmt, *options, "-S", grain, "source", "image")
+            measured = load_json(ours("measure", "--json", "-O", fmt, *options, "source"))[key]
+            size = os.path.getsize("image")
+            expect(size <= measured <= size * 1.3 + (1 << 20), fmt, options, key, "measured", measured, "took", size)
+
+
+def test_refusals():
+    for arguments, words in ((("-O", "qcow2"), ("--size",)), (("-O", "qcow2", "--size", "1G", "source"), ("either",)),
+                             (("--size", "lots"), ("lots",)), (("-O", "dmg", "source"), ("dmg",)),
+                             (("-O", "qcow2", "-o", "x=1", "source"), ("cluster_size",)), (("none",), ("No such file",)),
+                             (("-O", "qcow2", "-o", "cluster_size=512", "--size", "1P"), ("too large",))):
+        expect_refused(cownbd("measure", *arguments), *words)
+
+
+with Workdir():
+    with open("source", "wb") as file:
+        file.truncate(SIZE)
+        file.write(random.Random(1).randbytes(100000))
+        for start in (1 << 20, 5 << 20, SIZE - 70000):
+            file.seek(start)
+            file.write(random.Random(start).randbytes(70000))
+    must("qemu-img", "convert", "-f", "raw", "-O", "qcow2", "source", "source.qcow2")
+    test_like_qemu()
+    test_enough()
+    test_refusals()
