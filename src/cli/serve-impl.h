@@ -4,6 +4,7 @@
  *      serve-options.c   the command line
  *      serve-operations.c the log, the user, the sandbox
  *      serve-config.c    the configuration at the start, serve-reload.c when it has changed
+ *      serve-watchdog.c  signs of life
  *      serve-listen.c    where clients come from
  *      serve-images.c    images -> disks -> exports, and back
  *      serve-exports.c   exports that come and go while others are served: verbs add, remove, kick
@@ -43,6 +44,7 @@ typedef struct ServeAttach ServeAttach;
 typedef struct ServeJob ServeJob;
 typedef struct ServeRemoval ServeRemoval;
 typedef struct ServeTakeover ServeTakeover;
+typedef struct ServeWatchdog ServeWatchdog;
 
 #define SERVE_TAKE_OVER "--take-over="
 #define SERVE_SANDBOXED "--sandboxed"
@@ -133,6 +135,9 @@ struct Serve {
     bool handed_over;        /* another process has taken over: this one only leaves */
     bool failed;             /* the exit status is 1 */
     ServeAttach *attach;     /* serve-attach.c's own; NULL: nothing is or was attached */
+
+    ServeWatchdog *watchdog; /* NULL: nobody waits for a sign of life */
+    int tick;                /* milliseconds between two looks at it; -1: there is none */
 
     int job_fd;               /* eventfd: main has something to do */
     pthread_mutex_t ask_lock; /* who has it may set job */
@@ -252,6 +257,11 @@ bool serve_metrics_start(Serve *serve, GError **error);
 
 /* serve-resize.c: adds its verb. [main] */
 void serve_resize_start(Serve *serve);
+
+/* serve-watchdog.c [main]. A sign of life for the service manager that asked for one. */
+void serve_watchdog_start(Serve *serve);
+void serve_watchdog_tick(Serve *serve);
+void serve_watchdog_free(Serve *serve); /* when the workers have ended */
 
 /* serve.c [main] */
 void serve_start_listeners(Serve *serve);

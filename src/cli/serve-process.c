@@ -61,15 +61,19 @@ int process_prepare(void)
     return fd;
 }
 
-ProcessEvent process_wait(int signal_fd, int idle_fd, int job_fd)
+ProcessEvent process_wait(int signal_fd, int idle_fd, int job_fd, int tick)
 {
     for (;;) {
         struct pollfd fds[] = {{.fd = signal_fd, .events = POLLIN},
                                {.fd = idle_fd, .events = POLLIN},
                                {.fd = job_fd, .events = POLLIN}};
-        if (poll(fds, G_N_ELEMENTS(fds), -1) < 0) {
+        int ready = poll(fds, G_N_ELEMENTS(fds), tick);
+        if (ready < 0) {
             g_assert(errno == EINTR);
             continue;
+        }
+        if (ready == 0) {
+            return PROCESS_TICK;
         }
         struct signalfd_siginfo info;
         if (read(signal_fd, &info, sizeof info) == sizeof info) {

@@ -12,10 +12,17 @@
  * that process_wait looks at. */
 int process_prepare(void);
 
-typedef enum { PROCESS_SIGNAL, PROCESS_RELOAD, PROCESS_IDLE, PROCESS_JOB } ProcessEvent;
+typedef enum {
+    PROCESS_SIGNAL,
+    PROCESS_RELOAD,
+    PROCESS_IDLE,
+    PROCESS_JOB,
+    PROCESS_TICK
+} ProcessEvent;
 
-/* Waits for SIGTERM or SIGINT, for SIGHUP (RELOAD), or for idle_fd or job_fd (eventfds, cleared then). */
-ProcessEvent process_wait(int signal_fd, int idle_fd, int job_fd);
+/* Waits for SIGTERM or SIGINT, for SIGHUP (RELOAD), or for idle_fd or job_fd (eventfds, cleared then); or
+ * for tick milliseconds (TICK; -1: for ever). */
+ProcessEvent process_wait(int signal_fd, int idle_fd, int job_fd, int tick);
 
 /* From now on SIGTERM and SIGINT end the process at once with status 1. */
 void process_signals_kill(void);

@@ -59,6 +59,14 @@ static bool give_up_rights(Serve *serve, GError **error)
            serve_user_become(o, error) && serve_sandbox_calls(serve, error);
 }
 
+static void notify_ready(const Serve *serve)
+{
+    unsigned count = serve->images->len;
+    g_autofree char *state =
+        g_strdup_printf("READY=1\nSTATUS=%u image%s served", count, count == 1 ? " is" : "s are");
+    process_notify(state);
+}
+
 static void tell_ready(Serve *serve)
 {
     /* Who made a socket knows where it is, and may use our standard output for other things. */
@@ -70,7 +78,8 @@ static void tell_ready(Serve *serve)
         printf("status page on %s\n", metrics_uri(serve->metrics));
     }
     fflush(stdout);
-    process_notify("READY=1");
+    notify_ready(serve);
+    serve_watchdog_start(serve);
     serve_attach_ready(serve);
 }
 
@@ -205,20 +214,27 @@ static bool has_served_all(const Serve *serve)
 /* SIGHUP. What cannot be read stays as it was. */
 static void reload(Serve *serve)
 {
-    g_autoptr(GError) error = NULL;
+    g_autoptr(GError) error = NULL, no_log = NULL;
     g_autoptr(JsonObject) answer = json_object_new();
+    g_autofree char *state =
+        g_strdup_printf("RELOADING=1\nMONOTONIC_USEC=%" G_GINT64_FORMAT, g_get_monotonic_time());
+    process_notify(state);
+    if (!log_reopen(&no_log)) {
+        log_error("%s", no_log->message);
+    }
     if (serve_reload(serve, answer, &error)) {
         log_info("reloaded");
     } else {
         log_error("not reloaded, all stays as it was: %s", error->message);
     }
+    notify_ready(serve);
 }
 
 static void wait_for_the_end(Serve *serve)
 {
     int idle_fd = nbd_server_idle_fd(serve->server);
     while (!is_leaving(serve)) {
-        switch (process_wait(serve->signal_fd, idle_fd, serve->job_fd)) {
+        switch (process_wait(serve->signal_fd, idle_fd, serve->job_fd, serve->tick)) {
         case PROCESS_SIGNAL:
             return;
         case PROCESS_RELOAD:
@@ -228,11 +244,14 @@ static void wait_for_the_end(Serve *serve)
             run_job(serve);
             serve->failed |= !serve_images_reap(serve);
             break;
+        case PROCESS_TICK:
+            break;
         case PROCESS_IDLE:
             if (has_served_all(serve)) {
                 return;
             }
         }
+        serve_watchdog_tick(serve);
     }
 }
 
@@ -255,7 +274,7 @@ static void stop_server(Serve *serve)
     if (serve->server != NULL) {
         nbd_server_stop(serve->server);
         while (nbd_server_connections(serve->server) > 0) {
-            process_wait(serve->signal_fd, nbd_server_idle_fd(serve->server), serve->job_fd);
+            process_wait(serve->signal_fd, nbd_server_idle_fd(serve->server), serve->job_fd, -1);
         }
     }
 }
@@ -280,6 +299,7 @@ static int stop(Serve *serve)
     g_ptr_array_foreach(serve->workers, stop_worker, NULL);
     g_ptr_array_foreach(serve->workers, free_worker, NULL);
     g_clear_pointer(&serve->server, nbd_server_free);
+    serve_watchdog_free(serve);
     return serve->failed ? 1 : status;
 }
 
@@ -292,6 +312,7 @@ static void serve_init(Serve *serve)
         .workers = g_ptr_array_new(),
         .listeners = g_ptr_array_new(),
         .stdio_fd = -1,
+        .tick = -1,
         .started = g_get_monotonic_time(),
         .job_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK),
     };
