@@ -47,8 +47,11 @@ int qcow2_bitmap_take(Image *image, Qcow2KeptBitmap *bitmap)
 static int start_one(Image *image, Qcow2KeptBitmap *bitmap)
 {
     const char *unusable = qcow2_bitmap_unusable(image, bitmap);
-    if (!unusable && qcow2_bitmap_load(image, bitmap) < 0) {
-        unusable = "it cannot be read";
+    int r = unusable ? 0 : qcow2_bitmap_load(image, bitmap);
+    if (r == -EUCLEAN) {
+        unusable = "its table cannot be true";
+    } else if (r < 0) {
+        return r;
     }
     if (!unusable) {
         return set_in_use(image, bitmap);
@@ -57,32 +60,41 @@ static int start_one(Image *image, Qcow2KeptBitmap *bitmap)
     return write_flags(image, bitmap, bitmap->is.flags | QCOW2_BITMAP_IN_USE);
 }
 
-bool qcow2_bitmaps_start(Image *image)
+static int start_all(Image *image)
 {
-    Qcow2State *s = image->state;
-    g_autoptr(GError) error = NULL;
-    if (s->bitmap_count == 0) {
-        return false;
-    }
-    int r = qcow2_bitmaps_read(image, &error) ? 0 : -error->code;
-    bool any = false;
+    const Qcow2State *s = image->state;
+    int r = 0;
     for (guint i = 0; r == 0 && i < s->bitmaps->len; i++) {
         Qcow2KeptBitmap *bitmap = g_ptr_array_index(s->bitmaps, i);
         if (bitmap->is.flags & QCOW2_BITMAP_AUTO) {
             r = start_one(image, bitmap);
-            any |= bitmap->taken;
+            image->marks |= bitmap->taken;
         }
     }
-    r = r < 0 ? r : store_sync(image->store);
-    if (r < 0) {
-        log_warning("%s: its bitmaps are given up: %s", image->path,
-                    error ? error->message : g_strerror(-r));
-        qcow2_bitmaps_free(s);
-        s->bitmap_count = 0;
-        return false;
+    return r < 0 ? r : store_sync(image->store);
+}
+
+bool qcow2_bitmaps_start(Image *image, bool *kept, GError **error)
+{
+    Qcow2State *s = image->state;
+    g_autoptr(GError) refusal = NULL;
+    *kept = s->bitmap_count > 0;
+    if (!*kept) {
+        return true;
     }
-    image->marks = any;
-    return true;
+    if (!qcow2_bitmaps_read(image, &refusal)) {
+        if (refusal->code != EUCLEAN) {
+            g_propagate_error(error, g_steal_pointer(&refusal));
+            return false;
+        }
+        log_warning("%s: all its bitmaps are given up", refusal->message);
+        s->bitmap_count = 0;
+        *kept = false;
+        return true;
+    }
+    int r = start_all(image);
+    return r == 0 ||
+           error_set_errno(error, -r, "%s: cannot take its bitmaps into use", image->path);
 }
 
 void qcow2_mark(Image *image, uint64_t offset, uint64_t length)

@@ -94,8 +94,9 @@ int qcow2_bitmap_write_table(Image *image, const Qcow2KeptBitmap *bitmap);
 
 /* ---- from start to end (qcow2-bitmap-keep.c) [exclusive] ---- */
 
-/* Takes all that are enabled. False: the bitmaps of the image are lost, said in the log. */
-bool qcow2_bitmaps_start(Image *image);
+/* Takes all that are enabled. *kept: there are bitmaps that go on to count. Damaged ones are given up,
+ * said in the log; what cannot be read now may be readable later, and is an error. */
+bool qcow2_bitmaps_start(Image *image, bool *kept, GError **error);
 
 /* Loads it and sets IN_USE, durably. */
 int qcow2_bitmap_take(Image *image, Qcow2KeptBitmap *bitmap);

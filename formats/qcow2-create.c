@@ -322,7 +322,8 @@ static Qcow2Header plan_header(const Plan *plan)
     };
 }
 
-/* The feature names are left out where the first cluster has no room: they are only a courtesy. */
+/* The feature names are left out where the first cluster has no room for them and for bitmaps: they
+ * are only a courtesy. */
 static GByteArray *build_extensions(const Plan *plan, const FormatCreate *how, size_t room)
 {
     GByteArray *extensions = g_byte_array_new();
@@ -332,7 +333,8 @@ static GByteArray *build_extensions(const Plan *plan, const FormatCreate *how, s
     }
     if (plan->version >= 3) {
         g_autoptr(GByteArray) names = feature_names();
-        if (extensions->len + EXTENSION_HEAD + names->len + EXTENSION_HEAD <= room) {
+        size_t others = 3 * EXTENSION_HEAD + QCOW2_BITMAPS_EXT_LENGTH;
+        if (extensions->len + names->len + others <= room) {
             append_extension(extensions, QCOW2_EXT_FEATURE_NAMES, names->data, names->len);
         }
     }

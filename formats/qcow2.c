@@ -211,8 +211,12 @@ static bool qcow2_start_writing(Image *image, GError **error)
                          " is used twice: open it read-only, or run check --repair=all",
                          image->path, shared << s->cluster_bits);
     }
+    bool has_bitmaps;
+    if (!qcow2_bitmaps_start(image, &has_bitmaps, error)) {
+        return false;
+    }
     /* Whatever other bits promise, our writes break it. */
-    uint64_t kept = qcow2_bitmaps_start(image) ? QCOW2_AUTOCLEAR_BITMAPS : 0;
+    uint64_t kept = has_bitmaps ? QCOW2_AUTOCLEAR_BITMAPS : 0;
     if (s->header.autoclear_features != kept) {
         int r = qcow2_header_set_features(image, s->header.incompatible_features, kept);
         if (r < 0) {
