@@ -144,8 +144,11 @@ static int fill(TlsSession *session)
     if (!buffer_take(session, in)) {
         return -ENOMEM;
     }
-    if (in->start == in->end) {
-        in->start = in->end = 0;
+    memmove(in->bytes, in->bytes + in->start, buffer_length(in));
+    in->end -= in->start;
+    in->start = 0;
+    if (in->end == BUFFER_SIZE) {
+        return -EAGAIN; /* no record is so long: GnuTLS has the word */
     }
     ssize_t got = recv(session->fd, in->bytes + in->end, BUFFER_SIZE - in->end, MSG_DONTWAIT);
     if (got < 0) {
@@ -211,6 +214,13 @@ static int hung_up(TlsSession *session)
     return session->over = 1;
 }
 
+/* GnuTLS wants to be asked again: it has used up something else than data (new keys), of the so many
+ * bytes that were here before, and more is here. */
+static bool goes_on(const TlsSession *session, uint32_t before)
+{
+    return buffer_length(&session->in) > 0 && buffer_length(&session->in) < before;
+}
+
 /* Handshake */
 
 static int verify(gnutls_session_t gnutls)
@@ -233,6 +243,7 @@ static int handshake(TlsSession *session)
 {
     bool filled = false;
     for (;;) {
+        uint32_t before = buffer_length(&session->in);
         int code = gnutls_handshake(session->session);
         int r = flush(session);
         if (code == GNUTLS_E_SUCCESS && r == 0) {
@@ -242,7 +253,7 @@ static int handshake(TlsSession *session)
         if (r < 0) {
             return session->over = r;
         }
-        if (code == GNUTLS_E_AGAIN) {
+        if (code == GNUTLS_E_AGAIN && !goes_on(session, before)) {
             r = filled ? -EAGAIN : fill(session);
             if (r < 0) {
                 return r;
@@ -262,13 +273,16 @@ static size_t decrypt(TlsSession *session, uint8_t *bytes, size_t length)
 {
     size_t done = 0;
     while (done < length && session->over == 0) {
+        uint32_t before = buffer_length(&session->in);
         ssize_t got = gnutls_record_recv(session->session, bytes + done, length - done);
         if (got > 0) {
             done += got;
         } else if (got == 0) {
             session->over = 1;
         } else if (got == GNUTLS_E_AGAIN) {
-            break;
+            if (!goes_on(session, before)) {
+                break;
+            }
         } else if (got == GNUTLS_E_PREMATURE_TERMINATION) {
             hung_up(session);
         } else if (got == GNUTLS_E_REHANDSHAKE || gnutls_error_is_fatal(got)) {
