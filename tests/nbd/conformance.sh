@@ -37,6 +37,29 @@ test_a_disk_that_clients_may_resize_is_right_in_every_rule() {
     grep -q '^right .* resize-to-the-same ' table
 }
 
+# tls_directory: certificates for a server and a client, in ./pki.
+tls_directory() {
+    (cd "$(dirname "$prober")" && /usr/bin/python3 -B -c 'import pki, sys
+authority = pki.Authority(sys.argv[1])
+authority.sign("server", pki.SERVER)
+authority.sign("client")' "$OLDPWD/pki")
+}
+
+test_through_tls_every_rule_is_right() {
+    local mode
+    tls_directory
+    qemu-img create -q -f qcow2 disk.qcow2 16M
+    for mode in on require; do
+        serve --tls=$mode --tls-certificates pki --tls-verify-peer disk.qcow2
+        probe --write "nbds+unix:///?socket=$PWD/socket&tls-certificates=$PWD/pki"
+        grep -q '^right .* starttls-injection ' table
+        grep -q '^right .* starttls-twice ' table
+        [[ $mode == on ]] && grep -q '^right .* starttls-forgets ' table
+        [[ $mode == on ]] || grep -q '^right .* tls-required ' table
+        stop
+    done
+}
+
 test_a_read_only_export_is_right_in_every_rule() {
     make_data disk.raw 2
     serve -f raw -r disk.raw

@@ -10,6 +10,7 @@ import json
 import sys
 
 import handshake_rules  # noqa: F401  each file of rules registers its own, in the order of the table
+import tls_rules  # noqa: F401
 import transmission_rules  # noqa: F401
 import status_rules  # noqa: F401
 import extended_rules  # noqa: F401
@@ -24,7 +25,8 @@ def options():
         prog="conformance", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="exit status: 0 no wrong row; 1 a wrong row; 2 the server cannot be reached or has no such export")
     parser.add_argument("uri", nargs="?", help="nbd://HOST:PORT/NAME, nbd+unix:///NAME?socket=PATH or "
-                                               "nbd+vsock://CID:PORT/NAME")
+                                               "nbd+vsock://CID:PORT/NAME; nbds for TLS, with "
+                                               "tls-certificates=DIR for a client's certificate")
     parser.add_argument("--write", action="store_true", help="try rules that overwrite the export")
     parser.add_argument("--only", metavar="GLOB", default="*", help="only rules whose name matches")
     parser.add_argument("--must", action="store_true", help="a broken \"should\" is not wrong for the exit status")

@@ -167,24 +167,6 @@ def list_with_data(probe):
         connection.is_alive()
 
 
-@rule("must", "STARTTLS is acknowledged or refused by a permitted error, and refused it changes nothing.")
-def starttls(probe):
-    with probe.connect() as connection:
-        outcome = connection.outcome(OPT_STARTTLS)
-        if outcome == REP_ACK:
-            return
-        expect(is_error(outcome) and outcome != ERR_TLS_REQD, reply_name(outcome))
-        connection.is_alive()
-
-
-@rule("may", "STARTTLS: the server offers TLS.")
-def starttls_offered(probe):
-    with probe.connect() as connection:
-        outcome = connection.outcome(OPT_STARTTLS)
-        if outcome != REP_ACK:
-            raise Missing(reply_name(outcome))
-
-
 @rule("must", "INFO of the export gives INFO_EXPORT and ACK, and the handshake goes on.")
 def info_export(probe):
     with probe.connect() as connection:

@@ -3,7 +3,9 @@
 Every receive has a time-out. What the document demands of any reply's form is checked here, whichever rule is being
 tried; a server that breaks it is Wrong in that rule.
 """
+import os
 import socket
+import ssl
 import struct
 import urllib.parse
 
@@ -28,15 +30,33 @@ class Target:
         query = urllib.parse.parse_qs(parts.query)
         path = urllib.parse.unquote(parts.path)
         self.export = (path[1:] if path.startswith("/") else path).encode()
-        if parts.scheme == "nbd":
-            self.family, self.address = None, (parts.hostname or "localhost", parts.port or 10809)
-        elif parts.scheme == "nbd+unix" and "socket" in query:
+        scheme = parts.scheme.replace("nbds", "nbd")
+        self.tls = scheme != parts.scheme
+        self.certificates = query.get("tls-certificates", [None])[0]
+        self.host = parts.hostname or "localhost"
+        if scheme == "nbd":
+            self.family, self.address = None, (self.host, parts.port or 10809)
+        elif scheme == "nbd+unix" and "socket" in query:
             self.family, self.address = socket.AF_UNIX, query["socket"][0]
-        elif parts.scheme == "nbd+vsock":
+        elif scheme == "nbd+vsock":
             self.family, self.address = socket.AF_VSOCK, (int(parts.hostname or 1), parts.port or 10809)
         else:
             raise ValueError(f"{uri}: must be nbd://HOST:PORT/NAME, nbd+unix:///NAME?socket=PATH or "
-                             "nbd+vsock://CID:PORT/NAME")
+                             "nbd+vsock://CID:PORT/NAME, or the same with nbds")
+
+    def tls_context(self):
+        """The server's certificate is verified where there is an authority to ask."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        if self.certificates:
+            files = {name: os.path.join(self.certificates, f"{name}.pem")
+                     for name in ("ca-cert", "client-cert", "client-key")}
+            context.load_verify_locations(files["ca-cert"])
+            context.verify_mode = ssl.CERT_REQUIRED
+            if os.path.exists(files["client-cert"]):
+                context.load_cert_chain(files["client-cert"], files["client-key"])
+        return context
 
     def connect(self, timeout):
         if self.family is None:
@@ -48,14 +68,29 @@ class Target:
 
 
 class Connection:
-    """The handshake. client_flags None: they are not sent."""
+    """The handshake. client_flags None: they are not sent. tls: TLS begins behind client flags that allow it."""
 
-    def __init__(self, target, timeout, client_flags=FIXED_NEWSTYLE | NO_ZEROES):
+    def __init__(self, target, timeout, client_flags=FIXED_NEWSTYLE | NO_ZEROES, tls=False):
+        self.target = target
         self.socket = target.connect(timeout)
         self.export = target.export
         self.magic, self.option_magic, self.server_flags = struct.unpack(">QQH", self.receive(18))
         if client_flags is not None:
             self.send(struct.pack(">I", client_flags))
+        if tls and client_flags in (FIXED_NEWSTYLE, FIXED_NEWSTYLE | NO_ZEROES):
+            self.start_tls()
+
+    def start_tls(self):
+        outcome = self.outcome(OPT_STARTTLS)
+        if outcome != REP_ACK:
+            raise Missing(f"no TLS: {reply_name(outcome)}")
+        self.handshake()
+
+    def handshake(self):
+        try:
+            self.socket = self.target.tls_context().wrap_socket(self.socket)
+        except ssl.SSLError as error:
+            raise Wrong(f"TLS does not begin: {error.reason or error}") from None
 
     def __enter__(self):
         return self
@@ -66,7 +101,7 @@ class Connection:
     def send(self, data):
         try:
             self.socket.sendall(data)
-        except (BrokenPipeError, ConnectionResetError):
+        except (BrokenPipeError, ConnectionResetError, ssl.SSLError):
             raise Closed from None
         except TimeoutError:
             raise Wrong("the server stopped reading") from None
@@ -76,10 +111,10 @@ class Connection:
         while len(data) < length:
             try:
                 part = self.socket.recv(min(length - len(data), 1 << 20))
-            except ConnectionResetError:
-                raise Closed from None
             except TimeoutError:
                 raise Wrong("no answer") from None
+            except (ConnectionResetError, ssl.SSLError):
+                raise Closed from None
             if not part:
                 raise Closed
             data += part
@@ -325,7 +360,10 @@ class Probe:
             self.size, self.read_only = session.size, session.has(READ_ONLY)
 
     def connect(self, client_flags=FIXED_NEWSTYLE | NO_ZEROES):
-        return Connection(self.target, self.timeout, client_flags)
+        return Connection(self.target, self.timeout, client_flags, self.target.tls)
+
+    def connect_plain(self):
+        return Connection(self.target, self.timeout)
 
     def negotiate(self, connection, style):
         option = {"structured": OPT_STRUCTURED_REPLY, "extended": OPT_EXTENDED_HEADERS}.get(style)
