@@ -36,7 +36,7 @@ static int damaged(const Image *image, const char *format, ...)
     va_start(args, format);
     g_autofree char *text = g_strdup_vprintf(format, args);
     va_end(args);
-    log_error("%s: %s: run check --repair=all", image->path, text);
+    log_limited(LOG_LEVEL_ERROR, "%s: %s: run check --repair=all", image->path, text);
     return -EUCLEAN;
 }
 

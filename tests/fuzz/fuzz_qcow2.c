@@ -1,6 +1,6 @@
 /*
  * Fuzz target: a qcow2 image made of any bytes is opened, mapped, read and checked; then opened for
- * writing, changed and flushed; then repaired. Whatever the bytes are, each of it either works or
+ * writing, changed and flushed; then its snapshots and bitmaps are changed; then it is repaired. Whatever the bytes are, each of it either works or
  * fails with an error, in bounded time and memory.
  *
  * After a repair that says that nothing is left to repair, a second check must agree.
@@ -160,6 +160,52 @@ static void try_write(const uint8_t *data, size_t size)
     }
 }
 
+static GVariant *list_snapshots(const Image *image)
+{
+    GVariantBuilder list;
+    g_variant_builder_init(&list, G_VARIANT_TYPE("aa{sv}"));
+    image->format->snapshots(image, &list);
+    return g_variant_ref_sink(g_variant_builder_end(&list));
+}
+
+/* The first snapshot is set back to and deleted, another one is made. */
+static void change_snapshots(Image *image)
+{
+    const char *id = NULL;
+    g_autoptr(GVariant) list = list_snapshots(image), first = NULL;
+    image->format->snapshot_create(image, "made", NULL);
+    if (g_variant_n_children(list) > 0) {
+        first = g_variant_get_child_value(list, 0);
+        g_assert(g_variant_lookup(first, "id", "&s", &id));
+        image->format->snapshot_apply(image, id, NULL);
+        image->format->snapshot_delete(image, id, NULL);
+    }
+}
+
+static void change_bitmaps(Image *image)
+{
+    g_auto(GStrv) names = image->format->bitmap_names(image);
+    BitmapChange change = {.verb = BITMAP_ADD, .name = "made"};
+    image->format->bitmap_change(image, &change, NULL);
+    for (unsigned i = 0; names[i] != NULL && i < PLACES; i++) {
+        BitmapChange merge = {.verb = BITMAP_MERGE, .name = "made", .source_name = names[i]};
+        image->format->bitmap_change(image, &merge, NULL);
+        change = (BitmapChange){.verb = i % 2 ? BITMAP_REMOVE : BITMAP_ENABLE, .name = names[i]};
+        image->format->bitmap_change(image, &change, NULL);
+    }
+}
+
+static void try_tools(const uint8_t *data, size_t size, void (*tool)(Image *image))
+{
+    g_autoptr(Store) store = store_memory_new("fuzz", data, size);
+    g_autoptr(Image) image = open_image(store, true, false);
+    if (image != NULL && image->allocation_unit <= UNIT_MAX) {
+        tool(image);
+        image_finish(image);
+        look(image);
+    }
+}
+
 static void try_repair(const uint8_t *data, size_t size, CheckRepair repair)
 {
     g_autoptr(Store) store = store_memory_new("fuzz", data, size);
@@ -191,6 +237,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     try_read(data, size);
     try_write(data, size);
+    try_tools(data, size, change_snapshots);
+    try_tools(data, size, change_bitmaps);
     try_repair(data, size, CHECK_REPAIR_LEAKS);
     try_repair(data, size, CHECK_REPAIR_ALL);
     return 0;
