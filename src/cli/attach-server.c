@@ -72,10 +72,15 @@ int attach_server_lock(const char *image)
     return fd;
 }
 
-/* Whether the server at this socket serves the image. */
-static bool serves(const char *control, const char *image)
+/* Whether the server at this socket serves the image. *error: it does not answer. */
+static bool serves(const char *control, const char *image, GError **error)
 {
-    g_autoptr(JsonObject) answer = control_call(control, "list", NULL, NULL);
+    g_autoptr(GError) failure = NULL;
+    g_autoptr(JsonObject) answer = control_call(control, "list", NULL, &failure);
+    if (answer == NULL && failure->code == ETIMEDOUT) {
+        g_propagate_error(error, g_steal_pointer(&failure));
+        return false;
+    }
     JsonArray *exports = answer != NULL && json_object_has_member(answer, "exports")
                              ? json_object_get_array_member(answer, "exports")
                              : NULL;
@@ -89,18 +94,19 @@ static bool serves(const char *control, const char *image)
     return false;
 }
 
-char *attach_server_find(const char *control, const char *image)
+char *attach_server_find(const char *control, const char *image, GError **error)
 {
     g_autofree char *standard = control_default_path();
     g_autofree char *own = attach_server_file(image, ".sock", NULL);
-    const char *places[] = {standard, own};
-    if (control != NULL) {
-        return serves(control, image) ? g_strdup(control) : NULL;
-    }
+    const char *places[] = {control != NULL ? control : standard, control != NULL ? NULL : own};
+    g_autoptr(GError) silent = NULL;
     for (unsigned i = 0; i < G_N_ELEMENTS(places); i++) {
-        if (places[i] != NULL && serves(places[i], image)) {
+        if (places[i] != NULL && serves(places[i], image, silent == NULL ? &silent : NULL)) {
             return g_strdup(places[i]);
         }
+    }
+    if (silent != NULL) {
+        g_propagate_error(error, g_steal_pointer(&silent));
     }
     return NULL;
 }

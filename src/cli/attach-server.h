@@ -25,8 +25,9 @@ char *attach_server_file(const char *image, const char *suffix, GError **error);
 int attach_server_lock(const char *image);
 
 /* The control socket of a living server that serves the image: the named one (control), or the
- * default one, or the image's own. NULL: there is none. g_free. */
-char *attach_server_find(const char *control, const char *image);
+ * default one, or the image's own. NULL without *error: there is none; with it: one that does not
+ * answer. g_free. */
+char *attach_server_find(const char *control, const char *image, GError **error);
 
 /* Starts a server for the image that goes on in the background, with options of `cownbd serve`
  * besides those that make it so; returns when it is ready. The device; NULL: *error is what the

@@ -151,7 +151,10 @@ static char *attach_image(AttachOptions *o, const char *image, GError **error)
 {
     G_GNUC_UNUSED autofd int lock = attach_server_lock(image);
     g_autofree char *left = attachment_find(image);
-    g_autofree char *server = attach_server_find(o->control, image);
+    g_autofree char *server = attach_server_find(o->control, image, error);
+    if (*error != NULL) {
+        return NULL;
+    }
     if (server == NULL && o->control != NULL) {
         error_set(error, ENOENT, "%s: the server at %s does not serve it", image, o->control);
         return NULL;

@@ -105,8 +105,8 @@ static bool fold(const DetachOptions *o, const char *image, GError **error)
 static bool detach_image(const DetachOptions *o, const char *image, GError **error)
 {
     G_GNUC_UNUSED autofd int lock = attach_server_lock(image);
-    g_autofree char *server = attach_server_find(o->control, image);
-    if (server == NULL) {
+    g_autofree char *server = attach_server_find(o->control, image, error);
+    if (server == NULL && *error == NULL) {
         server = start_server(o, image, error);
     }
     if (server == NULL) {

@@ -118,7 +118,10 @@ static bool resize_image(ResizeCommand *command, const char *path, GError **erro
 {
     g_autofree char *image = attach_server_image(path);
     G_GNUC_UNUSED autofd int lock = attach_server_lock(image);
-    g_autofree char *server = attach_server_find(command->control, image);
+    g_autofree char *server = attach_server_find(command->control, image, error);
+    if (*error != NULL) {
+        return false;
+    }
     if (server == NULL && command->control != NULL) {
         return error_set(error, ENOENT, "%s: the server at %s does not serve it", image,
                          command->control);

@@ -1,7 +1,12 @@
 /*
  * The client side of the control socket.
+ *
+ * A verb may take as long as it wants, but a server that is stopped or stuck must not hold up who asks:
+ * after some time without an answer another connection says hello, which every server that lives
+ * answers at once, whatever its verbs do.
  */
 #include <errno.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -12,6 +17,9 @@
 #include "control/control.h"
 #include "control/json-line.h"
 
+#define PATIENCE \
+    10 /* seconds: until a server without an answer is asked whether it lives, and for its hello */
+
 static int connect_to(const char *path, GError **error)
 {
     struct sockaddr_un address;
@@ -19,6 +27,9 @@ static int connect_to(const char *path, GError **error)
         return -1;
     }
     autofd int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    const struct timeval limit = {.tv_sec =
+                                      PATIENCE}; /* where the queue of a stopped one is full */
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
     if (fd < 0 || connect(fd, (const struct sockaddr *)&address, sizeof address) != 0) {
         int err = errno;
         if (err == ENOENT || err == ECONNREFUSED) {
@@ -52,12 +63,49 @@ static bool send_line(int fd, const char *path, const char *line, GError **error
     return true;
 }
 
+static bool comes_in_time(int fd)
+{
+    struct pollfd item = {.fd = fd, .events = POLLIN};
+    int r;
+    do {
+        r = poll(&item, 1, PATIENCE * 1000);
+    } while (r < 0 && errno == EINTR);
+    return r != 0;
+}
+
+static bool says_hello(const char *path)
+{
+    autofd int fd = connect_to(path, NULL);
+    return fd >= 0 && send_line(fd, path, "{\"verb\":\"hello\"}\n", NULL) && comes_in_time(fd);
+}
+
+/* False: the server does not live. */
+static bool wait_for_answer(int fd, const char *path, GError **error)
+{
+    while (!comes_in_time(fd)) {
+        struct ucred server = {0};
+        socklen_t length = sizeof server;
+        if (says_hello(path) || comes_in_time(fd)) {
+            continue;
+        }
+        getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &server, &length);
+        return error_set(error, ETIMEDOUT,
+                         "%s: its server, process %d, does not answer: it is stopped or stuck: let "
+                         "it go on (kill -CONT %d), or end it",
+                         path, server.pid, server.pid);
+    }
+    return true;
+}
+
 /* Receives up to the newline. NULL: *error. */
 static GString *receive_line(int fd, const char *path, GError **error)
 {
     g_autoptr(GString) line = g_string_new(NULL);
     for (;;) {
         char piece[4096];
+        if (!wait_for_answer(fd, path, error)) {
+            return NULL;
+        }
         ssize_t got = recv(fd, piece, sizeof piece, 0);
         if (got < 0 && errno == EINTR) {
             continue;

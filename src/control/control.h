@@ -68,7 +68,8 @@ bool control_get_uint(JsonObject *arguments, const char *key, uint64_t *value, G
 
 /* The client side. Sends verb with arguments (may be NULL; not taken), waits for the answer. NULL:
  * *error, with the server's text and errno when the server said no; its code is ENOENT, ECONNREFUSED
- * where no server is at path, EPIPE where one ended before it answered. json_object_unref. Blocks as long as the verb. [any] */
+ * where no server is at path, EPIPE where one ended before it answered, ETIMEDOUT where one does not live (it is
+ * stopped, for one). json_object_unref. Blocks as long as the verb. [any] */
 JsonObject *control_call(const char *path, const char *verb, JsonObject *arguments, GError **error);
 
 #endif

@@ -133,6 +133,9 @@ assert h.pread(4 << 20, 4 << 20) == bytes(4 << 20)
         expect_refused(run(*call, "a.qcow2", "9M"), "does not serve it")
         expect_refused(cownbd("ctl", "--control", "control", "resize", "image=" + os.path.realpath("s.qcow2")),
                        "size is missing")
+        server.send_signal(signal.SIGSTOP)
+        expect_refused(run(*call, "s.qcow2", "9M"), f"process {server.pid}, does not answer")
+        server.send_signal(signal.SIGCONT)
         expect_equal(load_json(ours("list", "--control", "control", "--json"))["exports"][0]["size"], 8 * MB)
     finally:
         server.send_signal(signal.SIGTERM)

@@ -320,6 +320,7 @@ test_rescue() {
     kill -STOP "$server"
     dd if=/dev/nbd0 of=/dev/null bs=4k count=1 iflag=direct skip=19 2>said &
     sleep 0.5
+    said "process $server, does not answer" "$COWNBD" detach disk.qcow2
     timeout 30 "$COWNBD" rescue disk.qcow2
     fails wait $!
     kill -KILL "$server"
