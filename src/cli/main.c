@@ -4,10 +4,14 @@
 #include <locale.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 #include <glib.h>
 
 #include "cli/cli.h"
+#include "cli/describe.h"
 
 typedef struct Command {
     const char *name;
@@ -141,6 +145,27 @@ static int help_for(const char *name)
     return command->run(2, arguments);
 }
 
+/* In a few words, on a line before each command's own. A child for each: describing ends the process,
+ * as help does. */
+static int describe_all(void)
+{
+    int bad = 0;
+    for (unsigned i = 0; i < G_N_ELEMENTS(commands); i++) {
+        printf("{\"brief\": \"%s\"}\n", commands[i].summary);
+        fflush(stdout);
+        char word[32], flag[] = CLI_DESCRIBE;
+        g_strlcpy(word, commands[i].name, sizeof word);
+        char *arguments[] = {word, flag, NULL};
+        int status = 1;
+        pid_t pid = fork();
+        if (pid == 0) {
+            exit(commands[i].run(2, arguments));
+        }
+        bad |= pid < 0 || waitpid(pid, &status, 0) != pid || status != 0;
+    }
+    return bad;
+}
+
 int main(int argc, char **argv)
 {
     setlocale(LC_ALL, "");
@@ -150,6 +175,9 @@ int main(int argc, char **argv)
     }
     if (is_one_of(argv[1], "--help", "-h", "help")) {
         return argc > 2 ? help_for(argv[2]) : print_help();
+    }
+    if (strcmp(argv[1], CLI_DESCRIBE) == 0) {
+        return describe_all();
     }
     if (is_one_of(argv[1], "--version", "-V", "version")) {
         puts("cownbd " COWNBD_VERSION);

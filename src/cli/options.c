@@ -8,9 +8,11 @@
 #include "cli/options.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/errors.h"
+#include "cli/describe.h"
 
 void cli_common_clear(CliCommon *common)
 {
@@ -21,7 +23,10 @@ void cli_common_clear(CliCommon *common)
     *common = (CliCommon){0};
 }
 
-static void add_common(GOptionContext *context, unsigned flags, CliCommon *common)
+#define COMMON_MAX 16
+
+/* Those of the common options that the flags choose; a NULL name ends them. */
+static void common_entries(GOptionEntry *entries, unsigned flags, CliCommon *common)
 {
     const struct {
         unsigned flag;
@@ -44,14 +49,13 @@ static void add_common(GOptionContext *context, unsigned flags, CliCommon *commo
          {"snapshot", 0, 0, G_OPTION_ARG_FILENAME, &common->snapshot,
           "Look at this internal snapshot of the image (its name or ID)", "NAME"}},
     };
-    GOptionEntry entries[G_N_ELEMENTS(rows) + 1] = {0};
+    G_STATIC_ASSERT(G_N_ELEMENTS(rows) < COMMON_MAX);
     unsigned count = 0;
     for (unsigned i = 0; i < G_N_ELEMENTS(rows); i++) {
         if (flags & rows[i].flag) {
             entries[count++] = rows[i].entry;
         }
     }
-    g_option_context_add_main_entries(context, entries, NULL);
 }
 
 static bool check_output(CliCommon *common, GError **error)
@@ -71,6 +75,12 @@ bool cli_parse(const CliUsage *usage, const GOptionEntry *own, CliCommon *common
 {
     g_autofree char *program = g_strdup_printf("cownbd %s", usage->command);
     g_autofree char *example = g_strdup_printf("Example:\n%s\n", usage->example);
+    GOptionEntry shared[COMMON_MAX] = {0};
+    common_entries(shared, usage->flags, common);
+    if (*argc == 2 && strcmp((*argv)[1], CLI_DESCRIBE) == 0) {
+        cli_describe(usage, own, shared);
+        exit(0);
+    }
     g_set_prgname(program);
     g_autoptr(GOptionContext) context = g_option_context_new(usage->arguments);
     g_option_context_set_summary(context, usage->summary);
@@ -78,7 +88,7 @@ bool cli_parse(const CliUsage *usage, const GOptionEntry *own, CliCommon *common
     if (own) {
         g_option_context_add_main_entries(context, own, NULL);
     }
-    add_common(context, usage->flags, common);
+    g_option_context_add_main_entries(context, shared, NULL);
     return g_option_context_parse(context, argc, argv, error) && check_output(common, error);
 }
 
