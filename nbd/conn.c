@@ -160,6 +160,9 @@ static size_t receive(Conn *conn)
 
 static bool resumable(const Conn *conn)
 {
+    if (conn->search != NULL) {
+        return false;
+    }
     if (conn->starting != NULL) {
         return conn->queue == NULL;
     }
@@ -417,6 +420,7 @@ void conn_unref(Conn *conn)
         }
         g_clear_pointer(&conn->export, export_put);
         conn_set_meta_export(conn, NULL);
+        conn_forget_search(conn);
         if (conn->gone != NULL) {
             conn->gone(conn->gone_argument);
         }

@@ -65,6 +65,9 @@ struct Conn {
     MetaContexts contexts; /* chosen for meta_export; in TRANSMISSION for export */
     Export *meta_export;   /* for which contexts were chosen, pinned; or NULL */
     Export *export;        /* set in TRANSMISSION; pinned */
+    NbdSearch *search;     /* for the export of the option in the stash; NULL: none is under way */
+    bool searched;         /* it has ended */
+    Export *found;         /* what it found, pinned while that option is worked on; or NULL */
     bool read_only;        /* set in TRANSMISSION */
 
     /* input */

@@ -361,6 +361,52 @@ static void refuse_for_shutdown(Conn *conn, uint32_t option)
     conn_send_bytes(conn, out->data, out->len);
 }
 
+/* The export that the option names; false: it names none, or is not in order. */
+static bool names_export(uint32_t option, const uint8_t *data, size_t length, const char **name,
+                         size_t *name_length)
+{
+    NbdInfoRequest info = {0};
+    NbdMetaRequest meta = {0};
+    switch (option) {
+    case NBD_OPT_EXPORT_NAME:
+        *name = (const char *)data;
+        *name_length = length;
+        return true;
+    case NBD_OPT_INFO:
+    case NBD_OPT_GO:
+        if (!nbd_unpack_info_request(data, length, &info)) {
+            return false;
+        }
+        *name = info.name;
+        *name_length = info.name_length;
+        return true;
+    case NBD_OPT_LIST_META_CONTEXT:
+    case NBD_OPT_SET_META_CONTEXT:
+        if (!nbd_unpack_meta_request(data, length, &meta)) {
+            return false;
+        }
+        *name = meta.name;
+        *name_length = meta.name_length;
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* True: the option waits for a search for its export. */
+static bool starts_search(Conn *conn, uint32_t option, const uint8_t *data, size_t length)
+{
+    const char *name;
+    size_t name_length;
+    if (conn->searched || conn->stopping || needs_tls(conn, option) ||
+        conn->local->server->finder == NULL ||
+        !names_export(option, data, length, &name, &name_length)) {
+        return false;
+    }
+    g_autoptr(Export) known = export_table_get(conn->local->server->exports, name, name_length);
+    return known == NULL && conn_search(conn, name, name_length);
+}
+
 static size_t take_option(Conn *conn, const uint8_t *bytes, size_t length)
 {
     NbdOptionHeader header;
@@ -380,6 +426,9 @@ static size_t take_option(Conn *conn, const uint8_t *bytes, size_t length)
     }
     conn_restart_timer(conn);
     const uint8_t *data = bytes + NBD_OPTION_SIZE;
+    if (starts_search(conn, header.option, data, header.length)) {
+        return 0;
+    }
     if (conn->stopping && header.option != NBD_OPT_ABORT) {
         refuse_for_shutdown(conn, header.option);
     } else if (header.option == NBD_OPT_EXPORT_NAME) {
@@ -387,6 +436,7 @@ static size_t take_option(Conn *conn, const uint8_t *bytes, size_t length)
     } else {
         answer(conn, header.option, data, header.length);
     }
+    conn_forget_search(conn);
     size_t used = NBD_OPTION_SIZE + header.length;
     if (conn->starting != NULL && length > used) {
         /* Nobody can know yet that we say yes: these came from somebody else (CVE-2021-3716). */

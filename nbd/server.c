@@ -53,6 +53,12 @@ void nbd_server_set_tls(NbdServer *server, TlsCredentials *credentials, bool req
     server->tls_required = required;
 }
 
+void nbd_server_set_finder(NbdServer *server, NbdFinder finder, void *context)
+{
+    server->finder = finder;
+    server->finder_context = context;
+}
+
 /* Says so when it was the last one, refused or served. */
 static void count_gone(NbdServer *server)
 {

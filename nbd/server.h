@@ -18,6 +18,7 @@
 #include "nbd/buffers.h"
 #include "nbd/conn-state.h"
 #include "nbd/counters.h"
+#include "nbd/search.h"
 
 typedef struct Conn Conn;
 typedef struct NbdRequest NbdRequest;
@@ -59,6 +60,8 @@ typedef struct NbdLocal {
 
 struct NbdServer {
     ExportTable *exports;
+    NbdFinder finder; /* may be NULL */
+    void *finder_context;
     NbdLimits limits;
     TlsCredentials *tls; /* NULL: there is no TLS */
     bool tls_required;
@@ -84,6 +87,9 @@ NbdServer *nbd_server_new(ExportTable *exports, const NbdLimits *limits, Worker 
 /* Clients may begin TLS with these credentials, which must outlive the server; required: they must.
  * Before the first connection. [main] */
 void nbd_server_set_tls(NbdServer *server, TlsCredentials *credentials, bool required);
+
+/* Who is asked for exports that are not in the table. Before the first connection. [main] */
+void nbd_server_set_finder(NbdServer *server, NbdFinder finder, void *context);
 
 /* Serves a connected socket (non-blocking, options set). Takes fd; closes it when there are too
  * many. [any] */

@@ -237,7 +237,10 @@ bool serve_images_reap(Serve *serve)
     bool ok = true;
     for (unsigned i = serve->images->len; i-- > 0;) {
         ServedImage *served = g_ptr_array_index(serve->images, i);
-        if (served->leaving && export_users(served->export) == 0) {
+        bool is_left = served->how.origin == SERVED_FOUND && !served->leaving &&
+                       !serve_attach_has(serve, served) &&
+                       export_table_remove_unused(serve->exports, served->export);
+        if (is_left || (served->leaving && export_users(served->export) == 0)) {
             log_info("%s: is not served any more", served->how.path);
             ok &= serve_image_close(serve, served);
         }

@@ -118,6 +118,7 @@ struct Serve {
     ServeOptions options;
     int signal_fd;
     Pool *pool;
+    Config *reloaded;  /* in place of that of options; NULL: that */
     GPtrArray *images; /* ServedImage * */
     ExportTable *exports;
     GPtrArray *workers;   /* Worker * */
@@ -143,8 +144,10 @@ struct Serve {
     pthread_mutex_t ask_lock; /* who has it may set job */
     pthread_mutex_t job_lock;
     pthread_cond_t job_changed;
-    ServeJob *job; /* job_lock; at most one */
-    bool leaving;  /* job_lock; main takes no more jobs */
+    ServeJob *job;        /* job_lock; at most one */
+    bool leaving;         /* job_lock; main takes no more jobs */
+    GQueue searches;      /* job_lock; NbdSearch *, of clients that wait */
+    bool has_directories; /* job_lock */
 };
 
 /* Runs function on main, between its waits, and waits until it has run. False: the server is ending
@@ -174,6 +177,14 @@ bool serve_config_check_rules(Config *config, const ServeOptions *o, GError **er
 /* serve-reload.c [main]. The configuration is read again, and the difference is applied; anything wrong
  * with it: nothing changes. answer is told what was done. */
 bool serve_reload(Serve *serve, JsonObject *answer, GError **error);
+/* The configuration as it was read last; NULL: there is none. */
+const Config *serve_config(const Serve *serve);
+
+/* serve-directory.c [main]. Answers the clients that wait for an export; open: by opening images. */
+void serve_directory_start(Serve *serve);
+void serve_directory_changed(Serve *serve); /* the configuration has */
+void serve_directory_run(Serve *serve, bool open);
+
 /* What a declared export asks for; the strings stay its own. */
 ServedHow serve_declared_how(const ConfigExport *export);
 
@@ -219,7 +230,7 @@ bool serve_image_suspend(ServedImage *image);
 bool serve_image_resume(Serve *serve, ServedImage *image, GError **error);
 /* Opens one more image and makes it an export; NULL: nothing has changed. */
 ServedImage *serve_images_add(Serve *serve, const ServedHow *how, GError **error);
-/* Closes those whose export is removed and that nobody uses any more. False: a last flush failed
+/* Closes those that nobody uses any more and whose export is removed or was found below a directory. False: a last flush failed
  * (said in the log). */
 bool serve_images_reap(Serve *serve);
 /* The image whose export has that name, and is not leaving; NULL: there is none. */

@@ -39,6 +39,11 @@ ServedHow serve_declared_how(const ConfigExport *export)
                        .origin = SERVED_DECLARED};
 }
 
+const Config *serve_config(const Serve *serve)
+{
+    return serve->reloaded != NULL ? serve->reloaded : serve->options.config;
+}
+
 /* The plan */
 
 static bool is_same(const ServedImage *image, const ConfigExport *export)
@@ -335,5 +340,11 @@ bool serve_reload(Serve *serve, JsonObject *answer, GError **error)
                      .gone = gone,
                      .ruled = ruled,
                      .closed = closed};
-    return run(&reload, answer, error);
+    if (!run(&reload, answer, error)) {
+        return false;
+    }
+    g_clear_pointer(&serve->reloaded, config_free);
+    serve->reloaded = g_steal_pointer(&config);
+    serve_directory_changed(serve);
+    return true;
 }

@@ -118,6 +118,7 @@ static bool start(Serve *serve, GError **error)
         return false;
     }
     start_server(serve);
+    serve_directory_start(serve);
     nbd_server_set_tls(serve->server, serve->tls, serve->options.tls == SERVE_TLS_REQUIRE);
     if (!serve_control_open(serve, error) || (takes_over && !serve_takeover_commit(serve, error))) {
         return false;
@@ -242,6 +243,7 @@ static void wait_for_the_end(Serve *serve)
             break;
         case PROCESS_JOB:
             run_job(serve);
+            serve_directory_run(serve, true);
             serve->failed |= !serve_images_reap(serve);
             break;
         case PROCESS_TICK:
@@ -274,6 +276,7 @@ static void stop_server(Serve *serve)
     if (serve->server != NULL) {
         nbd_server_stop(serve->server);
         while (nbd_server_connections(serve->server) > 0) {
+            serve_directory_run(serve, false);
             process_wait(serve->signal_fd, nbd_server_idle_fd(serve->server), serve->job_fd, -1);
         }
     }
@@ -341,6 +344,7 @@ static void serve_clear(Serve *serve)
     pthread_cond_destroy(&serve->job_changed);
     close(serve->signal_fd);
     close(serve->job_fd);
+    g_clear_pointer(&serve->reloaded, config_free);
     serve_options_clear(&serve->options);
     g_strfreev(serve->argv);
 }

@@ -200,7 +200,7 @@ void export_put(Export *export)
     ExportTable *table = export->pins->table;
     with_mutex(&table->lock);
     g_assert(export->pins->count > 0);
-    if (--export->pins->count == 0 && export->pins->removed && table->idle != NULL) {
+    if (--export->pins->count == 0 && table->idle != NULL) {
         table->idle(table->context);
     }
 }

@@ -52,7 +52,7 @@ typedef struct Export {
     atomic_uint context_count;
 } Export;
 
-/* Told, under the table's lock, that a removed export has become idle. */
+/* Told, under the table's lock, that nobody has an export pinned any more, be it removed or not. */
 typedef void (*ExportIdle)(void *context);
 
 ExportTable *export_table_new(void);

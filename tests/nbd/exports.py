@@ -13,7 +13,7 @@ import time
 import wire
 from control import Control
 from handover import is_running
-from wire import ERR_UNKNOWN, FLUSH, OPT_INFO, OPT_LIST, REP_ACK, REP_SERVER, WRITE
+from wire import ERR_UNKNOWN, FLUSH, OPT_INFO, OPT_LIST, REP_ACK, REP_SERVER, WRITE, info_data
 
 SIZE = 8 << 20
 ADDS = 10 * int(os.environ.get("COWNBD_TEST_SCALE", 100))  # what is left behind each time would add up
@@ -35,6 +35,7 @@ class Configured:
         self.socket = os.path.join(self.directory, "sock")
         self.control = os.path.join(self.directory, "control")
         self.file = os.path.join(self.directory, "x.conf")
+        os.mkdir(self.path("images"))
         for name in images:
             self.image(name)
         self.declare(declared)
@@ -265,7 +266,7 @@ def test_reload_applies_the_difference():
             assert client.write(0, b"d" * 512) == 0  # hidden, not gone
         wait_for(lambda: sorted(server.listed()) == ["a", "by-hand", "e"])
         with server.connect() as client:
-            assert client.option(OPT_INFO, struct.pack(">I", 1) + b"b" + bytes(2))[-1][0] == ERR_UNKNOWN
+            assert client.option(OPT_INFO, info_data(b"b"))[-1][0] == ERR_UNKNOWN
 
 
 def test_a_reload_that_is_wrong_changes_nothing():
@@ -340,6 +341,58 @@ def test_a_handover_keeps_what_came_and_went():
         assert server.ctl("reload") == {"added": ["b"], "changed": [], "removed": [], "need-restart": []}
         wait_for(lambda: not any(export["leaving"] for export in server.ctl("list")["exports"]))
         assert sorted(server.names()) == ["a", "b", "by-hand", "c"]
+
+
+def test_a_directory_is_served_when_asked_for():
+    with Configured(declared=declare("a", "a") + "[directory d]\npath=images\nformats=raw\n"
+                    "[directory q]\npath=images\nread-only=true\n") as server, Load(server, b"a"):
+        os.makedirs(server.path("images/deep/er"))
+        os.symlink(server.path("b"), server.path("images/link"))
+        os.symlink(server.directory, server.path("images/up"))
+        os.mkfifo(server.path("images/fifo"))
+        server.image("images/x")
+        with server.connect().go(b"d/x") as one, server.connect().go(b"d/x") as two:
+            assert one.write(0, b"x" * 4096) == 0 and two.read(0, 4096) == b"x" * 4096
+            assert server.names() == ["a", "d/x"] and server.listed()["d/x"]["image"] == server.path("images/x")
+            server.image("images/deep/er/new disk")
+            with server.connect(structured=False).go("d/deep/er/new disk".encode()) as three:
+                assert three.read(0, 512) == bytes(512)
+        wait_for(lambda: server.names() == ["a"])
+        with open(server.path("images/x"), "rb") as image:
+            assert image.read(4096) == b"x" * 4096
+        with server.connect() as client:
+            for name in (b"d/none", b"d/link", b"d/up/b", b"d/fifo", b"d/deep", b"d/", b"d", b"d/../b", b"d/deep/../x",
+                         b"d//x", b"d/./x", b"d/x/", b"d/x\0y", b"/" + server.path("b").encode(), b"e/x", b"q/x",
+                         b"d/" + b"x" * 4000, b"d/\xff"):
+                assert client.option(OPT_INFO, info_data(name))[-1][0] == ERR_UNKNOWN, name[:20]
+            replies = client.option(OPT_INFO, info_data(b"d/x"))
+            assert replies[-1][0] == REP_ACK
+        subprocess.run([os.environ["COWNBD"], "create", "-f", "qcow2", server.path("images/y"), "1M"], check=True,
+                       capture_output=True)
+        with server.connect().go(b"q/y") as client:
+            assert client.write(0, b"x" * 512) == wire.EPERM
+            server.declare(declare("a", "a"))
+            server.ctl("reload")
+            assert client.read(0, 512) == bytes(512)  # the directory is gone, not its clients
+        wait_for(lambda: server.names() == ["a"])
+        with server.connect() as client:
+            assert client.option(OPT_INFO, info_data(b"d/x"))[-1][0] == ERR_UNKNOWN
+
+
+def test_many_ask_for_the_same_file_at_once():
+    with Configured(declared="[directory d]\npath=.\nformats=raw\n") as server:
+        clients = [server.connect() for _ in range(20)]
+        for client in clients:
+            client.send_option(wire.OPT_GO, info_data(b"d/a"))
+        gone, clients = clients[::4], [client for n, client in enumerate(clients) if n % 4]
+        for client in gone:
+            client.close()
+        for client in clients:
+            assert client.option_replies(wire.OPT_GO)[-1][0] == REP_ACK
+        assert list(server.listed()) == ["d/a"]
+        for client in clients:
+            client.close()
+        wait_for(lambda: server.listed() == {})
 
 
 def test_config_check():
