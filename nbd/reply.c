@@ -155,7 +155,7 @@ static const char *error_text(uint32_t nbd_error)
     case NBD_EOVERFLOW:
         return "the request is too large";
     case NBD_ENOTSUP:
-        return "this disk cannot do that fast";
+        return "this disk cannot do that, or not that fast";
     case NBD_ESHUTDOWN:
         return "the server is shutting down";
     default:

@@ -350,5 +350,36 @@ def test_a_handover_keeps_what_was_negotiated():
             assert client.statuses(0, SIZE) == {1: [(65536, 0), (SIZE - 65536, 3)], 2: [(65536, 1), (SIZE - 65536, 0)]}
 
 
+def test_contexts_of_an_export_of_its_own():
+    """Two bitmaps of an image beside the contexts that every export has."""
+    def add_bitmaps(image):
+        for name in ("one", "two"):
+            subprocess.run(["qemu-img", "bitmap", "--add", "-g", "65536", image, name], check=True)
+
+    mib, kind = 1 << 20, b"qemu:dirty-bitmap:"
+    one, two = kind + b"one", kind + b"two"
+    with Server(image_format="qcow2", prepare=add_bitmaps) as server:
+        for extended in (False, True):
+            with server.connect(extended=extended) as client:
+                client.negotiate_extended() if extended else client.negotiate_structured()
+                for queries, wanted in (([], [b"base:allocation", b"qemu:allocation-depth", one, two]),
+                                        ([kind], [one, two]), ([b"qemu:"], [b"qemu:allocation-depth", one, two]),
+                                        ([two], [two]), ([kind + b"t"], [])):
+                    replies = client.option(OPT_LIST_META_CONTEXT, meta_data(b"", queries))
+                    assert [data[4:] for kind_, data in replies if kind_ == REP_META_CONTEXT] == wanted
+                replies = client.option(OPT_SET_META_CONTEXT, meta_data(b"", [two, b"base:allocation", kind]))
+                numbers = {data[4:]: struct.unpack(">I", data[:4])[0] for kind_, data in replies[:-1]}
+                assert set(numbers) == {two, b"base:allocation"}
+                client.option(OPT_GO, info_data(b""))
+                assert client.write((1 + extended) * mib, b"w" * 512) == 0
+                dirty = [(mib, 0), (65536, 1)] + [(mib - 65536, 0), (65536, 1)] * extended
+                dirty += [((15 - extended) * mib - 65536, 0)]
+                assert client.statuses(0, 16 * mib)[numbers[two]] == dirty
+                assert client.statuses(0, 16 * mib, REQ_ONE)[numbers[two]] == [(mib, 0)]
+                if extended:
+                    payload = struct.pack(">QI", 16 * mib, numbers[two])
+                    assert client.statuses(0, len(payload), 0, payload) == {numbers[two]: dirty}
+
+
 if __name__ == "__main__":
     main(sys.modules[__name__])

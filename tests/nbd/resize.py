@@ -109,6 +109,19 @@ def test_sizes_of_64_bits_and_those_that_cannot_be():
         assert b"(6442450944 bytes)" in out
 
 
+def test_an_image_that_keeps_its_size_says_so():
+    def add_bitmap(image):
+        subprocess.run(["qemu-img", "bitmap", "--add", image, "changes"], check=True)
+
+    with Server("--allow-resize", image_format="qcow2", prepare=add_bitmap) as server:
+        with server.connect() as client:
+            client.go()
+            assert client.request(RESIZE, 32 * MB) == ENOTSUP
+            assert client.text == "this disk cannot do that, or not that fast"
+            assert client.read(0, 512) == bytes(512)
+        assert size_now(server) == 16 * MB
+
+
 def test_resizes_at_once_beside_other_requests():
     """Several clients resize, others write where the disk always is and where it sometimes is."""
     sizes = (2 * MB, 3 * MB + 512, 5 * MB, 9 * MB)

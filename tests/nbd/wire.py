@@ -264,7 +264,7 @@ class Server:
     """The program under test, serving images of a directory that goes away with it."""
 
     def __init__(self, *options, size=16 << 20, images=("disk.raw",), listen=(), open_files=None,
-                 image_format="raw", control=False):
+                 image_format="raw", control=False, prepare=None):
         self.directory = tempfile.mkdtemp(prefix="cownbd-wire.")
         self.address = os.path.join(self.directory, "socket")
         self.images = [os.path.join(self.directory, image) for image in images]
@@ -275,6 +275,8 @@ class Server:
             else:
                 subprocess.run(["qemu-img", "create", "-q", "-f", image_format, image, str(size)],
                                check=True)
+            if prepare:
+                prepare(image)
         command = [os.environ["COWNBD"], "serve", "-f", image_format, "-l", "unix:" + self.address,
                    "--control", os.path.join(self.directory, "control") if control else "none"]
         for address in listen:
