@@ -78,7 +78,7 @@ int cli_config(int argc, char **argv)
     if (argc != 3) {
         return cli_fail_usage(&usage, "check takes one file");
     }
-    g_autoptr(Config) config = serve_config_check(argv[2]);
+    g_autoptr(Config) config = serve_config_check_alone(argv[2]);
     if (!common.json) {
         return output_finish(print_human(config));
     }

@@ -147,3 +147,17 @@ bool serve_config_check_rules(Config *config, const ServeOptions *o, GError **er
     }
     return !refuse(config, error);
 }
+
+Config *serve_config_check_alone(const char *path)
+{
+    Config *config = serve_config_check(path);
+    ServeOptions o;
+    serve_options_init(&o);
+    const ConfigSetting *const *settings = (const ConfigSetting *const *)config->settings->pdata;
+    if (config->errors.all->len == 0 &&
+        serve_options_try(settings, config->settings->len, &o, NULL)) {
+        serve_config_check_rules(config, &o, NULL);
+    }
+    serve_options_clear(&o);
+    return config;
+}

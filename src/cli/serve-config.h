@@ -10,7 +10,10 @@
  * it. */
 Config *serve_config_check(const char *path);
 
-/* The same; NULL: *error has a line for each thing that is wrong. */
+/* The same, and its access rules ask for nothing that its own [server] does not have. */
+Config *serve_config_check_alone(const char *path);
+
+/* As serve_config_check; NULL: *error has a line for each thing that is wrong. */
 Config *serve_config_read(const char *path, GError **error);
 
 #endif

@@ -10,11 +10,9 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/openat2.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -22,6 +20,7 @@
 #include "base/log.h"
 #include "cli/serve-impl.h"
 #include "formats/format.h"
+#include "map/image-name.h"
 #include "map/image.h"
 #include "nbd/search.h"
 #include "store/store-file.h"
@@ -61,14 +60,11 @@ static bool is_plain(const char *path)
 static int open_below(const ConfigDirectory *directory, const char *path)
 {
     autofd int top = open(directory->path, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    struct open_how how = {.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC,
-                           .resolve =
-                               RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS};
     struct stat st;
     if (top < 0) {
         return -1;
     }
-    autofd int fd = syscall(SYS_openat2, top, path, &how, sizeof how);
+    autofd int fd = image_name_open_beneath(top, path, O_PATH | O_CLOEXEC);
     if (fd < 0 || fstat(fd, &st) != 0) {
         return -1;
     }

@@ -135,7 +135,7 @@ static int open_by_parts(int directory, const char *path, int flags)
     return fd_steal(&at);
 }
 
-static int open_beneath(int directory, const char *path, int flags)
+int image_name_open_beneath(int directory, const char *path, int flags)
 {
     struct open_how how = {
         .flags = flags | O_NOFOLLOW,
@@ -193,7 +193,7 @@ static int open_in_root(const char *root, const char *part, bool write, const ch
         error_set_errno(error, errno, "%s: cannot open the directory %s", context, root);
         return -1;
     }
-    autofd int look = open_beneath(directory, part, O_PATH | O_CLOEXEC);
+    autofd int look = image_name_open_beneath(directory, part, O_PATH | O_CLOEXEC);
     if (look < 0) {
         error_set_errno(error, errno, "%s", context);
         return -1;
@@ -201,7 +201,7 @@ static int open_in_root(const char *root, const char *part, bool write, const ch
     if (!kind_allowed(look, context, error)) {
         return -1;
     }
-    autofd int fd = open_beneath(directory, part, open_flags(write));
+    autofd int fd = image_name_open_beneath(directory, part, open_flags(write));
     if (fd < 0) {
         error_set_errno(error, errno, write ? "%s: cannot open for writing" : "%s", context);
         return -1;

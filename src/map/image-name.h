@@ -19,4 +19,8 @@ int image_path_open(const char *path, bool write, GError **error);
 int image_name_open(const Image *image, const char *what, const char *name, bool write,
                     char **resolved, GError **error);
 
+/* openat below the directory, following no link, or as near to that as an old kernel comes. path has no
+ * "..". -1 with errno. */
+int image_name_open_beneath(int directory, const char *path, int flags);
+
 #endif

@@ -406,6 +406,10 @@ def test_config_check():
         path = os.path.join(directory, "x.conf")
         result = check("[server]\nthreads=2\n[directory d]\npath=.\n")
         assert result.returncode == 0 and result.stdout == "1 settings, 0 exports, 1 directories: no errors\n", result
+        for rules, words in (("allow=psk:bob=all", "psk: needs keys"), ("tls=require", "need TLS"),
+                             ("allow=nonsense", "allow: "), ("tls=off", "must be on (as the server) or require")):
+            result = check(f"[directory d]\npath=.\n{rules}\n")
+            assert result.returncode == 1 and words in result.stderr and result.stderr.count("\n") == 1, result
         wrong = ("[server]\nthreads=0\nsocket-mode=9\nread-only=true\nallow-paths=/\nclient-memory=x\n"
                  "[export a]\nimage=none\n[directory b]\npath=x.conf\n")
         result = check(wrong)
