@@ -76,7 +76,8 @@ def wrong_verbs():
 
 
 def with_server(function):
-    server = subprocess.Popen([COWNBD, "serve", "-l", "unix:socket", "--control", "control", "disk.qcow2"],
+    server = subprocess.Popen([COWNBD, "serve", "--sandbox=off", "-l", "unix:socket", "--control", "control",
+                               "disk.qcow2"],
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         expect("listening" in server.stdout.readline(), "the server did not start")

@@ -73,6 +73,11 @@ test_a_linear_device() {
     handovers linear
 }
 
+# In snapshot mode the kernel has the store: the image is only read, so the next process finds it as it was.
+test_a_snapshot() {
+    handovers snapshot
+}
+
 # What was said when it was attached holds in the next process, too.
 test_what_was_said_at_attaching() {
     local device socket
