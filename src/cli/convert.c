@@ -290,7 +290,7 @@ static const CliUsage usage = {
                "  cownbd convert -O qcow2 -c --compression zstd disk.img small.qcow2\n"
                "  cownbd convert -O raw --range 1M:64M disk.qcow2 part.img\n"
                "  cownbd convert -n -O raw disk.qcow2 /dev/vg/disk",
-    .flags = CLI_FLAG_FORMAT | CLI_FLAG_JSON | CLI_FLAG_SHARE | CLI_FLAG_ALLOW,
+    .flags = CLI_FLAG_FORMAT | CLI_FLAG_JSON | CLI_FLAG_SHARE | CLI_FLAG_ALLOW | CLI_FLAG_SNAPSHOT,
 };
 
 static bool parse(Convert *convert, CliCommon *common, int *argc, char ***argv, GError **error)

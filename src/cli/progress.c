@@ -95,7 +95,7 @@ static void print_line(uint64_t done, uint64_t total, double rate)
 static void show(Progress *progress, uint64_t done, uint64_t total, int64_t now)
 {
     double seconds = (now - progress->start) / SECOND_US;
-    double rate = seconds >= RATE_AFTER ? done / seconds : 0;
+    double rate = seconds >= RATE_AFTER || (done == total && seconds > 0) ? done / seconds : 0;
     progress->shown = now;
     if (progress->kind == PROGRESS_BAR) {
         print_bar(done, total, rate);

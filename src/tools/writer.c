@@ -27,7 +27,9 @@ struct Writer {
     Image *image;
     WriterOptions options;
     pthread_rwlock_t lock; /* the format: many may map, one changes */
-    uint8_t **encoded;     /* of each slot, made when it is needed: a piece's encoded units */
+    pthread_mutex_t
+        turn;          /* of writing bytes: who waits for a file's lock in the kernel spins there */
+    uint8_t **encoded; /* of each slot, made when it is needed: a piece's encoded units */
 };
 
 /* Bytes that go to one place of a store. */
@@ -66,6 +68,7 @@ Writer *writer_new(Image *image, const WriterOptions *options)
     writer->options = *options;
     writer->encoded = g_new0(uint8_t *, options->threads);
     pthread_rwlock_init(&writer->lock, NULL);
+    pthread_mutex_init(&writer->turn, NULL);
     return writer;
 }
 
@@ -79,6 +82,7 @@ void writer_free(Writer *writer)
     }
     g_free(writer->encoded);
     pthread_rwlock_destroy(&writer->lock);
+    pthread_mutex_destroy(&writer->turn);
     g_free(writer);
 }
 
@@ -380,6 +384,7 @@ static int transfer_neighbours(const Piece *piece, guint first, guint *count)
 static int transfer_all(const Piece *piece)
 {
     int r = 0;
+    with_mutex(&piece->writer->turn);
     for (guint i = 0, n; r == 0 && i < piece->transfers->len; i += n) {
         r = transfer_neighbours(piece, i, &n);
     }
@@ -496,6 +501,17 @@ static void piece_clear(Piece *piece)
     g_free(piece->encoded_length);
 }
 
+/* Bitmaps that follow what is written must know of it. */
+static void mark(Image *image, const GArray *parts)
+{
+    for (guint i = 0; image->marks && i < parts->len; i++) {
+        const Part *part = &g_array_index(parts, Part, i);
+        if (part->kind != PART_KEEP) {
+            image->format->mark(image, part->offset, part->length);
+        }
+    }
+}
+
 int writer_write(Writer *writer, unsigned slot, uint64_t offset, uint64_t length,
                  const uint8_t *bytes, const GArray *parts)
 {
@@ -515,6 +531,7 @@ int writer_write(Writer *writer, unsigned slot, uint64_t offset, uint64_t length
     };
     g_assert(offset % writer->image->allocation_unit == 0);
     extent_list_init(&piece.map);
+    mark(writer->image, parts);
     int r = write_piece(&piece, slot);
     piece_clear(&piece);
     return r;

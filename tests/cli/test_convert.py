@@ -226,6 +226,15 @@ def test_killed():
             expect_equal(file.read(), b"as it was", "signal", number)
 
 
+def test_snapshot():
+    ours("convert", "-q", "-O", "qcow2", "source", "image")
+    must("qemu-img", "snapshot", "-c", "before", "image")
+    must("qemu-io", "-f", "qcow2", "-c", "write -P 9 0 3M", "image")
+    ours("convert", "-q", "--snapshot", "before", "image", "copy")
+    same("source", "copy", "raw")
+    expect_refused(cownbd("convert", "-q", "--snapshot", "never", "image", "no"), "never")
+
+
 def test_locked():
     """A source that somebody writes is refused, and taken with -U."""
     ours("convert", "-q", "-O", "qcow2", "source", "image")
@@ -263,5 +272,5 @@ def test_progress():
 with Workdir():
     make_source("source")
     for test in (test_matrix, test_reads_qemu, test_holes, test_compressed, test_backing, test_existing, test_range,
-                 test_refusals, test_failures, test_killed, test_locked, test_progress):
+                 test_refusals, test_failures, test_killed, test_snapshot, test_locked, test_progress):
         test()
