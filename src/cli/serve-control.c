@@ -135,6 +135,7 @@ bool serve_control_open(Serve *serve, GError **error)
         control_add_verb(serve->control, "list", NULL, verb_list, serve);
         control_add_verb(serve->control, "stats", NULL, verb_stats, serve);
         serve_resize_start(serve);
+        serve_snapshot_start(serve);
     }
     serve_exports_start(serve);
     return true;

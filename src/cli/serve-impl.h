@@ -269,6 +269,9 @@ bool serve_metrics_start(Serve *serve, GError **error);
 /* serve-resize.c: adds its verb. [main] */
 void serve_resize_start(Serve *serve);
 
+/* serve-snapshot.c: adds the verb snapshot. */
+void serve_snapshot_start(Serve *serve);
+
 /* serve-watchdog.c [main]. A sign of life for the service manager that asked for one. */
 void serve_watchdog_start(Serve *serve);
 void serve_watchdog_tick(Serve *serve);

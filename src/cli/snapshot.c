@@ -1,5 +1,5 @@
 /*
- * cownbd snapshot: internal snapshots of an image that nobody uses.
+ * cownbd snapshot: internal snapshots of an image. Where a server has the image, that one makes and deletes them.
  *
  *     cownbd snapshot VERB IMAGE [NAME]       list, create, apply, delete
  *     cownbd snapshot -l|-c|-a|-d ...         the same, as qemu-img snapshot says it
@@ -7,12 +7,15 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/cleanup.h"
 #include "base/errors.h"
 #include "cli/attach-server.h"
 #include "cli/cli.h"
 #include "cli/options.h"
 #include "cli/output.h"
+#include "cli/remote.h"
 #include "cli/snapshot-list.h"
+#include "control/control.h"
 #include "formats/format.h"
 
 typedef bool (*Change)(Image *image, const char *name, GError **error);
@@ -35,7 +38,8 @@ static const CliUsage usage = {
     .summary =
         "Internal snapshots: older states of a disk, kept inside its image (qcow2).\n"
         "apply sets the disk back to a snapshot, its size too; the snapshot stays.\n"
-        "A snapshot is called by its name or its ID. qemu-img's -l, -c, -a and -d do as well.",
+        "A snapshot is called by its name or its ID. qemu-img's -l, -c, -a and -d do as well.\n"
+        "Where a server has the image, that one makes and deletes them, between two requests.",
     .example = "  cownbd snapshot create disk.qcow2 before-upgrade\n"
                "  cownbd snapshot list disk.qcow2\n"
                "  cownbd serve --snapshot before-upgrade disk.qcow2",
@@ -130,10 +134,34 @@ static int change(Image *image, const Order *order, bool json)
     return json ? print_list(image, true) : 0;
 }
 
-static int run(const Order *order, const CliCommon *common)
+/* The server that has the image does it. */
+static int change_there(const Order *order, const char *server, const char *image)
+{
+    g_autoptr(GError) error = NULL;
+    g_autoptr(JsonObject) arguments = json_object_new();
+    output_add_string(arguments, "image", image);
+    output_add_string(arguments, "action", order->verb->name);
+    output_add_string(arguments, "name", order->name);
+    g_autoptr(JsonObject) answer = control_call(server, "snapshot", arguments, &error);
+    return answer != NULL ? 0 : cli_fail(error);
+}
+
+static int run(const Order *order, const CliCommon *common, const char *control)
 {
     g_autoptr(GError) error = NULL;
     bool write = order->verb->change != 0;
+    g_autofree char *real = attach_server_image(order->image);
+    G_GNUC_UNUSED autofd int lock = write ? attach_server_lock(real) : -1;
+    g_autofree char *server = write ? attach_server_find(control, real, &error) : NULL;
+    if (server) {
+        return change_there(order, server, real);
+    }
+    if (write && control && !error) {
+        error_set(&error, ENOENT, "%s: the server at %s does not serve it", real, control);
+    }
+    if (error) {
+        return cli_fail(error);
+    }
     /* Without its backing: apply and create move no data, and a backing may be in use. */
     ImageOpen how = {.write = write, .no_backing = true};
     if ((write && !attach_server_not_attached(order->image, &error)) ||
@@ -150,6 +178,7 @@ static int run(const Order *order, const CliCommon *common)
 int cli_snapshot(int argc, char **argv)
 {
     gboolean list = FALSE;
+    g_autofree char *control = NULL;
     char *names[3] = {NULL}; /* of -c, -a, -d */
     const GOptionEntry own[] = {
         {"list", 'l', 0, G_OPTION_ARG_NONE, &list, "List the snapshots", NULL},
@@ -157,6 +186,7 @@ int cli_snapshot(int argc, char **argv)
         {"apply", 'a', 0, G_OPTION_ARG_FILENAME, &names[1], "Set the disk back to a snapshot",
          "NAME"},
         {"delete", 'd', 0, G_OPTION_ARG_FILENAME, &names[2], "Delete a snapshot", "NAME"},
+        REMOTE_ENTRY(&control),
         {NULL},
     };
     g_auto(CliCommon) common = {0};
@@ -171,7 +201,7 @@ int cli_snapshot(int argc, char **argv)
     if (ok && order.verb->change && common.force_share) {
         ok = error_set(&error, EINVAL, "--force-share: an image in use must not change");
     }
-    int status = ok ? run(&order, &common) : cli_fail_usage(&usage, "%s", error->message);
+    int status = ok ? run(&order, &common, control) : cli_fail_usage(&usage, "%s", error->message);
     for (unsigned i = 0; i < G_N_ELEMENTS(names); i++) {
         g_free(names[i]);
     }

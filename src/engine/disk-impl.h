@@ -109,6 +109,7 @@ void cache_start(Request *request);
 void status_start(Request *request);
 void reclaim_start(Request *request);
 void resize_start(Request *request);
+void snapshot_start(Request *request);
 void flush_start(Request *request);
 void flush_init(Disk *disk);
 

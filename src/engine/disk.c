@@ -159,7 +159,7 @@ static void submit(Node *node, Request *request)
         [REQUEST_FLUSH] = flush_start,   [REQUEST_TRIM] = discard_start,
         [REQUEST_ZERO] = discard_start,  [REQUEST_CACHE] = cache_start,
         [REQUEST_STATUS] = status_start, [REQUEST_RECLAIM] = reclaim_start,
-        [REQUEST_RESIZE] = resize_start,
+        [REQUEST_RESIZE] = resize_start, [REQUEST_SNAPSHOT] = snapshot_start,
     };
     Disk *disk = (Disk *)((char *)node - offsetof(Disk, node));
     request->node = disk;
@@ -168,7 +168,7 @@ static void submit(Node *node, Request *request)
     if (disk_mode(disk) == DISK_FAILED) {
         request_complete(request, -EIO);
     } else if (request->length == 0 && request->type != REQUEST_FLUSH &&
-               request->type != REQUEST_RESIZE) {
+               request->type != REQUEST_RESIZE && request->type != REQUEST_SNAPSHOT) {
         request_complete(request, 0);
     } else {
         starts[request->type](request);

@@ -31,6 +31,12 @@ Image *disk_image(const Disk *disk);
 
 DiskMode disk_mode(const Disk *disk); /* [any] */
 
+/* An internal snapshot is made or deleted, by a function of the image's format, between two requests: what
+ * was answered before is in the snapshot. Made on worker and waited for here. */
+typedef bool (*DiskSnapshotChange)(Image *image, const char *name, GError **error);
+bool disk_snapshot(Disk *disk, Worker *worker, DiskSnapshotChange change, const char *name,
+                   GError **error);
+
 /* REQUEST_RESIZE, made on worker and waited for here: the disk and its node have another size afterwards.
  * Requests beyond a new end get -ENOSPC, READs and STATUS -EINVAL. What else shows the size (exports
  * that clients have open, devices of the kernel) is the caller's to tell. EPERM: it would lose data and

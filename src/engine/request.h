@@ -27,9 +27,10 @@ typedef enum {
     REQUEST_ZERO,
     REQUEST_CACHE,
     REQUEST_STATUS,
-    REQUEST_RECLAIM, /* units whose host space is all hole become holes of the image; nothing reads
+    REQUEST_RECLAIM,  /* units whose host space is all hole become holes of the image; nothing reads
                         differently after it */
-    REQUEST_RESIZE,  /* the disk becomes `length` bytes long, durably; offset is 0 */
+    REQUEST_RESIZE,   /* the disk becomes `length` bytes long, durably; offset is 0 */
+    REQUEST_SNAPSHOT, /* an internal snapshot is made or deleted: by disk_snapshot alone */
 } RequestType;
 
 typedef enum {
@@ -60,7 +61,7 @@ struct Request {
      * the range, whose zero extents were not written to buffer; empty: the whole buffer is filled.
      * Valid in done; cleared by request_clear. */
     ExtentList extents;
-    GError **why; /* RESIZE: where the reason of a failure goes; may be NULL */
+    GError **why; /* RESIZE, SNAPSHOT: where the reason of a failure goes; may be NULL */
 
     /* the engine's */
     void *node;                       /* the disk */

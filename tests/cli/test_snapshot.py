@@ -112,6 +112,39 @@ def served():
     expect_equal(server.wait(60), 0, "the server of a snapshot")
 
 
+def live():
+    """Made and deleted by the server that has the image, while a client writes."""
+    must("qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", "l.qcow2", "8M")
+    server = subprocess.Popen([COWNBD, "serve", "--control", "c", "-l", "unix:s", "l.qcow2"], stdout=subprocess.PIPE)
+    server.stdout.readline()
+    io = ("qemu-io", "-f", "raw", "nbd+unix:///?socket=s", "-c")
+    must(*io, "write -P 1 0 4M")
+    ours("snapshot", "create", "--control", "c", "l.qcow2", "one")
+    must(*io, "write -P 2 1M 4M")
+    load = subprocess.Popen(["qemu-io", "-f", "raw", "nbd+unix:///?socket=s"]
+                            + [a for i in range(200) for a in ("-c", f"write -P 3 {6 * 1024 + i * 8}k 8k")],
+                            stdout=subprocess.DEVNULL)
+    for name in ["two", "three", "four"]:
+        ours("snapshot", "create", "--control", "c", "l.qcow2", name)
+    ours("snapshot", "delete", "--control", "c", "l.qcow2", "three")
+    expect_equal(load.wait(60), 0, "a client under snapshots")
+    must(*io, "read -P 1 0 1M")
+    must(*io, "read -P 3 6M 1600k")
+    expect_refused(cownbd("snapshot", "apply", "--control", "c", "l.qcow2", "one"), "create or delete")
+    expect_refused(cownbd("snapshot", "create", "--control", "c", "l.qcow2", "one"), "'one' already")
+    expect_refused(cownbd("snapshot", "delete", "--control", "c", "l.qcow2", "none"), "no snapshot 'none'")
+    must(*io, "write -P 4 0 8M")
+    server.terminate()
+    expect_equal(server.wait(60), 0, "the server of a disk with snapshots")
+    clean("l.qcow2")
+    expect_equal(names("l.qcow2"), ["one", "two", "four"], "names")
+    contents("l.qcow2", "one", "one.raw")
+    must("qemu-io", "-f", "raw", "-c", "read -P 1 0 4M", "-c", "read -P 0 4M 4M", "one.raw")
+    contents("l.qcow2", "two", "two.raw")
+    must("qemu-io", "-f", "raw", "-c", "read -P 1 0 1M", "-c", "read -P 2 1M 4M", "two.raw")
+    must("qemu-io", "-f", "qcow2", "-c", "read -P 4 0 8M", "l.qcow2")
+
+
 def refusals():
     must("qemu-img", "create", "-q", "-f", "qcow2", "-o", "refcount_bits=1", "r.qcow2", "1M")
     qemu_io("r.qcow2", "write 0 64k")
@@ -170,6 +203,7 @@ with Workdir():
     other_sizes()
     many()
     served()
+    live()
     refusals()
     bitmaps_refuse_apply()
     damaged()
