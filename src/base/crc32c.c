@@ -1,5 +1,5 @@
 /*
- * CRC-32C, eight bytes a step.
+ * CRC-32C, eight bytes a step: by the processor's own instruction where it has one, else by tables.
  *
  * tables[0] is the usual table of a byte; tables[k] says what that byte does k bytes further on, so
  * that the eight look-ups of a step do not wait for each other.
@@ -31,7 +31,7 @@ static void make_tables(void)
     }
 }
 
-uint32_t crc32c(uint32_t crc, const void *bytes, size_t length)
+uint32_t crc32c_by_tables(uint32_t crc, const void *bytes, size_t length)
 {
     const uint8_t *at = bytes;
     pthread_once(&tables_once, make_tables);
@@ -48,3 +48,29 @@ uint32_t crc32c(uint32_t crc, const void *bytes, size_t length)
     }
     return ~crc;
 }
+
+#ifdef __x86_64__
+__attribute__((target("sse4.2"))) static uint32_t by_instruction(uint32_t crc, const uint8_t *at,
+                                                                 size_t length)
+{
+    crc = ~crc;
+    for (; length >= 8; at += 8, length -= 8) {
+        crc = __builtin_ia32_crc32di(crc, load_le64(at));
+    }
+    for (; length > 0; at++, length--) {
+        crc = __builtin_ia32_crc32qi(crc, *at);
+    }
+    return ~crc;
+}
+
+uint32_t crc32c(uint32_t crc, const void *bytes, size_t length)
+{
+    return __builtin_cpu_supports("sse4.2") ? by_instruction(crc, bytes, length)
+                                            : crc32c_by_tables(crc, bytes, length);
+}
+#else
+uint32_t crc32c(uint32_t crc, const void *bytes, size_t length)
+{
+    return crc32c_by_tables(crc, bytes, length);
+}
+#endif

@@ -10,4 +10,7 @@
 /* Goes on from crc, which is 0 at the start. */
 uint32_t crc32c(uint32_t crc, const void *bytes, size_t length);
 
+/* The same on a processor that has no instruction for it; for its test. */
+uint32_t crc32c_by_tables(uint32_t crc, const void *bytes, size_t length);
+
 #endif

@@ -24,7 +24,8 @@ struct Replay {
     size_t next_sync; /* first entry that was not looked at for a sync */
     bool *durable;
     Store *store;
-    GArray *newest_tick; /* uint64_t for each GRANULE */
+    uint64_t *newest_tick; /* for each GRANULE */
+    uint64_t newest_count;
     uint64_t seed;
 };
 
@@ -46,7 +47,6 @@ Replay *replay_new(const RecordEntry *entries, size_t count, const uint8_t *cont
     replay->count = count;
     replay->durable = g_new0(bool, count + 1);
     replay->store = store_scratch_new("cut", content, size);
-    replay->newest_tick = g_array_new(FALSE, TRUE, sizeof(uint64_t));
     replay->seed = seed;
     return replay;
 }
@@ -55,7 +55,7 @@ void replay_free(Replay *replay)
 {
     g_free(replay->durable);
     store_unref(replay->store);
-    g_array_free(replay->newest_tick, TRUE);
+    g_free(replay->newest_tick);
     g_free(replay);
 }
 
@@ -66,10 +66,16 @@ Store *replay_store(Replay *replay)
 
 static uint64_t *newest_tick(Replay *replay, uint64_t granule)
 {
-    if (granule >= replay->newest_tick->len) {
-        g_array_set_size(replay->newest_tick, granule * 2 + 1024);
+    if (granule >= replay->newest_count) {
+        uint64_t count = granule * 2 + 1024, *larger = g_new0(uint64_t, count);
+        if (replay->newest_count > 0) {
+            memcpy(larger, replay->newest_tick, replay->newest_count * sizeof *larger);
+        }
+        g_free(replay->newest_tick);
+        replay->newest_tick = larger;
+        replay->newest_count = count;
     }
-    return &g_array_index(replay->newest_tick, uint64_t, granule);
+    return &replay->newest_tick[granule];
 }
 
 static uint64_t entry_sectors(const RecordEntry *entry)

@@ -29,11 +29,15 @@ static ScratchStore *scratch_of(Store *store)
     return (ScratchStore *)store;
 }
 
+/* Fresh zeroes, of which nothing is touched that need not be: an image may be large and empty. */
 static uint8_t *grown(uint8_t *memory, uint64_t old, uint64_t size)
 {
-    memory = g_realloc(memory, size);
-    memset(memory + old, 0, size - old);
-    return memory;
+    uint8_t *larger = g_malloc0(size);
+    if (old > 0) {
+        memcpy(larger, memory, old);
+    }
+    g_free(memory);
+    return larger;
 }
 
 static void ensure_capacity(ScratchStore *scratch, uint64_t size)
@@ -184,6 +188,18 @@ static const StoreOps scratch_ops = {
     .close = scratch_close,
 };
 
+/* `to` is zeroes. */
+static void copy_sparse(uint8_t *to, const uint8_t *from, uint64_t size)
+{
+    static const uint8_t zeroes[PAGE];
+    for (uint64_t at = 0; at < size; at += PAGE) {
+        uint64_t length = min_u64(PAGE, size - at);
+        if (memcmp(from + at, zeroes, length) != 0) {
+            memcpy(to + at, from + at, length);
+        }
+    }
+}
+
 Store *store_scratch_new(const char *name, const uint8_t *content, uint64_t size)
 {
     ScratchStore *scratch = g_new0(ScratchStore, 1);
@@ -192,10 +208,8 @@ Store *store_scratch_new(const char *name, const uint8_t *content, uint64_t size
     scratch->touched_pages = g_array_new(FALSE, FALSE, sizeof(uint64_t));
     ensure_capacity(scratch, max_u64(size, 1u << 20));
     scratch->base_size = size;
-    if (size) {
-        memcpy(scratch->base, content, size);
-        memcpy(scratch->content, content, size);
-    }
+    copy_sparse(scratch->base, content, size);
+    copy_sparse(scratch->content, content, size);
     return &scratch->store;
 }
 
