@@ -8,6 +8,7 @@
  *      serve-listen.c    where clients come from
  *      serve-images.c    images -> disks -> exports, and back
  *      serve-exports.c   exports that come and go while others are served: verbs add, remove, kick
+ *      serve-directory.c exports that are opened when a client asks for them
  *      serve-tls.c       certificates, keys, who may do what
  *      serve-bitmaps.c   their bitmaps, as meta contexts
  *      serve-control.c   the control socket and its verbs

@@ -87,7 +87,7 @@ class Configured:
         """The answer, or the error where ok is false."""
         command = [os.environ["COWNBD"], "ctl", "--json", "--control", self.control, *arguments]
         result = subprocess.run(command, capture_output=True, text=True, timeout=wire.TIMEOUT)
-        assert (result.returncode == 0) == ok, result
+        assert (result.returncode == 0) == ok, f"{result} {self.errors()}"
         return json.loads(result.stdout) if ok else result.stderr
 
     def hand_over(self):
