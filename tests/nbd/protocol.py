@@ -620,7 +620,7 @@ def test_readiness_is_notified():
             os.environ["NOTIFY_SOCKET"] = path
             try:
                 with Server():
-                    assert manager.recv(100) == b"READY=1"
+                    assert manager.recv(100).startswith(b"READY=1\n")
             finally:
                 del os.environ["NOTIFY_SOCKET"]
 
