@@ -247,8 +247,8 @@ int qcow2_make_room(Image *image)
     return is_full(image->state) ? qcow2_flush(image) : 0;
 }
 
-/* Cuts off what was grown ahead of need. What the file had when it was opened is left alone. */
-static int trim_store(Image *image)
+/* What was grown ahead of need. What the file had when it was opened is left alone. */
+int qcow2_trim(Image *image)
 {
     Qcow2State *s = image->state;
     if (store_size(image->store) <= s->size_at_open) {
@@ -276,5 +276,5 @@ int qcow2_finish(Image *image)
 {
     int r = qcow2_settle(image);
     r = r < 0 ? r : qcow2_bitmaps_store(image);
-    return r < 0 ? r : trim_store(image);
+    return r < 0 ? r : qcow2_trim(image);
 }

@@ -302,7 +302,8 @@ static int drop_rest(Image *image, uint64_t end)
     uint64_t to = min_u64(align_up(end, s->cluster_size), first * span);
     r = r < 0 || from >= to ? r : qcow2_drop(image, from, to, 0);
     s->size_at_open = 0; /* also the end of the file goes */
-    return r < 0 ? r : qcow2_finish(image);
+    r = r < 0 ? r : qcow2_settle(image);
+    return r < 0 ? r : qcow2_trim(image);
 }
 
 static int shrink(Image *image, uint64_t size)

@@ -517,6 +517,7 @@ int qcow2_may_change(Image *image);
 int qcow2_flush(Image *image);
 int qcow2_settle(Image *image); /* flushes until nothing is left to write or to free */
 int qcow2_finish(Image *image);
+int qcow2_trim(Image *image); /* cuts off the end of the file that nothing uses */
 bool qcow2_is_dirty(const Image *image);
 void qcow2_update_dirty(Qcow2State *s); /* after any change */
 void qcow2_free_later(Qcow2State *s,
