@@ -20,6 +20,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -369,6 +370,9 @@ static int load(scmp_filter_ctx filter, bool programs)
 
 bool sandbox_calls_close(bool programs, GError **error)
 {
+    if (prctl(PR_GET_SECCOMP) < 0) {
+        return error_set(error, ENOSYS, "sandbox: this kernel has no seccomp");
+    }
     scmp_filter_ctx filter = seccomp_init(DENY);
     if (filter == NULL) {
         return error_set(error, ENOMEM, "sandbox: cannot make a list of system calls");

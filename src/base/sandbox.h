@@ -29,7 +29,8 @@ void sandbox_files_allow(SandboxFiles *files, const char *path, SandboxAccess ac
 bool sandbox_files_close(const SandboxFiles *files, GError **error);
 
 /* From now on no thread makes other system calls than a server needs; one that does gets -EPERM, and
- * the first of each kind is said on stderr. programs: to start one is allowed. [main] */
+ * the first of each kind is said on stderr. programs: to start one is allowed. ENOSYS: this
+ * kernel cannot do it. [main] */
 bool sandbox_calls_close(bool programs, GError **error);
 
 /* For a process that was started inside a sandbox: it says which calls are denied, too. [main] */

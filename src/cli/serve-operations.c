@@ -172,6 +172,18 @@ static void allow_system(SandboxFiles *files)
     sandbox_files_allow(files, beside, SANDBOX_READ); /* its next version, for a handover */
 }
 
+/* What a kernel cannot do is no reason not to serve. Takes refusal. */
+static bool go_on_without(GError *refusal, const char *what, GError **error)
+{
+    if (refusal->code == ENOSYS || refusal->code == EOPNOTSUPP) {
+        log_info("%s: %s are not restricted", refusal->message, what);
+        g_error_free(refusal);
+        return true;
+    }
+    g_propagate_error(error, refusal);
+    return false;
+}
+
 bool serve_sandbox_files(const ServeOptions *o, GError **error)
 {
     if (!o->confine || o->sandboxed) {
@@ -185,15 +197,8 @@ bool serve_sandbox_files(const ServeOptions *o, GError **error)
     allow_images(files, o);
     allow_own_files(files, o);
     allow_system(files);
-    if (sandbox_files_close(files, &refusal)) {
-        return true;
-    }
-    if (refusal->code == ENOSYS || refusal->code == EOPNOTSUPP) {
-        log_info("%s: files are not restricted", refusal->message);
-        return true;
-    }
-    g_propagate_error(error, g_steal_pointer(&refusal));
-    return false;
+    return sandbox_files_close(files, &refusal) ||
+           go_on_without(g_steal_pointer(&refusal), "files", error);
 }
 
 void serve_sandbox_explain(const ServeOptions *o, GError **error)
@@ -209,9 +214,13 @@ void serve_sandbox_explain(const ServeOptions *o, GError **error)
 
 bool serve_sandbox_calls(const Serve *serve, GError **error)
 {
+    if (!serve->options.confine || serve->options.sandboxed) {
+        return true;
+    }
     /* To start a program is what a handover does, and it is asked for over the control socket. */
-    return !serve->options.confine || serve->options.sandboxed ||
-           sandbox_calls_close(serve->control != NULL, error);
+    g_autoptr(GError) refusal = NULL;
+    return sandbox_calls_close(serve->control != NULL, &refusal) ||
+           go_on_without(g_steal_pointer(&refusal), "system calls", error);
 }
 
 /* User and group */
