@@ -1,8 +1,11 @@
 """cownbd bitmap beside qemu-img bitmap, and what follows writes: what one keeps, the other reads."""
 
 import json
+import os
 import signal
 import subprocess
+import sys
+import time
 
 from cli import COWNBD, Workdir, cownbd, expect, expect_equal, expect_refused, must, ours, qemu_io, run
 
@@ -47,14 +50,15 @@ def dirty_by_us(image, bitmap):
 
 def dirty_by_qemu(image, bitmap):
     """qemu reads the bitmap from the file and gives it to its own client."""
-    from os import path, remove
-    with subprocess.Popen(["qemu-nbd", "-r", "-k", path.abspath("q"), "-B", bitmap, "--fork", "--pid-file", "q.pid",
-                           image]) as starter:
-        expect_equal(starter.wait(60), 0, "qemu-nbd")
+    server = subprocess.Popen(["qemu-nbd", "-r", "-t", "-k", os.path.abspath("q"), "-B", bitmap, image])
+    while run("nbdinfo", "--size", "nbd+unix:///?socket=q").returncode != 0:
+        expect(server.poll() is None, "qemu-nbd has ended") or sys.exit(1)
+        time.sleep(0.05)
     pieces = json.loads(must("qemu-img", "map", "--output=json", "--image-opts",
                              "driver=nbd,server.type=unix,server.path=q,"
                              f"x-dirty-bitmap=qemu:dirty-bitmap:{bitmap}"))
-    remove("q") if path.exists("q") else None
+    server.terminate()
+    server.wait(60)
     ranges = []
     for piece in pieces:  # "data": false says dirty: that is how qemu shows it
         if not piece["data"]:
