@@ -74,15 +74,26 @@ static char *value_text(JsonNode *value)
     return json_to_string(value, FALSE);
 }
 
-static void print_members(JsonObject *object)
+/* A few fit on the line of their name. */
+static void print_members(const char *name, JsonObject *object)
 {
     JsonObjectIter iter;
-    const char *key;
+    const char *key, *separator = "";
     JsonNode *value;
+    bool is_short = json_object_get_size(object) <= 2;
+    printf(is_short ? "  %-14s " : "  %s\n", name);
     json_object_iter_init_ordered(&iter, object);
     while (json_object_iter_next_ordered(&iter, &key, &value)) {
         g_autofree char *text = value_text(value);
-        printf("    %-18s %12s\n", key, text);
+        if (is_short) {
+            printf("%s%s %s", separator, key, text);
+            separator = ", ";
+        } else {
+            printf("    %-18s %12s\n", key, text);
+        }
+    }
+    if (is_short) {
+        putchar('\n');
     }
 }
 
@@ -99,8 +110,7 @@ static void print_rest(JsonObject *export)
             continue;
         }
         if (JSON_NODE_HOLDS_OBJECT(value)) {
-            printf("  %s\n", key);
-            print_members(json_node_get_object(value));
+            print_members(key, json_node_get_object(value));
         } else {
             g_autofree char *text = value_text(value);
             printf("  %-14s %12s\n", key, text);
