@@ -227,12 +227,14 @@ bool serve_sandbox_calls(const Serve *serve, GError **error)
 
 static bool find_ids(const ServeOptions *o, uid_t *user, gid_t *group, GError **error)
 {
+    *user = geteuid();
+    *group = getegid();
     const struct passwd *entry = o->user != NULL ? getpwnam(o->user) : NULL;
     if (o->user != NULL && entry == NULL) {
         return error_set(error, EINVAL, "serve: --user is '%s': there is no such user", o->user);
     }
-    *user = entry != NULL ? entry->pw_uid : geteuid();
-    *group = entry != NULL ? entry->pw_gid : getegid();
+    *user = entry != NULL ? entry->pw_uid : *user;
+    *group = entry != NULL ? entry->pw_gid : *group;
     const struct group *named = o->group != NULL ? getgrnam(o->group) : NULL;
     if (o->group != NULL && named == NULL) {
         return error_set(error, EINVAL, "serve: --group is '%s': there is no such group", o->group);
