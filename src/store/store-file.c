@@ -257,6 +257,12 @@ static int file_sync(Store *store)
     return atomic_load_explicit(&file->sync_error, memory_order_acquire);
 }
 
+/* Starts writeback only: an error of it stays with the pages' file and is told to fdatasync. */
+static void file_start_sync(Store *store, uint64_t offset, uint64_t length)
+{
+    sync_file_range(file_of(store)->fd, offset, length, SYNC_FILE_RANGE_WRITE);
+}
+
 static uint64_t file_allocated_bytes(Store *store)
 {
     StoreFile *file = file_of(store);
@@ -283,6 +289,7 @@ static const StoreOps file_ops = {
     .next_data = file_next_data,
     .truncate = file_truncate,
     .sync = file_sync,
+    .start_sync = file_start_sync,
     .allocated_bytes = file_allocated_bytes,
     .close = file_close,
 };

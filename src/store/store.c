@@ -127,6 +127,13 @@ int store_sync(Store *store)
     return store->ops->sync(store);
 }
 
+void store_start_sync(Store *store, uint64_t offset, uint64_t length)
+{
+    if (store->ops->start_sync) {
+        store->ops->start_sync(store, offset, length);
+    }
+}
+
 uint64_t store_allocated_bytes(Store *store)
 {
     return store->ops->allocated_bytes(store);

@@ -60,7 +60,7 @@ typedef enum {
                             */
 } StorePunch;
 
-/* read_nowait and write_nowait may be NULL (always -EAGAIN). punch and next_data are called with
+/* read_nowait and write_nowait may be NULL (always -EAGAIN), start_sync too (nothing happens). punch and next_data are called with
  * ranges inside the store, not empty; nothing that changes it is called on a read-only store. */
 struct StoreOps {
     const char *name;
@@ -73,6 +73,7 @@ struct StoreOps {
     int (*next_data)(Store *store, uint64_t offset, uint64_t length, bool *data, uint64_t *run);
     int (*truncate)(Store *store, uint64_t size);
     int (*sync)(Store *store);
+    void (*start_sync)(Store *store, uint64_t offset, uint64_t length);
     uint64_t (*allocated_bytes)(Store *store);
     void (*close)(Store *store); /* frees what lies behind the Store, not the Store's own memory */
 };
@@ -130,6 +131,10 @@ int store_truncate(Store *store, uint64_t size); /* [pool] */
  * failure the store remembers it: every later sync fails with the same error, for the kernel
  * reports a lost page only once. [pool] */
 int store_sync(Store *store);
+
+/* The range was just written and is to be synced some day: a good time to begin. Says nothing about what is on stable
+ * storage, and hides no error from the store_sync that must follow. [pool] */
+void store_start_sync(Store *store, uint64_t offset, uint64_t length);
 
 uint64_t store_allocated_bytes(Store *store); /* space that the host uses [pool] */
 

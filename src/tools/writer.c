@@ -381,12 +381,40 @@ static int transfer_neighbours(const Piece *piece, guint first, guint *count)
     return store_writev(start->store, iov, n, start->host_offset);
 }
 
-static int transfer_all(const Piece *piece)
+static int transfer_in_turn(const Piece *piece)
 {
     int r = 0;
     with_mutex(&piece->writer->turn);
     for (guint i = 0, n; r == 0 && i < piece->transfers->len; i += n) {
         r = transfer_neighbours(piece, i, &n);
+    }
+    return r;
+}
+
+/* The disks write while the next pieces are read; else all of it would wait for the sync at the end. What others wrote
+ * in between goes along. */
+static void start_sync(const Piece *piece)
+{
+    for (guint i = 0; i < piece->transfers->len;) {
+        Store *store = g_array_index(piece->transfers, Transfer, i).store;
+        uint64_t from = UINT64_MAX, to = 0;
+        for (; i < piece->transfers->len; i++) {
+            const Transfer *transfer = &g_array_index(piece->transfers, Transfer, i);
+            if (transfer->store != store) {
+                break;
+            }
+            from = min_u64(from, transfer->host_offset);
+            to = max_u64(to, transfer->host_offset + transfer->length);
+        }
+        store_start_sync(store, from, to - from);
+    }
+}
+
+static int transfer_all(const Piece *piece)
+{
+    int r = transfer_in_turn(piece);
+    if (r == 0) {
+        start_sync(piece);
     }
     return r;
 }
