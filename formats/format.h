@@ -59,12 +59,24 @@ typedef struct FormatOption {
     const char *help;
 } FormatOption;
 
+/* Makes the files of an image that lie beside its main one (extents of vmdk, the data file of qcow2).
+ * Whoever calls create gives it, and sees to it that none of them is left when the image does not
+ * become whole. */
+typedef struct FormatFiles FormatFiles;
+struct FormatFiles {
+    const char *base_name; /* the last part of the image's path: what other names are made of */
+    /* A new, empty file in place of what has this name, which is as the image will name it:
+     * absolute, or from the image's directory on. The caller owns the store; NULL with *error. */
+    Store *(*make)(FormatFiles *files, const char *name, GError **error);
+};
+
 typedef struct FormatCreate {
     uint64_t size;              /* virtual size, bytes */
     const char *backing_name;   /* written into the image as given; NULL for none */
     const char *backing_format; /* NULL only together with backing_name */
     const Image *backing;       /* the same, opened; NULL when it was not looked at */
     GHashTable *options; /* char * -> char *: only names of format->create_options; may be NULL */
+    FormatFiles *files;  /* NULL: there can be no file but the store */
 } FormatCreate;
 
 typedef enum {
@@ -156,6 +168,10 @@ struct Format {
 
     /* Everything committed so far is on stable storage when this returns 0, data included. */
     int (*flush)(Image *image);
+
+    /* Syncs every store that may hold data of the image, and no more: runs beside anything. NULL: there
+     * is only image->store. Call image_sync. */
+    int (*sync)(Image *image);
 
     /* Orderly end of writing, after the last flush: apply pending frees, clear the dirty bit, trim
      * the file, sync. May be NULL. */

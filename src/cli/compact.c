@@ -124,17 +124,18 @@ static bool compact_image(Compact *compact, const CliCommon *common, GError **er
         .backing_name = image->backing_name,
         .backing_format = image->backing_format,
         .options = compact->options,
+        .files = &target.files,
     };
     if (!image->format->create(target.store, &how, error)) {
         return false;
     }
-    ImageOpen open = {.format = image->format, .write = true};
+    ImageOpen open = {.format = image->format, .write = true, .parts = target.parts};
     g_autoptr(Image) new = image_open_store(target.store, &open, NULL, error);
     if (!new || !fill(compact, new, error)) {
         return false;
     }
-    compact->before = store_allocated_bytes(image->store);
-    compact->after = store_allocated_bytes(new->store);
+    compact->before = image_allocated_bytes(image);
+    compact->after = image_allocated_bytes(new);
     return target_commit(&target, error);
 }
 

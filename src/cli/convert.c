@@ -217,12 +217,13 @@ static bool convert_new(Convert *convert, GError **error)
         .backing_format = convert->backing_format,
         .backing = convert->backing,
         .options = convert->options,
+        .files = &target.files,
     };
     if (!target_open(&target, convert->path, error) ||
         !convert->format->create(target.store, &how, error)) {
         return false;
     }
-    ImageOpen open = {.format = convert->format, .write = true};
+    ImageOpen open = {.format = convert->format, .write = true, .parts = target.parts};
     g_autoptr(Image) image = image_open_store(target.store, &open, convert->backing, error);
     if (!image) {
         return false;

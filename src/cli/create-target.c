@@ -1,5 +1,10 @@
 /*
- * The file that create writes.
+ * The files that create writes.
+ *
+ *     other files get their names .... sync .... the image's own file gets its name .... sync
+ *
+ * Where other files are replaced, the old image loses its name first: it would consist of old and
+ * new files.
  *
  * What must stay true: the old file, if there is one, stays write-locked until the new one has its
  * name, so that no server can begin to write it in between; a device keeps its lock for as long as
@@ -9,6 +14,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -87,7 +93,7 @@ static bool open_new(CreateTarget *target, const struct stat *old, GError **erro
     return target->store != NULL;
 }
 
-bool target_open(CreateTarget *target, const char *path, GError **error)
+static bool open_at(CreateTarget *target, const char *path, GError **error)
 {
     struct stat st;
     char *resolved = realpath(path, NULL);
@@ -112,10 +118,82 @@ bool target_open(CreateTarget *target, const char *path, GError **error)
     return open_new(target, &st, error);
 }
 
-bool target_is_new(const CreateTarget *target)
+static bool is_new(const CreateTarget *target)
 {
     return target->nameless || target->new_path;
 }
+
+/* ---- the image's other files ---------------------------------------------------------------- */
+
+static void target_free(void *target)
+{
+    target_clear(target);
+    g_free(target);
+}
+
+static bool is_taken(const CreateTarget *target, const char *path)
+{
+    bool taken = strcmp(path, target->path) == 0;
+    for (guint i = 0; target->beside && i < target->beside->len; i++) {
+        const CreateTarget *other = g_ptr_array_index(target->beside, i);
+        taken |= strcmp(path, other->path) == 0;
+    }
+    return taken;
+}
+
+/* FormatFiles.make */
+static Store *make_beside(FormatFiles *files, const char *name, GError **error)
+{
+    CreateTarget *target = (CreateTarget *)((char *)files - offsetof(CreateTarget, files));
+    g_autofree char *directory = g_path_get_dirname(target->path);
+    g_autofree char *path =
+        g_path_is_absolute(name) ? g_strdup(name) : g_build_filename(directory, name, NULL);
+    if (!is_new(target)) {
+        error_set(error, EINVAL, "%s: is a device: an image of several files must be made of files",
+                  target->path);
+        return NULL;
+    }
+    g_autofree CreateTarget *other = g_new0(CreateTarget, 1);
+    if (!open_at(other, path, error)) {
+        target_clear(other);
+        return NULL;
+    }
+    if (is_taken(target, other->path)) {
+        error_set(error, EINVAL, "%s: would be two files of one image: give them other names",
+                  other->path);
+        target_clear(other);
+        return NULL;
+    }
+    if (!target->beside) {
+        target->beside = g_ptr_array_new_with_free_func(target_free);
+        target->parts = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+    }
+    g_hash_table_insert(target->parts, g_strdup(name), other->store);
+    Store *store = store_ref(other->store);
+    g_ptr_array_add(target->beside, g_steal_pointer(&other));
+    return store;
+}
+
+bool target_open(CreateTarget *target, const char *path, GError **error)
+{
+    if (!open_at(target, path, error)) {
+        return false;
+    }
+    const char *slash = strrchr(target->path, '/');
+    target->files = (FormatFiles){slash ? slash + 1 : target->path, make_beside};
+    return true;
+}
+
+bool target_is_new(const CreateTarget *target)
+{
+    bool all_new = is_new(target);
+    for (guint i = 0; target->beside && i < target->beside->len; i++) {
+        all_new &= is_new(g_ptr_array_index(target->beside, i));
+    }
+    return all_new;
+}
+
+/* ---- names ---------------------------------------------------------------------------------- */
 
 static bool sync_directory(const char *path, GError **error)
 {
@@ -154,9 +232,9 @@ static int name_nameless(CreateTarget *target)
     return r;
 }
 
-bool target_commit(CreateTarget *target, GError **error)
+static bool give_name(CreateTarget *target, GError **error)
 {
-    if (!target_is_new(target)) {
+    if (!is_new(target)) {
         return true;
     }
     int r = target->nameless ? name_nameless(target) : 0;
@@ -167,8 +245,66 @@ bool target_commit(CreateTarget *target, GError **error)
         return error_set_errno(error, -r, "%s: cannot give the image its name", target->path);
     }
     target->nameless = false;
+    target->named = true;
     g_clear_pointer(&target->new_path, g_free);
+    return true;
+}
+
+/* The old image, when the new one takes other files from it. */
+static bool remove_old(const CreateTarget *target, GError **error)
+{
+    bool replaces = false;
+    for (guint i = 0; i < target->beside->len; i++) {
+        const CreateTarget *other = g_ptr_array_index(target->beside, i);
+        replaces |= other->old_store != NULL;
+    }
+    if (!replaces || !target->old_store) {
+        return true;
+    }
+    if (unlink(target->path) < 0) {
+        return error_set_errno(error, errno, "%s: cannot remove the old image", target->path);
+    }
     return sync_directory(target->path, error);
+}
+
+static bool name_beside_files(CreateTarget *target, GError **error)
+{
+    g_autofree char *synced = NULL;
+    if (!target->beside) {
+        return true;
+    }
+    if (!remove_old(target, error)) {
+        return false;
+    }
+    for (guint i = 0; i < target->beside->len; i++) {
+        if (!give_name(g_ptr_array_index(target->beside, i), error)) {
+            return false;
+        }
+    }
+    for (guint i = 0; i < target->beside->len; i++) {
+        const CreateTarget *other = g_ptr_array_index(target->beside, i);
+        g_autofree char *directory = g_path_get_dirname(other->path);
+        if (g_strcmp0(directory, synced) != 0 && !sync_directory(other->path, error)) {
+            return false;
+        }
+        g_free(synced);
+        synced = g_steal_pointer(&directory);
+    }
+    return true;
+}
+
+bool target_commit(CreateTarget *target, GError **error)
+{
+    bool is_file = is_new(target);
+    if (!name_beside_files(target, error) || !give_name(target, error)) {
+        return false;
+    }
+    target->named = false;
+    for (guint i = 0; target->beside && i < target->beside->len; i++) {
+        CreateTarget *other = g_ptr_array_index(target->beside, i);
+        other->named = false;
+    }
+    return !is_file || sync_directory(target->path, error);
 }
 
 void target_clear(CreateTarget *target)
@@ -176,6 +312,11 @@ void target_clear(CreateTarget *target)
     if (target->new_path) {
         unlink(target->new_path);
     }
+    if (target->named) {
+        unlink(target->path);
+    }
+    g_clear_pointer(&target->parts, g_hash_table_unref);
+    g_clear_pointer(&target->beside, g_ptr_array_unref);
     g_clear_pointer(&target->store, store_unref);
     g_clear_pointer(&target->old_store, store_unref);
     g_clear_pointer(&target->new_path, g_free);

@@ -1,5 +1,8 @@
 /*
- * The file that create writes: all of it appears under its name at once, or nothing does. [main]
+ * The files that create writes: the image appears under its name whole, or not at all. [main]
+ *
+ * An image may have more files than the one that is its target. They are named before it, and what
+ * it replaces goes away before they do: whoever looks sees the old image, none, or the whole new one.
  */
 #ifndef CLI_CREATE_TARGET_H
 #define CLI_CREATE_TARGET_H
@@ -7,6 +10,7 @@
 #include <glib.h>
 #include <stdbool.h>
 
+#include "formats/format.h"
 #include "store/store.h"
 
 typedef struct CreateTarget {
@@ -17,15 +21,20 @@ typedef struct CreateTarget {
                        is written in place */
     Store
         *old_store; /* the file that is replaced, locked so that nobody starts to use it; or NULL */
+    bool named;     /* the file has its name, but not all of the image is there yet */
+
+    FormatFiles files; /* for format->create: makes the image's other files */
+    GPtrArray *beside; /* those: CreateTarget *; or NULL */
+    GHashTable *parts; /* the same for ImageOpen.parts; NULL when there are none */
 } CreateTarget;
 
-/* Whether it is a new file, and no device. */
+/* Whether all of it is new files, and no device. */
 bool target_is_new(const CreateTarget *target);
 
 /* Refuses a target that is in use, and what is neither a file nor a block device. */
 bool target_open(CreateTarget *target, const char *path, GError **error);
 
-/* The image is complete and synced: gives it its name, durably. */
+/* The image is complete and synced: gives its files their names, durably. */
 bool target_commit(CreateTarget *target, GError **error);
 
 /* Frees; an image that was not committed is removed. */

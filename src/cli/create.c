@@ -87,6 +87,7 @@ static bool write_image(const CreateCommand *command, GError **error)
         .backing_format = command->backing_format,
         .backing = command->backing,
         .options = command->options,
+        .files = &target.files,
     };
     return target_open(&target, command->path, error) &&
            command->format->create(target.store, &how, error) && target_commit(&target, error);

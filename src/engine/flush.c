@@ -109,7 +109,7 @@ static void flush_job_run(PoolJob *job)
 static void sync_job_run(PoolJob *job)
 {
     Disk *disk = job_disk(job);
-    flush_end(disk, store_sync(disk->image->store));
+    flush_end(disk, image_sync(disk->image));
 }
 
 /* False: there is nothing to flush. A device of which the kernel moves the data flushes the server

@@ -145,7 +145,7 @@ int lease_flush(Disk *disk)
 static void sync_errand(PoolJob *job)
 {
     Errand *errand = errand_of(job);
-    errand_end(errand, store_sync(errand->disk->image->store));
+    errand_end(errand, image_sync(errand->disk->image));
 }
 
 int lease_sync(Disk *disk)

@@ -145,6 +145,7 @@ static Image *open_one(Store *store, const char *path, const Format *format, con
     image->metadata_cache =
         how->metadata_cache ? how->metadata_cache : IMAGE_METADATA_CACHE_DEFAULT;
     image->allow_paths = how->allow_paths;
+    image->parts = how->parts;
     if (!find_format(image, format, error)) {
         return NULL;
     }
@@ -252,6 +253,7 @@ static bool open_backing(Image *image, const ImageOpen *top, GArray *files, GErr
     how.write = top->write_depth != 0 && top->write_depth == files->len;
     how.repair = false;
     how.snapshot = NULL;
+    how.parts = NULL;
     const Format *format;
     if (!backing_format(image, &format, error)) {
         return false;
@@ -293,6 +295,7 @@ Image *image_open(const char *path, const ImageOpen *how, GError **error)
     }
     for (Image *image = top; image; image = image->backing) {
         image->allow_paths = NULL;
+        image->parts = NULL;
         if (!how->fold && !check_unfolded(image, error)) {
             return NULL;
         }
@@ -318,6 +321,7 @@ Image *image_open_store(Store *store, const ImageOpen *how, Image *backing, GErr
         }
     }
     image->allow_paths = NULL;
+    image->parts = NULL;
     return start_writing(image, error) ? g_steal_pointer(&image) : NULL;
 }
 
@@ -357,7 +361,7 @@ int image_finish(Image *image)
         return 0;
     }
     for (int round = 0; round < FINISH_ROUNDS; round++) {
-        int r = format->flush ? format->flush(image) : store_sync(image->store);
+        int r = format->flush ? format->flush(image) : image_sync(image);
         if (r < 0) {
             return r;
         }
@@ -366,6 +370,11 @@ int image_finish(Image *image)
         }
     }
     return format->finish ? format->finish(image) : 0;
+}
+
+int image_sync(Image *image)
+{
+    return image->format->sync ? image->format->sync(image) : store_sync(image->store);
 }
 
 /* "raw, qcow2" */
@@ -518,6 +527,13 @@ int image_map(Image *image, uint64_t offset, uint64_t length, ExtentList *list)
 
 Store *image_open_named(Image *image, const char *name, bool write, char **resolved, GError **error)
 {
+    Store *open_already = image->parts ? g_hash_table_lookup(image->parts, name) : NULL;
+    if (open_already) {
+        if (resolved) {
+            *resolved = g_strdup(open_already->name);
+        }
+        return store_ref(open_already);
+    }
     g_autofree char *path = NULL;
     int fd = image_name_open(image, "part", name, write, &path, error);
     if (fd < 0) {

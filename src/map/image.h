@@ -40,6 +40,9 @@ typedef struct ImageOpen {
     /* Directories in which named files may lie; NULL-terminated, may be NULL. */
     const char *const *allow_paths;
     uint64_t metadata_cache; /* bytes an image; 0: the default of 32 MiB */
+    /* char * -> Store *: files that the top image names and that are open already, used in place of
+     * looking for them; may be NULL. For who makes an image, whose files have no names yet. */
+    GHashTable *parts;
 } ImageOpen;
 
 #define IMAGE_METADATA_CACHE_DEFAULT (32u << 20)
@@ -66,6 +69,7 @@ struct Image {
     bool no_names;                  /* not opened by a path: what it names is never opened */
     uint64_t metadata_cache;        /* bytes */
     const char *const *allow_paths; /* valid during format->open only */
+    GHashTable *parts;              /* the same */
     _Atomic int refs;
     void *state; /* the format's */
 };
@@ -88,6 +92,10 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Image, image_unref)
 /* What a writer does last: format->flush until nothing is pending, format->finish. 0 or -errno.
  * [pool]/[main] */
 int image_finish(Image *image);
+
+/* All that was written to the image's files is on stable storage when this returns 0; metadata that is
+ * still in memory is not. [pool]/[main] */
+int image_sync(Image *image);
 
 /* Gives the disk another size; formats/format.h, resize, says what is promised. Refuses what the image
  * cannot: EACCES not open for writing, ENOTSUP the format, EFBIG or EINVAL the size. Nothing else uses the image
@@ -118,8 +126,8 @@ int chain_read(Image *top, void *buffer, uint64_t length, uint64_t offset);
 int chain_read_extent(const Extent *extent, uint8_t *buffer);
 
 /* The rest is for formats. Opens a file that the image names, beneath the directory of the image or
- * the allowed ones (openat2, RESOLVE_BENEATH); absolute names must lie in one of these. *resolved
- * (may be NULL): free with g_free. */
+ * the allowed ones (openat2, RESOLVE_BENEATH); absolute names must lie in one of these. One that
+ * ImageOpen.parts has is that store. *resolved (may be NULL): free with g_free. */
 Store *image_open_named(Image *image, const char *name, bool write, char **resolved,
                         GError **error);
 
