@@ -43,11 +43,12 @@ static bool plan_layout(QcowHeader *header, const FormatCreate *how, GError **er
         return error_set(error, EINVAL, "the backing name has %zu bytes: must be at most %u", name,
                          QCOW_MAX_NAME);
     }
-    if (entries > QCOW_MAX_L1_BYTES / 8) {
+    if (entries > TABLE_TREE_MAX_L1_BYTES / 8) {
         return error_set(error, EFBIG,
                          "image size %" PRIu64 " is too large for cluster_size %u: must be at most "
                          "%" PRIu64,
-                         header->size, 1u << header->cluster_bits, span * (QCOW_MAX_L1_BYTES / 8));
+                         header->size, 1u << header->cluster_bits,
+                         span * (TABLE_TREE_MAX_L1_BYTES / 8));
     }
     header->name_size = name;
     header->name_offset = name > 0 ? QCOW_HEADER_SIZE : 0;
@@ -90,9 +91,8 @@ bool qcow_create(Store *store, const FormatCreate *how, GError **error)
 
 bool qcow_create_like(const Image *image, GHashTable *options, GError **error)
 {
-    const QcowState *s = image->state;
     g_hash_table_insert(options, g_strdup("cluster_size"),
-                        g_strdup_printf("%" PRIu64, s->cluster_size));
+                        g_strdup_printf("%" PRIu64, table_tree(image)->cluster_size));
     return true;
 }
 

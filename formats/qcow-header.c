@@ -1,5 +1,5 @@
 /*
- * qcow, version 1: the header and the L1 table.
+ * qcow, version 1: the header.
  *
  *     offset size  meaning (big endian)                offset size  meaning
  *          0    4  "QFI\xfb"                              32    1  log2 of the cluster size
@@ -37,11 +37,11 @@ static bool check_l1(const Image *image, QcowHeader *header, GError **error)
 {
     uint64_t span = UINT64_C(1) << (header->cluster_bits + header->l2_bits);
     uint64_t entries = div_round_up(header->size, span);
-    if (header->size > INT64_MAX || entries > QCOW_MAX_L1_BYTES / 8) {
+    if (header->size > INT64_MAX || entries > TABLE_TREE_MAX_L1_BYTES / 8) {
         return error_set(error, EUCLEAN,
                          "%s: size is %" PRIu64 ": must be at most %" PRIu64
                          " with these cluster_bits and l2_bits",
-                         image->path, header->size, span * (QCOW_MAX_L1_BYTES / 8));
+                         image->path, header->size, span * (TABLE_TREE_MAX_L1_BYTES / 8));
     }
     if (header->l1_offset < QCOW_HEADER_SIZE || header->l1_offset % 8 != 0 ||
         !range_within(header->l1_offset, entries * 8, store_size(image->store))) {
@@ -123,21 +123,4 @@ bool qcow_header_read(Image *image, QcowHeader *header, GError **error)
     }
     look_for_xen(header, bytes);
     return read_name(image, header, error);
-}
-
-bool qcow_l1_read(const Image *image, QcowState *s, GError **error)
-{
-    size_t bytes = s->header.l1_size * UINT64_C(8);
-    s->l1 = g_try_malloc(max_u64(bytes, 8));
-    int r = s->l1 ? 0 : -ENOMEM;
-    if (r == 0 && bytes > 0) {
-        r = store_read(image->store, s->l1, bytes, s->header.l1_offset);
-    }
-    if (r < 0) {
-        return error_set_errno(error, -r, "%s: cannot read the L1 table", image->path);
-    }
-    for (uint32_t i = 0; i < s->header.l1_size; i++) {
-        s->l1[i] = s->header.l1_little ? load_le64(&s->l1[i]) : load_be64(&s->l1[i]);
-    }
-    return true;
 }

@@ -7,7 +7,7 @@
  *                                              the bits above the offset, which need not be aligned
  *
  * Nothing records who uses which cluster: new ones are taken from the end of the file. So an image
- * is looked through before it is written to (qcow-scan.c): blktap has left images behind in which
+ * is looked through before it is written to (tabletree-scan.c): blktap has left images behind in which
  * clusters overlap.
  *
  * What must stay true: a table or a cluster is used only where all of it lies in the file, for what
@@ -22,7 +22,6 @@
 #include "formats/inflate.h"
 
 #define MAP_EXTENTS_MAX 256
-#define CACHE_MIN       (16u * QCOW_PIECE)
 
 static int qcow_probe(const uint8_t *head, size_t n, const char *path)
 {
@@ -32,28 +31,57 @@ static int qcow_probe(const uint8_t *head, size_t n, const char *path)
 static void state_free(QcowState *s)
 {
     if (s) {
-        metacache_free(s->meta);
-        g_clear_pointer(&s->l1_dirty, g_hash_table_destroy);
-        g_clear_pointer(&s->l1_new, g_hash_table_destroy);
-        g_free(s->l1);
+        table_tree_clear(&s->tree);
         g_free(s);
     }
 }
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(QcowState, state_free)
 
+static TreeCluster decode_entry(const TableTree *tree, uint64_t entry)
+{
+    unsigned offset_bits = 63 - tree->cluster_bits;
+    if (!(entry & QCOW_COMPRESSED)) {
+        return (TreeCluster){.host = entry};
+    }
+    return (TreeCluster){
+        .host = entry & ((UINT64_C(1) << offset_bits) - 1),
+        .compressed = true,
+        .stored_length = (entry >> offset_bits) & (tree->cluster_size - 1),
+    };
+}
+
+static void take_head(const Image *image, ClusterUse *use)
+{
+    const QcowHeader *header = &qcow_state(image)->header;
+    cluster_use_take_head(use, 0, QCOW_HEADER_SIZE);
+    cluster_use_take_head(use, header->l1_offset, max_u64(header->l1_size * UINT64_C(8), 1));
+    if (image->backing_name) {
+        cluster_use_take_head(use, header->name_offset, header->name_size);
+    }
+}
+
 static bool qcow_open(Image *image, GError **error)
 {
     g_autoptr(QcowState) s = g_new0(QcowState, 1);
-    if (!qcow_header_read(image, &s->header, error) || !qcow_l1_read(image, s, error)) {
+    const QcowHeader *header = &s->header;
+    if (!qcow_header_read(image, &s->header, error)) {
         return false;
     }
-    s->cluster_size = UINT64_C(1) << s->header.cluster_bits;
-    s->l2_bytes = UINT64_C(8) << s->header.l2_bits;
-    s->meta = metacache_new(image->store, QCOW_PIECE, max_u64(image->metadata_cache, CACHE_MIN));
-    s->l1_dirty = g_hash_table_new(NULL, NULL);
-    s->l1_new = g_hash_table_new(NULL, NULL);
-    image->size = s->header.size;
-    image->allocation_unit = s->cluster_size;
+    s->tree = (TableTree){
+        .l1_offset = header->l1_offset,
+        .l1_size = header->l1_size,
+        .l1_little = header->l1_little,
+        .cluster_bits = header->cluster_bits,
+        .l2_bits = header->l2_bits,
+        .head_end = QCOW_HEADER_SIZE,
+        .decode = decode_entry,
+        .take_head = take_head,
+    };
+    if (!table_tree_open(&s->tree, image, error)) {
+        return false;
+    }
+    image->size = header->size;
+    image->allocation_unit = s->tree.cluster_size;
     image->state = g_steal_pointer(&s);
     return true;
 }
@@ -61,68 +89,6 @@ static bool qcow_open(Image *image, GError **error)
 static void qcow_close(Image *image)
 {
     state_free(image->state);
-}
-
-QcowCluster qcow_entry_decode(const QcowState *s, uint64_t entry)
-{
-    unsigned offset_bits = 63 - s->header.cluster_bits;
-    if (!(entry & QCOW_COMPRESSED)) {
-        return (QcowCluster){.host = entry};
-    }
-    return (QcowCluster){
-        .host = entry & ((UINT64_C(1) << offset_bits) - 1),
-        .compressed = true,
-        .stored_length = (entry >> offset_bits) & (s->cluster_size - 1),
-    };
-}
-
-bool qcow_place_ok(const Image *image, uint64_t offset, uint64_t length)
-{
-    return offset >= QCOW_HEADER_SIZE && offset % 8 == 0 &&
-           range_within(offset, length, store_size(image->store));
-}
-
-int qcow_entry_find(const Image *image, uint64_t offset, uint64_t *place)
-{
-    const QcowState *s = image->state;
-    uint64_t cluster = offset >> s->header.cluster_bits;
-    uint64_t l2 = s->l1[cluster >> s->header.l2_bits];
-    *place = 0;
-    if (l2 == 0) {
-        return 0;
-    }
-    if (!qcow_place_ok(image, l2, s->l2_bytes)) {
-        log_limited(LOG_LEVEL_ERROR,
-                    "%s: the L2 table of offset %" PRIu64 " is at %" PRIu64
-                    ", which is not in the file",
-                    image->path, offset, l2);
-        return -EIO;
-    }
-    *place = l2 + (cluster & ((UINT64_C(1) << s->header.l2_bits) - 1)) * 8;
-    return 0;
-}
-
-int qcow_entry_get(QcowState *s, uint64_t place, uint64_t *entry)
-{
-    MetaBlock *piece;
-    int r = metacache_get(s->meta, align_down(place, QCOW_PIECE), &piece);
-    if (r == 0) {
-        *entry = load_be64(piece->data + place % QCOW_PIECE);
-        metacache_put(s->meta, piece);
-    }
-    return r;
-}
-
-int qcow_entry_set(QcowState *s, uint64_t place, uint64_t entry, MetaOrder order)
-{
-    MetaBlock *piece;
-    int r = metacache_get(s->meta, align_down(place, QCOW_PIECE), &piece);
-    if (r == 0) {
-        store_be64(piece->data + place % QCOW_PIECE, entry);
-        metacache_dirty(s->meta, piece, order);
-        metacache_put(s->meta, piece);
-    }
-    return r;
 }
 
 static int refuse_cluster(const Image *image, uint64_t offset, uint64_t entry)
@@ -138,9 +104,9 @@ static int refuse_cluster(const Image *image, uint64_t offset, uint64_t entry)
 static int add_cluster(Image *image, uint64_t entry, uint64_t offset, uint64_t length,
                        ExtentList *list)
 {
-    const QcowState *s = image->state;
-    QcowCluster cluster = qcow_entry_decode(s, entry);
-    uint64_t inside = offset % s->cluster_size;
+    const TableTree *tree = table_tree(image);
+    TreeCluster cluster = decode_entry(tree, entry);
+    uint64_t inside = offset % tree->cluster_size;
     Extent extent = {.offset = offset, .length = length, .image = image};
     if (cluster.host != 0) {
         uint64_t needed = cluster.compressed ? 1 : length + inside;
@@ -153,7 +119,7 @@ static int add_cluster(Image *image, uint64_t entry, uint64_t offset, uint64_t l
         extent.host_offset = cluster.host + (cluster.compressed ? 0 : inside);
         extent.flags = cluster.compressed || !image->write ? 0 : EXTENT_WRITABLE;
         extent.stored_length = cluster.stored_length;
-        extent.unit_length = cluster.compressed ? s->cluster_size : 0;
+        extent.unit_length = cluster.compressed ? tree->cluster_size : 0;
         extent.unit_offset = cluster.compressed ? inside : 0;
     }
     extent_list_add(list, &extent);
@@ -163,14 +129,14 @@ static int add_cluster(Image *image, uint64_t entry, uint64_t offset, uint64_t l
 /* Answers for one cluster, or for all that an L1 entry without a table spans. */
 static int map_some(Image *image, uint64_t *offset, uint64_t end, ExtentList *list)
 {
-    QcowState *s = image->state;
-    uint64_t place, entry, unit = s->cluster_size;
-    int r = qcow_entry_find(image, *offset, &place);
+    TableTree *tree = table_tree(image);
+    uint64_t place, entry, unit = tree->cluster_size;
+    int r = table_tree_find(image, *offset, &place);
     if (r == 0 && place == 0) {
-        unit <<= s->header.l2_bits;
+        unit <<= tree->l2_bits;
         entry = 0;
     } else if (r == 0) {
-        r = qcow_entry_get(s, place, &entry);
+        r = table_tree_get(tree, place, &entry);
     }
     if (r < 0) {
         return r;
@@ -210,28 +176,28 @@ static int qcow_decode(Image *image, const Extent *extent, const uint8_t *stored
 
 static uint64_t qcow_cluster_size(const Image *image)
 {
-    return qcow_state(image)->cluster_size;
+    return table_tree(image)->cluster_size;
 }
 
 const Format format_qcow = {
     .name = "qcow",
     .probe = qcow_probe,
     .open = qcow_open,
-    .start_writing = qcow_start_writing,
+    .start_writing = table_tree_start_writing,
     .close = qcow_close,
     .map = qcow_map,
-    .allocate = qcow_allocate,
-    .commit = qcow_commit,
-    .abandon = qcow_abandon,
+    .allocate = table_tree_allocate,
+    .commit = table_tree_commit,
+    .abandon = table_tree_abandon,
     .unmap = qcow_unmap,
-    .flush = qcow_flush,
-    .finish = qcow_finish,
-    .is_dirty = qcow_is_dirty,
+    .flush = table_tree_flush,
+    .finish = table_tree_finish,
+    .is_dirty = table_tree_is_dirty,
     .decode = qcow_decode,
     .cluster_size = qcow_cluster_size,
     .measure = qcow_measure,
     .create_like = qcow_create_like,
     .create_options = qcow_create_options,
     .create = qcow_create,
-    .check = qcow_check,
+    .check = table_tree_check,
 };

@@ -93,12 +93,12 @@ static uint64_t write_cluster(Image *image, uint64_t offset, uint8_t fill)
 {
     Allocation a = {.offset = offset, .length = CLUSTER}, *list = &a;
     extent_list_init(&a.extents);
-    ck_assert_int_eq(qcow_allocate(image, &list, 1), 0);
+    ck_assert_int_eq(table_tree_allocate(image, &list, 1), 0);
     uint8_t data[CLUSTER];
     memset(data, fill, CLUSTER);
     uint64_t place = a.extents.items[0].host_offset;
     ck_assert_int_eq(store_write(image->store, data, CLUSTER, place), 0);
-    ck_assert_int_eq(qcow_commit(image, &list, 1), 0);
+    ck_assert_int_eq(table_tree_commit(image, &list, 1), 0);
     extent_list_clear(&a.extents);
     return place;
 }
@@ -188,15 +188,15 @@ START_TEST(qcow_tables_are_written_behind_the_data)
 {
     g_autoptr(Store) store = new_store(NULL);
     g_autoptr(Image) image = must_open(store, NULL, true, false);
-    ck_assert(!qcow_is_dirty(image));
+    ck_assert(!table_tree_is_dirty(image));
     uint64_t first = write_cluster(image, SPAN, 'x');
     ck_assert_uint_eq(byte_at(image, SPAN), 'x');
     ck_assert_uint_eq(on_disk(store, L1 + 8), 0);
-    ck_assert_int_eq(qcow_flush(image), 0);
+    ck_assert_int_eq(table_tree_flush(image), 0);
     uint64_t table = on_disk(store, L1 + 8);
     ck_assert_uint_ne(table, 0);
     ck_assert_uint_eq(on_disk(store, table), first);
-    ck_assert(!qcow_is_dirty(image));
+    ck_assert(!table_tree_is_dirty(image));
     uint64_t second = write_cluster(image, SPAN + CLUSTER, 'y');
     ck_assert_uint_eq(on_disk(store, table + 8), 0);
     ck_assert_int_eq(image_finish(image), 0);
@@ -211,14 +211,14 @@ START_TEST(qcow_abandoned_space_at_the_end_is_used_again)
     g_autoptr(Image) image = must_open(store, NULL, true, false);
     Allocation a = {.offset = 0, .length = 2 * CLUSTER}, *list = &a;
     extent_list_init(&a.extents);
-    ck_assert_int_eq(qcow_allocate(image, &list, 1), 0);
+    ck_assert_int_eq(table_tree_allocate(image, &list, 1), 0);
     uint64_t place = a.extents.items[0].host_offset;
     ck_assert_int_eq(a.extents.items[0].flags, EXTENT_NEW | EXTENT_FRESH);
-    qcow_abandon(image, &list, 1);
-    ck_assert_int_eq(qcow_allocate(image, &list, 1), 0);
+    table_tree_abandon(image, &list, 1);
+    ck_assert_int_eq(table_tree_allocate(image, &list, 1), 0);
     ck_assert_uint_eq(a.extents.items[0].host_offset, place);
     ck_assert_int_eq(a.extents.items[0].flags, EXTENT_NEW); /* something may be there */
-    qcow_abandon(image, &list, 1);
+    table_tree_abandon(image, &list, 1);
     ck_assert_uint_eq(byte_at(image, 0), 0);
     ck_assert_int_eq(image_finish(image), 0);
 }
@@ -269,7 +269,8 @@ static CheckResult check(Store *store, CheckRepair repair)
     g_autoptr(GError) error = NULL;
     bool write = repair != CHECK_REPORT_ONLY;
     g_autoptr(Image) image = must_open(store, NULL, write, write);
-    ck_assert_msg(qcow_check(image, repair, &result, &error), "%s", error ? error->message : "");
+    ck_assert_msg(table_tree_check(image, repair, &result, &error), "%s",
+                  error ? error->message : "");
     ck_assert_int_eq(image_finish(image), 0);
     return result;
 }
