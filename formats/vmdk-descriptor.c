@@ -35,6 +35,8 @@ static const char *const create_types[] = {
     "twoGbMaxExtentFlat",
     "streamOptimized",
     "vmfs",
+    "vmfsSparse",
+    "seSparse",
     "custom",
     NULL,
 };
@@ -45,11 +47,13 @@ static const char *const access_names[] = {
     [VMDK_ACCESS_NOACCESS] = "NOACCESS",
 };
 
-static const char *const type_names[] = {
+const char *const vmdk_type_names[] = {
     [VMDK_TYPE_FLAT] = "FLAT",
     [VMDK_TYPE_VMFS] = "VMFS",
     [VMDK_TYPE_ZERO] = "ZERO",
     [VMDK_TYPE_SPARSE] = "SPARSE",
+    [VMDK_TYPE_VMFSSPARSE] = "VMFSSPARSE",
+    [VMDK_TYPE_SESPARSE] = "SESPARSE",
 };
 
 /* What is being parsed, for messages. */
@@ -222,11 +226,11 @@ static bool parse_extent(Parser *parser, VmdkAccess access, char *text, GError *
         return false;
     }
     const char *type_name = next_word(&text);
-    int type = find_name(type_names, G_N_ELEMENTS(type_names), type_name);
+    int type = find_name(vmdk_type_names, G_N_ELEMENTS(vmdk_type_names), type_name);
     if (type < 0) {
         return error_set(error, ENOTSUP,
                          "%s: line %u: extents of type '%s' are not supported: must be FLAT, VMFS, "
-                         "ZERO or SPARSE",
+                         "ZERO, SPARSE, VMFSSPARSE or SESPARSE",
                          parser->path, parser->line, type_name ? type_name : "");
     }
     line.type = type;
@@ -239,8 +243,8 @@ static bool parse_extent(Parser *parser, VmdkAccess access, char *text, GError *
                          parser->line);
     }
     const char *offset = next_word(&text);
-    if (offset && line.type != VMDK_TYPE_SPARSE &&
-        !parse_sectors(parser, "offset", offset, &line.offset, error)) {
+    bool flat = line.type == VMDK_TYPE_FLAT || line.type == VMDK_TYPE_VMFS;
+    if (offset && flat && !parse_sectors(parser, "offset", offset, &line.offset, error)) {
         return false;
     }
     return add_line(parser, &line, error);
@@ -300,12 +304,19 @@ static void line_clear(void *line)
     g_free(((VmdkLine *)line)->name);
 }
 
+VmdkDescriptor *vmdk_descriptor_new(const char *create_type)
+{
+    VmdkDescriptor *descriptor = g_new0(VmdkDescriptor, 1);
+    descriptor->create_type = g_strdup(create_type);
+    descriptor->parent_cid = VMDK_NO_PARENT;
+    descriptor->lines = g_array_new(false, false, sizeof(VmdkLine));
+    g_array_set_clear_func(descriptor->lines, line_clear);
+    return descriptor;
+}
+
 VmdkDescriptor *vmdk_descriptor_parse(const char *text, size_t n, const char *path, GError **error)
 {
-    g_autoptr(VmdkDescriptor) out = g_new0(VmdkDescriptor, 1);
-    out->parent_cid = VMDK_NO_PARENT;
-    out->lines = g_array_new(false, false, sizeof(VmdkLine));
-    g_array_set_clear_func(out->lines, line_clear);
+    g_autoptr(VmdkDescriptor) out = vmdk_descriptor_new(NULL);
 
     Parser parser = {.out = out, .path = path};
     const char *end = text + strnlen(text, n);

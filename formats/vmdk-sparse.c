@@ -1,5 +1,6 @@
 /*
- * A sparse vmdk extent ("hosted sparse", KDMV): which grains it has, and where.
+ * A sparse vmdk extent: which grains it has, and where. Of the kinds, "hosted sparse" (KDMV) is read here; the headers
+ * of the others by vmdk-cowd.c and vmdk-sesparse.c.
  *
  *     offset size  meaning (all little endian; offsets and lengths in sectors of 512 bytes)
  *          0    4  magic "KDMV"
@@ -49,10 +50,8 @@
 #define MARKER_SIZE         512u /* of the special ones */
 #define GRAIN_MARKER_SIZE   12u  /* sector, length of the stream */
 
-#define GRAIN_MIN           4096u       /* bytes */
-#define GRAIN_MAX           (16u << 20) /* bytes; 64 KiB is usual */
-#define ENTRIES_MAX         512u        /* in a grain table */
-#define ENTRY_SIZE          4u
+#define GRAIN_MIN           4096u /* bytes */
+#define ENTRIES_MAX         512u  /* in a grain table */
 #define CACHE_BLOCK         4096u
 #define MARKERS_READ        16u   /* in one answer: each costs a read */
 #define DIRECTORY_RUN       4096u /* empty directory entries in one answer */
@@ -70,18 +69,31 @@ typedef struct __attribute__((packed)) VmdkHeaderDisk {
 
 G_STATIC_ASSERT(sizeof(VmdkHeaderDisk) == VMDK_SECTOR);
 
-static bool read_header(Store *store, uint64_t offset, const char *what, VmdkHeaderDisk *disk,
-                        GError **error)
+bool vmdk_sparse_probe(const uint8_t *head, size_t n)
 {
-    if (!range_within(offset, sizeof *disk, store_size(store))) {
+    uint32_t magic = n >= 4 ? load_le32(head) : 0;
+    return magic == VMDK_MAGIC || magic == VMDK_COWD_MAGIC ||
+           (n >= 8 && load_le64(head) == VMDK_SESPARSE_MAGIC);
+}
+
+bool vmdk_sparse_read(Store *store, uint64_t offset, const char *what, void *bytes, size_t size,
+                      GError **error)
+{
+    if (!range_within(offset, size, store_size(store))) {
         return error_set(error, EUCLEAN,
                          "%s: image is truncated: it ends at %" G_GUINT64_FORMAT
                          ", inside the %s at %" G_GUINT64_FORMAT,
                          store->name, store_size(store), what, offset);
     }
-    int r = store_read(store, disk, sizeof *disk, offset);
-    if (r < 0) {
-        return error_set_errno(error, -r, "%s: cannot read the %s", store->name, what);
+    int r = store_read(store, bytes, size, offset);
+    return r == 0 || error_set_errno(error, -r, "%s: cannot read the %s", store->name, what);
+}
+
+static bool read_header(Store *store, uint64_t offset, const char *what, VmdkHeaderDisk *disk,
+                        GError **error)
+{
+    if (!vmdk_sparse_read(store, offset, what, disk, sizeof *disk, error)) {
+        return false;
     }
     if (le32toh(disk->magic) != VMDK_MAGIC) {
         return error_set(error, EUCLEAN, "%s: the magic of the %s is %08x: must be %08x (KDMV)",
@@ -155,36 +167,41 @@ static bool unpack_compression(VmdkSparse *out, const char *name, const VmdkHead
     return true;
 }
 
-static bool unpack_sizes(VmdkSparse *out, const char *name, const VmdkHeaderDisk *disk,
-                         GError **error)
+bool vmdk_sparse_capacity(VmdkSparse *sparse, const char *field, uint64_t sectors, GError **error)
 {
-    uint64_t capacity = le64toh(disk->capacity), grain = le64toh(disk->grain_size);
-    if (capacity == 0 || capacity > INT64_MAX / VMDK_SECTOR) {
-        return error_set(error, EUCLEAN,
-                         "%s: capacity is %" G_GUINT64_FORMAT " sectors: must be 1 to 2^54 - 1",
-                         name, capacity);
-    }
-    if (!is_power_of_two(grain) || grain < GRAIN_MIN / VMDK_SECTOR ||
-        grain > GRAIN_MAX / VMDK_SECTOR) {
-        return error_set(error, EUCLEAN,
-                         "%s: grainSize is %" G_GUINT64_FORMAT
-                         " sectors: must be a power of two from %u to %u",
-                         name, grain, GRAIN_MIN / VMDK_SECTOR, GRAIN_MAX / VMDK_SECTOR);
-    }
-    uint32_t entries = le32toh(disk->entries_per_table);
-    if (entries == 0 || entries > ENTRIES_MAX) {
-        return error_set(error, EUCLEAN, "%s: numGTEsPerGT is %u: must be 1 to %u", name, entries,
-                         ENTRIES_MAX);
-    }
-    out->size = capacity * VMDK_SECTOR;
-    out->grain = grain * VMDK_SECTOR;
-    out->entries_per_table = entries;
-    return true;
+    sparse->size = sectors * VMDK_SECTOR;
+    return (sectors > 0 && sectors <= INT64_MAX / VMDK_SECTOR) ||
+           error_set(error, EUCLEAN,
+                     "%s: %s is %" G_GUINT64_FORMAT " sectors: must be 1 to 2^54 - 1",
+                     sparse->store->name, field, sectors);
 }
 
-/* A run of sectors that must lie in the file, as bytes. */
-static bool unpack_range(const VmdkSparse *sparse, const char *field, uint64_t sector,
-                         uint64_t length, uint64_t *offset, GError **error)
+bool vmdk_sparse_grain(VmdkSparse *sparse, uint64_t sectors, uint32_t least, GError **error)
+{
+    sparse->grain = sectors * VMDK_SECTOR;
+    return (is_power_of_two(sectors) && sectors >= least / VMDK_SECTOR &&
+            sectors <= VMDK_GRAIN_MAX / VMDK_SECTOR) ||
+           error_set(error, EUCLEAN,
+                     "%s: grainSize is %" G_GUINT64_FORMAT
+                     " sectors: must be a power of two from %u to %u",
+                     sparse->store->name, sectors, least / VMDK_SECTOR,
+                     VMDK_GRAIN_MAX / VMDK_SECTOR);
+}
+
+static bool unpack_sizes(VmdkSparse *out, const VmdkHeaderDisk *disk, GError **error)
+{
+    out->entries_per_table = le32toh(disk->entries_per_table);
+    if (!vmdk_sparse_capacity(out, "capacity", le64toh(disk->capacity), error) ||
+        !vmdk_sparse_grain(out, le64toh(disk->grain_size), GRAIN_MIN, error)) {
+        return false;
+    }
+    return (out->entries_per_table > 0 && out->entries_per_table <= ENTRIES_MAX) ||
+           error_set(error, EUCLEAN, "%s: numGTEsPerGT is %u: must be 1 to %u", out->store->name,
+                     out->entries_per_table, ENTRIES_MAX);
+}
+
+bool vmdk_sparse_range(const VmdkSparse *sparse, const char *field, uint64_t sector,
+                       uint64_t length, uint64_t *offset, GError **error)
 {
     uint64_t size = store_size(sparse->store);
     if (!mul_u64(sector, VMDK_SECTOR, offset) || !range_within(*offset, length, size)) {
@@ -196,17 +213,35 @@ static bool unpack_range(const VmdkSparse *sparse, const char *field, uint64_t s
     return true;
 }
 
+/* Guest bytes that one table tells of. */
+static uint64_t table_covers(const VmdkSparse *sparse)
+{
+    return sparse->grain * sparse->entries_per_table;
+}
+
+static uint64_t table_size(const VmdkSparse *sparse)
+{
+    return (uint64_t)sparse->entries_per_table * sparse->entry_size;
+}
+
+uint64_t vmdk_sparse_tables(const VmdkSparse *sparse)
+{
+    return div_round_up(sparse->size, table_covers(sparse));
+}
+
+bool vmdk_sparse_directory(VmdkSparse *sparse, const char *field, uint64_t sector, GError **error)
+{
+    if (sector == 0) {
+        return error_set(error, EUCLEAN, "%s: %s is 0: must be behind the header",
+                         sparse->store->name, field);
+    }
+    return vmdk_sparse_range(sparse, field, sector, vmdk_sparse_tables(sparse) * sparse->entry_size,
+                             &sparse->directory_offset, error);
+}
+
 static bool unpack_places(VmdkSparse *out, const VmdkHeaderDisk *disk, GError **error)
 {
-    uint64_t table_covers = out->grain * out->entries_per_table;
-    uint64_t directory_length = div_round_up(out->size, table_covers) * ENTRY_SIZE;
-    uint64_t directory = le64toh(disk->directory_offset);
-    if (directory == 0) {
-        return error_set(error, EUCLEAN, "%s: gdOffset is 0: must be behind the header",
-                         out->store->name);
-    }
-    if (!unpack_range(out, "gdOffset", directory, directory_length, &out->directory_offset,
-                      error)) {
+    if (!vmdk_sparse_directory(out, "gdOffset", le64toh(disk->directory_offset), error)) {
         return false;
     }
     uint64_t descriptor = le64toh(disk->descriptor_offset);
@@ -220,31 +255,79 @@ static bool unpack_places(VmdkSparse *out, const VmdkHeaderDisk *disk, GError **
                          out->store->name, sectors, VMDK_DESCRIPTOR_MAX / VMDK_SECTOR);
     }
     out->descriptor_length = sectors * VMDK_SECTOR;
-    return unpack_range(out, "descriptorOffset", descriptor, out->descriptor_length,
-                        &out->descriptor_offset, error);
+    return vmdk_sparse_range(out, "descriptorOffset", descriptor, out->descriptor_length,
+                             &out->descriptor_offset, error);
 }
 
 static bool header_unpack(VmdkSparse *out, const VmdkHeaderDisk *disk, GError **error)
 {
     const char *name = out->store->name;
     return check_version(name, disk, error) && unpack_compression(out, name, disk, error) &&
-           unpack_sizes(out, name, disk, error) && unpack_places(out, disk, error);
+           unpack_sizes(out, disk, error) && unpack_places(out, disk, error);
+}
+
+static int find_sector_table(const VmdkSparse *sparse, uint64_t entry, uint64_t *offset)
+{
+    *offset = entry * VMDK_SECTOR;
+    return 0;
+}
+
+static int find_sector_grain(const VmdkSparse *sparse, uint64_t entry, VmdkGrain *grain)
+{
+    if (entry == 0) {
+        *grain = (VmdkGrain){.type = EXTENT_UNALLOCATED};
+    } else if (entry == 1 && sparse->has_zero_grains) {
+        *grain = (VmdkGrain){.type = EXTENT_ZERO};
+    } else {
+        *grain = (VmdkGrain){.type = EXTENT_DATA, .host_offset = entry * VMDK_SECTOR};
+    }
+    return 0;
+}
+
+void vmdk_sparse_set_sectors(VmdkSparse *sparse)
+{
+    sparse->entry_size = 4;
+    sparse->find_table = find_sector_table;
+    sparse->find_grain = find_sector_grain;
+}
+
+static bool open_hosted(VmdkSparse *sparse, GError **error)
+{
+    Store *store = sparse->store;
+    VmdkHeaderDisk disk;
+    vmdk_sparse_set_sectors(sparse);
+    if (!read_header(store, 0, "header", &disk, error) ||
+        !check_version(store->name, &disk, error)) {
+        return false;
+    }
+    if (le64toh(disk.directory_offset) == DIRECTORY_IN_FOOTER &&
+        !read_footer(store, &disk, error)) {
+        return false;
+    }
+    return header_unpack(sparse, &disk, error);
+}
+
+/* The kind is known by the magic, whatever the descriptor calls it. */
+static bool open_kind(VmdkSparse *sparse, GError **error)
+{
+    uint8_t magic[8];
+    if (!vmdk_sparse_read(sparse->store, 0, "header", magic, sizeof magic, error)) {
+        return false;
+    }
+    if (load_le32(magic) == VMDK_COWD_MAGIC) {
+        return vmdk_cowd_open(sparse, error);
+    }
+    if (load_le64(magic) == VMDK_SESPARSE_MAGIC) {
+        return vmdk_sesparse_open(sparse, error);
+    }
+    return open_hosted(sparse, error);
 }
 
 VmdkSparse *vmdk_sparse_open(Store *store, uint64_t cache_limit, GError **error)
 {
     g_autoptr(VmdkSparse) sparse = g_new0(VmdkSparse, 1);
     sparse->store = store;
-    VmdkHeaderDisk disk;
-    if (!read_header(store, 0, "header", &disk, error) ||
-        !check_version(store->name, &disk, error)) {
-        return NULL;
-    }
-    if (le64toh(disk.directory_offset) == DIRECTORY_IN_FOOTER &&
-        !read_footer(store, &disk, error)) {
-        return NULL;
-    }
-    if (!header_unpack(sparse, &disk, error)) {
+    if (!open_kind(sparse, error)) {
         return NULL;
     }
     sparse->cache = metacache_new(store, CACHE_BLOCK, max_u64(cache_limit, 16 * CACHE_BLOCK));
@@ -261,29 +344,33 @@ void vmdk_sparse_close(VmdkSparse *sparse)
 
 /* Reads entries that lie side by side with one look into the cache. */
 typedef struct Entries {
-    MetaCache *cache;
+    const VmdkSparse *sparse;
     MetaBlock *block; /* pinned, or NULL */
 } Entries;
 
 static void entries_end(Entries *entries)
 {
     if (entries->block) {
-        metacache_put(entries->cache, entries->block);
+        metacache_put(entries->sparse->cache, entries->block);
     }
 }
 
-static int entries_read(Entries *entries, uint64_t offset, uint32_t *value)
+/* The entry with this number of the directory or table at `table`. */
+static int entries_read(Entries *entries, uint64_t table, uint64_t index, uint64_t *value)
 {
+    unsigned size = entries->sparse->entry_size;
+    uint64_t offset = table + index * size;
     uint64_t start = align_down(offset, CACHE_BLOCK);
     if (!entries->block || entries->block->offset != start) {
         entries_end(entries);
         entries->block = NULL;
-        int r = metacache_get(entries->cache, start, &entries->block);
+        int r = metacache_get(entries->sparse->cache, start, &entries->block);
         if (r < 0) {
             return r;
         }
     }
-    *value = load_le32(entries->block->data + (offset - start));
+    const uint8_t *bytes = entries->block->data + (offset - start);
+    *value = size == 8 ? load_le64(bytes) : load_le32(bytes);
     return 0;
 }
 
@@ -344,26 +431,30 @@ static int find_stream(SparseMap *map, uint64_t host_offset, Extent *extent)
     return 0;
 }
 
-static int map_grain(SparseMap *map, uint32_t entry, uint64_t end)
+static int map_grain(SparseMap *map, uint64_t entry, uint64_t end)
 {
     const VmdkSparse *sparse = map->sparse;
-    if (entry == 0 || (entry == 1 && sparse->has_zero_grains)) {
-        add_extent(map, (Extent){.type = entry ? EXTENT_ZERO : EXTENT_UNALLOCATED}, end);
+    VmdkGrain grain;
+    int r = sparse->find_grain(sparse, entry, &grain);
+    if (r < 0) {
+        return refuse_grain(map, entry, "its entry cannot be true");
+    }
+    if (grain.type != EXTENT_DATA) {
+        add_extent(map, (Extent){.type = grain.type}, end);
         return 0;
     }
-    uint64_t host_offset = (uint64_t)entry * VMDK_SECTOR;
     uint64_t inside = map->offset & (sparse->grain - 1);
     Extent extent = {
         .type = EXTENT_DATA,
         .store = sparse->store,
-        .host_offset = host_offset + inside,
+        .host_offset = grain.host_offset + inside,
     };
     if (sparse->compressed) {
         extent.type = EXTENT_ENCODED;
         extent.unit_offset = inside;
         extent.unit_length = sparse->grain;
         map->markers_read++;
-        int r = find_stream(map, host_offset, &extent);
+        r = find_stream(map, grain.host_offset, &extent);
         if (r < 0) {
             return r;
         }
@@ -372,24 +463,24 @@ static int map_grain(SparseMap *map, uint32_t entry, uint64_t end)
     return 0;
 }
 
-/* The grains of one table, which lies at sector table. */
-static int map_table(SparseMap *map, uint32_t table)
+/* The grains of the table that this entry of the directory names. */
+static int map_table(SparseMap *map, uint64_t directory_entry)
 {
     const VmdkSparse *sparse = map->sparse;
-    uint64_t table_offset = (uint64_t)table * VMDK_SECTOR;
-    uint64_t table_covers = sparse->grain * sparse->entries_per_table;
-    uint64_t first = map->offset - map->offset % table_covers;
-    uint64_t end = min_u64(map->end, first + table_covers);
-    if (!range_within(table_offset, sparse->entries_per_table * ENTRY_SIZE,
-                      store_size(sparse->store))) {
-        return refuse_grain(map, table_offset, "its grain table lies beyond the end of file");
+    uint64_t first = map->offset - map->offset % table_covers(sparse);
+    uint64_t end = min_u64(map->end, first + table_covers(sparse)), table;
+    if (sparse->find_table(sparse, directory_entry, &table) < 0) {
+        return refuse_grain(map, directory_entry,
+                            "its entry of the grain directory cannot be true");
+    }
+    if (!range_within(table, table_size(sparse), store_size(sparse->store))) {
+        return refuse_grain(map, table, "its grain table lies beyond the end of file");
     }
     int r = 0;
-    Entries entries = {.cache = sparse->cache};
+    Entries entries = {.sparse = sparse};
     while (r == 0 && map->offset < end && map->markers_read < MARKERS_READ) {
-        uint32_t entry;
-        uint64_t index = (map->offset - first) / sparse->grain;
-        r = entries_read(&entries, table_offset + index * ENTRY_SIZE, &entry);
+        uint64_t entry, index = (map->offset - first) / sparse->grain;
+        r = entries_read(&entries, table, index, &entry);
         if (r == 0) {
             uint64_t grain_end = first + (index + 1) * sparse->grain;
             r = map_grain(map, entry, min_u64(end, grain_end));
@@ -401,14 +492,14 @@ static int map_table(SparseMap *map, uint32_t table)
 
 /* How many directory entries, from index to last, name no table; *table is the one that the next names. */
 static int find_table(const VmdkSparse *sparse, uint64_t index, uint64_t last, uint64_t *none,
-                      uint32_t *table)
+                      uint64_t *table)
 {
     int r = 0;
-    Entries entries = {.cache = sparse->cache};
+    Entries entries = {.sparse = sparse};
     *none = 0;
     *table = 0;
     while (r == 0 && *table == 0 && index + *none <= last && *none < DIRECTORY_RUN) {
-        r = entries_read(&entries, sparse->directory_offset + (index + *none) * ENTRY_SIZE, table);
+        r = entries_read(&entries, sparse->directory_offset, index + *none, table);
         if (r == 0 && *table == 0) {
             ++*none;
         }
@@ -428,16 +519,15 @@ int vmdk_sparse_map(const VmdkSparse *sparse, uint64_t guest_base, uint64_t offs
         .end = offset + length,
         .list = list,
     };
-    uint64_t table_covers = sparse->grain * sparse->entries_per_table;
-    uint64_t index = offset / table_covers, last = (map.end - 1) / table_covers;
-    uint64_t none;
-    uint32_t table;
+    uint64_t covers = table_covers(sparse);
+    uint64_t index = offset / covers, last = (map.end - 1) / covers;
+    uint64_t none, table;
     int r = find_table(sparse, index, last, &none, &table);
     if (r < 0) {
         return r;
     }
     if (none > 0) {
-        uint64_t end = min_u64(map.end, (index + none) * table_covers);
+        uint64_t end = min_u64(map.end, (index + none) * covers);
         add_extent(&map, (Extent){.type = EXTENT_UNALLOCATED}, end);
         return 0;
     }

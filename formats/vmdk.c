@@ -33,7 +33,7 @@ typedef struct VmdkExtent {
     uint64_t offset, length; /* guest bytes */
     uint64_t host_offset;    /* FLAT, VMFS: of its first byte */
     Store *store;            /* NULL: ZERO, or not accessible */
-    VmdkSparse *sparse;      /* SPARSE */
+    VmdkSparse *sparse;      /* SPARSE, VMFSSPARSE, SESPARSE */
     char *path;              /* of its file, or NULL */
 } VmdkExtent;
 
@@ -62,10 +62,7 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmdkState, state_free)
 
 static int vmdk_probe(const uint8_t *head, size_t n, const char *path)
 {
-    if (n >= 4 && (load_le32(head) == VMDK_MAGIC || load_le32(head) == VMDK_COWD_MAGIC)) {
-        return 100;
-    }
-    return vmdk_descriptor_probe(head, n) ? 90 : 0;
+    return vmdk_sparse_probe(head, n) ? 100 : vmdk_descriptor_probe(head, n) ? 90 : 0;
 }
 
 static VmdkDescriptor *read_descriptor(const Image *image, uint64_t offset, uint64_t length,
@@ -98,9 +95,13 @@ static bool open_embedded(Image *image, VmdkState *state, GError **error)
         return false;
     }
     extent->length = extent->sparse->size;
+    if (extent->sparse->is_alone) {
+        state->descriptor = vmdk_descriptor_new("vmfsSparse");
+        return true;
+    }
     if (extent->sparse->descriptor_length == 0) {
         return error_set(error, EINVAL,
-                         "%s: is one extent of a disk (descriptorOffset is 0): open the disk's "
+                         "%s: is one extent of a disk (it holds no descriptor): open the disk's "
                          "descriptor file",
                          image->path);
     }
@@ -154,8 +155,9 @@ static bool open_extent(Image *image, const VmdkLine *line, VmdkExtent *extent,
     if (!extent->store) {
         return false;
     }
-    return line->type == VMDK_TYPE_SPARSE ? open_sparse(image, line, extent, cache_limit, error)
-                                          : open_flat(image, line, extent, error);
+    bool flat = line->type == VMDK_TYPE_FLAT || line->type == VMDK_TYPE_VMFS;
+    return flat ? open_flat(image, line, extent, error)
+                : open_sparse(image, line, extent, cache_limit, error);
 }
 
 static bool open_descriptor_file(Image *image, VmdkState *state, GError **error)
@@ -219,7 +221,7 @@ static uint64_t largest_grain(const VmdkState *state)
 static bool vmdk_open(Image *image, GError **error)
 {
     g_autoptr(VmdkState) state = g_new0(VmdkState, 1);
-    uint8_t magic[4];
+    uint8_t magic[8];
     if (image->write) {
         return error_set(error, ENOTSUP,
                          "%s: vmdk images cannot be written: open it read-only (-r)", image->path);
@@ -228,14 +230,8 @@ static bool vmdk_open(Image *image, GError **error)
     if (r < 0) {
         return error_set_errno(error, -r, "%s: cannot read its first bytes", image->path);
     }
-    if (load_le32(magic) == VMDK_COWD_MAGIC) {
-        return error_set(error, ENOTSUP,
-                         "%s: the magic is COWD (a sparse extent of ESX), which is not supported: "
-                         "must be KDMV or a descriptor file",
-                         image->path);
-    }
-    bool good = load_le32(magic) == VMDK_MAGIC ? open_embedded(image, state, error)
-                                               : open_descriptor_file(image, state, error);
+    bool good = vmdk_sparse_probe(magic, sizeof magic) ? open_embedded(image, state, error)
+                                                       : open_descriptor_file(image, state, error);
     if (!good) {
         return false;
     }
@@ -304,7 +300,7 @@ static int vmdk_map(Image *image, uint64_t offset, uint64_t length, ExtentList *
                     offset);
         return -EIO;
     }
-    if (extent->type == VMDK_TYPE_SPARSE) {
+    if (extent->sparse) {
         return vmdk_sparse_map(extent->sparse, extent->offset, inside, length, list);
     }
     if (extent->type == VMDK_TYPE_ZERO) {
@@ -345,12 +341,6 @@ static int vmdk_decode(Image *image, const Extent *extent, const uint8_t *stored
 
 static void add_extent_info(const VmdkExtent *extent, bool embedded, GVariantBuilder *list)
 {
-    static const char *const names[] = {
-        [VMDK_TYPE_FLAT] = "FLAT",
-        [VMDK_TYPE_VMFS] = "VMFS",
-        [VMDK_TYPE_ZERO] = "ZERO",
-        [VMDK_TYPE_SPARSE] = "SPARSE",
-    };
     const VmdkSparse *sparse = extent->sparse;
     g_variant_builder_open(list, G_VARIANT_TYPE("a{sv}"));
     if (sparse && sparse->compressed) {
@@ -365,7 +355,7 @@ static void add_extent_info(const VmdkExtent *extent, bool embedded, GVariantBui
         g_variant_builder_add(list, "{sv}", "cluster-size", g_variant_new_uint64(sparse->grain));
     }
     g_variant_builder_add(list, "{sv}", "format",
-                          g_variant_new_string(embedded ? "" : names[extent->type]));
+                          g_variant_new_string(embedded ? "" : vmdk_type_names[extent->type]));
     g_variant_builder_close(list);
 }
 

@@ -20,7 +20,16 @@
 /* --- vmdk-descriptor.c: the text --- */
 
 typedef enum { VMDK_ACCESS_RW, VMDK_ACCESS_RDONLY, VMDK_ACCESS_NOACCESS } VmdkAccess;
-typedef enum { VMDK_TYPE_FLAT, VMDK_TYPE_VMFS, VMDK_TYPE_ZERO, VMDK_TYPE_SPARSE } VmdkType;
+typedef enum {
+    VMDK_TYPE_FLAT,
+    VMDK_TYPE_VMFS,
+    VMDK_TYPE_ZERO,
+    VMDK_TYPE_SPARSE,
+    VMDK_TYPE_VMFSSPARSE,
+    VMDK_TYPE_SESPARSE,
+} VmdkType;
+
+extern const char *const vmdk_type_names[]; /* as descriptors have them */
 
 typedef struct VmdkLine { /* RW 4192256 SPARSE "disk-s001.vmdk" */
     VmdkAccess access;
@@ -44,27 +53,50 @@ bool vmdk_descriptor_probe(const uint8_t *head, size_t n);
 
 /* Reads n bytes of text, which end early at a NUL. path is for messages. NULL with *error. */
 VmdkDescriptor *vmdk_descriptor_parse(const char *text, size_t n, const char *path, GError **error);
+/* What stands for the descriptor of an image that can have none: no extents, no parent. */
+VmdkDescriptor *vmdk_descriptor_new(const char *create_type);
 void vmdk_descriptor_free(VmdkDescriptor *descriptor);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmdkDescriptor, vmdk_descriptor_free)
 
 /* --- vmdk-sparse.c: one sparse extent, its grain directory and grain tables --- */
 
-typedef struct VmdkSparse {
+typedef struct VmdkSparse VmdkSparse;
+
+typedef struct VmdkGrain {
+    ExtentType type;      /* UNALLOCATED, ZERO or DATA */
+    uint64_t host_offset; /* DATA: bytes */
+} VmdkGrain;
+
+struct VmdkSparse {
     Store *store; /* not owned */
     MetaCache *cache;
     uint64_t size;             /* guest bytes */
-    uint64_t grain;            /* bytes */
+    uint64_t grain;            /* bytes, a power of two */
     uint64_t directory_offset; /* bytes */
     uint32_t entries_per_table;
+    uint32_t entry_size;  /* bytes, of the directory and of tables: 4 or 8 */
     bool has_zero_grains; /* entry 1 is a grain of zeroes */
     bool compressed;
     bool has_markers;           /* before each compressed grain */
+    bool is_alone;              /* COWD: may be a disk without any descriptor */
     uint64_t descriptor_offset; /* bytes; the embedded descriptor, length 0 when there is none */
     uint64_t descriptor_length;
-} VmdkSparse;
+    /* seSparse: entries are numbers within these areas of the file */
+    uint64_t tables_offset, tables_length, grains_offset, grains_length;
+    /* What an entry of the directory that is not 0 says: where its table lies, in bytes; and what an entry of a
+     * table says. 0, or -EIO when it cannot be true. The place is not compared with the end of the file. */
+    int (*find_table)(const VmdkSparse *sparse, uint64_t entry, uint64_t *offset);
+    int (*find_grain)(const VmdkSparse *sparse, uint64_t entry, VmdkGrain *grain);
+};
 
-#define VMDK_MAGIC      0x564d444bu /* "KDMV", as the file has it, read in little endian */
-#define VMDK_COWD_MAGIC 0x44574f43u /* "COWD" */
+#define VMDK_MAGIC          0x564d444bu /* "KDMV", as the file has it, read in little endian */
+#define VMDK_COWD_MAGIC     0x44574f43u /* "COWD" */
+#define VMDK_SESPARSE_MAGIC UINT64_C(0xcafebabe)
+
+#define VMDK_GRAIN_MAX      (16u << 20) /* bytes; 64 KiB is usual */
+
+/* Whether a file that begins with these bytes is a sparse extent, of whatever kind. */
+bool vmdk_sparse_probe(const uint8_t *head, size_t n);
 
 /* Reads and checks the header (and footer) of the extent that is all of store, which must stay open
  * until vmdk_sparse_close. NULL with *error. */
@@ -76,5 +108,27 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmdkSparse, vmdk_sparse_close)
  * format->map. */
 int vmdk_sparse_map(const VmdkSparse *sparse, uint64_t guest_base, uint64_t offset, uint64_t length,
                     ExtentList *list);
+
+/* For the kinds: fills in find_table and find_grain for entries of 4 bytes that are sectors. */
+void vmdk_sparse_set_sectors(VmdkSparse *sparse);
+/* Reads `size` bytes of the store at offset that must be there; what: their name in messages. */
+bool vmdk_sparse_read(Store *store, uint64_t offset, const char *what, void *bytes, size_t size,
+                      GError **error);
+/* A run of sectors that must lie in the file, as bytes. */
+bool vmdk_sparse_range(const VmdkSparse *sparse, const char *field, uint64_t sector,
+                       uint64_t length, uint64_t *offset, GError **error);
+/* Fills in the size. */
+bool vmdk_sparse_capacity(VmdkSparse *sparse, const char *field, uint64_t sectors, GError **error);
+/* Fills in the grain, which has `least` bytes at least. */
+bool vmdk_sparse_grain(VmdkSparse *sparse, uint64_t sectors, uint32_t least, GError **error);
+/* Fills in where the directory lies; size, grain and entries are known. */
+bool vmdk_sparse_directory(VmdkSparse *sparse, const char *field, uint64_t sector, GError **error);
+/* How many entries the directory has. */
+uint64_t vmdk_sparse_tables(const VmdkSparse *sparse);
+
+/* --- vmdk-cowd.c, vmdk-sesparse.c: the headers of the other kinds. Fill in all but the cache. --- */
+
+bool vmdk_cowd_open(VmdkSparse *sparse, GError **error);
+bool vmdk_sesparse_open(VmdkSparse *sparse, GError **error);
 
 #endif

@@ -10,6 +10,7 @@
 #include "base/bytes.h"
 #include "base/log.h"
 #include "formats/format.h"
+#include "formats/vmdk.h"
 #include "map/image.h"
 #include "store-memory.h"
 
@@ -46,6 +47,22 @@ static void describe(Image *image)
     image->format->cluster_size(image);
 }
 
+/* A sparse extent, of which a descriptor file would say that it belongs to a disk. */
+static void map_extent(Store *store)
+{
+    g_autoptr(VmdkSparse) sparse = vmdk_sparse_open(store, CACHE, NULL);
+    ExtentList list;
+    extent_list_init(&list);
+    for (unsigned i = 0; sparse && i < PLACES; i++) {
+        uint64_t offset = sparse->size / PLACES * i;
+        extent_list_reset(&list);
+        if (vmdk_sparse_map(sparse, 0, offset, sparse->size - offset, &list) == 0) {
+            g_assert(list.count > 0 && list.items[0].offset == offset);
+        }
+    }
+    extent_list_clear(&list);
+}
+
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
     log_set_level(LOG_LEVEL_ERROR);
@@ -64,6 +81,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (image) {
         read_places(image);
         describe(image);
+    }
+    if (vmdk_sparse_probe(data, size)) {
+        map_extent(store);
     }
     return 0;
 }

@@ -212,12 +212,6 @@ def refused_descriptor(golden, text, words):
     golden.expect_error(words)
 
 
-def make_vmdk__refused_sesparse(golden):
-    """By hand: an extent of a type that only ESX writes."""
-    refused_descriptor(golden, (HEAD % (1, NO_PARENT, "custom")) + 'RW 8 SESPARSE "a.vmdk"\n',
-                       "extents of type 'SESPARSE' are not supported")
-
-
 def make_vmdk__refused_outside(golden):
     """By hand: an extent that names a file of the host (CVE-2022-47951 was this)."""
     refused_descriptor(golden, (HEAD % (1, NO_PARENT, "monolithicFlat")) + 'RW 1 FLAT "/etc/passwd" 0\n',
@@ -247,12 +241,6 @@ def make_vmdk__refused_loop(golden):
         text = (HEAD % (cid, 3 - cid, "custom")) + 'parentFileNameHint="%s.vmdk"\nRW 1 ZERO\n' % other
         golden.write(name + ".vmdk", text)
     golden.expect_error("backing file loop")
-
-
-def make_vmdk__refused_cowd(golden):
-    """By hand: the first bytes of a sparse extent of an old ESX."""
-    golden.write("top.vmdk", pad(b"COWD" + struct.pack("<III", 1, 3, 8), 4 * SECTOR))
-    golden.expect_error("COWD")
 
 
 if __name__ == "__main__":
