@@ -12,7 +12,9 @@
  * The first entry of a session gets a GUID of its own, and the header that GUID when the entry is durable. An orderly
  * end takes it out again; whoever opens the file then need not look at the log.
  *
- * A failure leaves all that was not written as dirty as it was, and a flush begins again from the start.
+ * A failure leaves all that was not written as dirty as it was, and a flush begins again from the start. Where it came
+ * between the pages of a group, the file has some of them: the entry that has all is done again first, for as soon as
+ * another one is in the log that one alone counts.
  */
 #include "formats/vhdx.h"
 
@@ -113,7 +115,29 @@ static int log_group(void *opaque, MetaBlock *const *blocks, unsigned count)
         s->log_sequence++;
         s->log_position = (s->log_position + length) % s->header.log.length;
     }
-    return r < 0 || !vhdx_guid_is_null(s->header.log_guid) ? r : set_log_guid(image, s->log_guid);
+    if (r == 0 && vhdx_guid_is_null(s->header.log_guid)) {
+        r = set_log_guid(image, s->log_guid);
+    }
+    if (r == 0) {
+        g_free(s->entry);
+        s->entry = g_steal_pointer(&entry);
+    }
+    return r;
+}
+
+/* All pages of the newest entry, as the log has them, durably. */
+static int redo_entry(Image *image)
+{
+    const VhdxState *s = image->state;
+    uint32_t count = load_le32(s->entry + VHDX_L_DESCRIPTORS);
+    int r = 0;
+    for (uint32_t i = 0; r == 0 && i < count; i++) {
+        uint8_t page[VHDX_PAGE];
+        const uint8_t *descriptor = s->entry + VHDX_L_HEADER_SIZE + i * VHDX_L_DESCRIPTOR;
+        vhdx_log_page(descriptor, s->entry + (i + UINT64_C(1)) * VHDX_PAGE, page);
+        r = store_write(image->store, page, sizeof page, load_le64(descriptor + 16));
+    }
+    return r < 0 ? r : store_sync(image->store);
 }
 
 /* ---- flush ---- */
@@ -123,9 +147,12 @@ int vhdx_flush(Image *image)
     VhdxState *s = image->state;
     bool changed =
         metacache_has_dirty(s->tables, META_FIRST) || metacache_has_dirty(s->tables, META_SECOND);
-    int r = changed ? 0 : store_sync(image->store);
+    int r = s->entry_torn ? redo_entry(image) : 0;
+    s->entry_torn = r < 0;
+    r = r == 0 && !changed ? store_sync(image->store) : r;
     for (MetaOrder order = META_FIRST; r == 0 && order <= META_SECOND; order++) {
         r = metacache_write_groups(s->tables, order, VHDX_L_FIRST_PAGE, log_group, image);
+        s->entry_torn = r < 0 && s->entry != NULL;
     }
     if (r == 0) {
         s->write_error = 0;

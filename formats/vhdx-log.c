@@ -177,15 +177,20 @@ static bool replay_zeroes(VhdxState *s, uint64_t offset, uint64_t length)
 }
 
 /* A page's first and last bytes lie in its descriptor, the rest between two halves of the sequence number. */
+void vhdx_log_page(const uint8_t *descriptor, const uint8_t *data, uint8_t *page)
+{
+    memcpy(page, descriptor + 8, DATA_HEAD);
+    memcpy(page + DATA_HEAD, data + DATA_HEAD, VHDX_PAGE - DATA_HEAD - DATA_LAST);
+    memcpy(page + VHDX_PAGE - DATA_LAST, descriptor + 4, DATA_LAST);
+}
+
 static bool replay_page(VhdxState *s, const uint8_t *descriptor, const uint8_t *data)
 {
     if (g_hash_table_size(s->replayed) >= REPLAY_MAX) {
         return false;
     }
     uint8_t *bytes = g_malloc(VHDX_PAGE);
-    memcpy(bytes, descriptor + 8, DATA_HEAD);
-    memcpy(bytes + DATA_HEAD, data + DATA_HEAD, VHDX_PAGE - DATA_HEAD - DATA_LAST);
-    memcpy(bytes + VHDX_PAGE - DATA_LAST, descriptor + 4, DATA_LAST);
+    vhdx_log_page(descriptor, data, bytes);
     put_page(s, load_le64(descriptor + 16), bytes);
     return true;
 }

@@ -43,6 +43,7 @@ static void state_free(VhdxState *s)
         g_clear_pointer(&s->reserved, g_hash_table_destroy);
         g_clear_pointer(&s->freed, g_array_unref);
         g_free(s->used);
+        g_free(s->entry);
         g_free(s);
     }
 }

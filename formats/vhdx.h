@@ -134,6 +134,8 @@ typedef struct VhdxState {
     uint8_t log_guid[VHDX_GUID_SIZE]; /* of this session's entries; in the header with the first */
     uint64_t log_sequence;            /* of the next entry */
     uint64_t log_position;            /* where it goes */
+    uint8_t *entry;                   /* the newest one, or NULL */
+    bool entry_torn;                  /* perhaps only some of its pages are in place */
     int write_error;   /* an implicit flush failed: changes answer this until one succeeds */
     atomic_bool dirty; /* flush has something to write */
 } VhdxState;
@@ -202,6 +204,9 @@ uint64_t vhdx_file_size(const Image *image, const VhdxState *s);
 /* Puts pages of table and sector bits into s->tables. Who only reads is refused a log that changes
  * what a guest sees. */
 bool vhdx_log_apply(Image *image, VhdxState *s, GError **error);
+
+/* A page as a descriptor and its page of data in an entry say it; page: VHDX_PAGE bytes. */
+void vhdx_log_page(const uint8_t *descriptor, const uint8_t *data, uint8_t *page);
 
 /* Writes what the log says into the file, durably. */
 int vhdx_log_write_back(Image *image);

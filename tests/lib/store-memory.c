@@ -18,6 +18,8 @@ typedef struct MemoryStore {
     pthread_mutex_t mutex;
     uint8_t *bytes;
     uint64_t capacity;
+    uint64_t writes; /* since fail_first was set */
+    uint64_t fail_first, fail_count;
 } MemoryStore;
 
 static MemoryStore *memory_of(Store *store)
@@ -62,6 +64,10 @@ static int memory_pwritev(Store *store, const struct iovec *iov, int count, uint
 {
     MemoryStore *memory = memory_of(store);
     with_mutex(&memory->mutex);
+    uint64_t number = memory->writes++;
+    if (number >= memory->fail_first && number - memory->fail_first < memory->fail_count) {
+        return -EIO;
+    }
     for (int i = 0; i < count; i++) {
         uint64_t end;
         if (!add_u64(offset, iov[i].iov_len, &end) || memory_reserve(memory, end) < 0) {
@@ -183,4 +189,13 @@ const uint8_t *store_memory_content(Store *store, uint64_t *size)
 void store_memory_set_read_only(Store *store)
 {
     store->read_only = true;
+}
+
+void store_memory_fail_writes(Store *store, uint64_t first, uint64_t count)
+{
+    MemoryStore *memory = memory_of(store);
+    with_mutex(&memory->mutex);
+    memory->writes = 0;
+    memory->fail_first = first;
+    memory->fail_count = count;
 }

@@ -22,4 +22,7 @@ const uint8_t *store_memory_content(Store *store, uint64_t *size);
 /* From now on every write is refused, as on a read-only host file. */
 void store_memory_set_read_only(Store *store);
 
+/* From now on so many writes succeed, so many fail after them, and the others succeed. */
+void store_memory_fail_writes(Store *store, uint64_t first, uint64_t count);
+
 #endif

@@ -129,6 +129,35 @@ START_TEST(vhdx_log_goes_round)
 }
 END_TEST
 
+/* A flush wrote one of two pages of the table in place, and failed at the other. The next one put an entry into the log
+ * that did not have both of them: cut off then, the image showed a block without its sector bits. */
+START_TEST(vhdx_torn_group_is_done_again)
+{
+    enum {
+        IN_PLACE = 5,
+        LAST = 20
+    }; /* writes of a first flush before the second page of the table */
+    g_autoptr(Store) base_store = new_store(NULL);
+    g_autoptr(Image) base = must_open(base_store, NULL, false, false);
+    for (unsigned writes = 0; writes < LAST; writes++) {
+        g_autoptr(Store) store = new_store(base);
+        g_autoptr(Image) image = must_open(store, base, true, false);
+        write_range(image, 0, UNIT, 'a');
+        store_memory_fail_writes(store, IN_PLACE, 1);
+        ck_assert_int_eq(vhdx_flush(image), -EIO);
+        ck_assert_uint_ne(number_at(store, TABLE), 0);
+        ck_assert_uint_eq(number_at(store, TABLE + 4096 * 8), 0);
+        store_memory_fail_writes(store, 0, 0);
+        write_range(image, UNIT, UNIT, 'b');
+        store_memory_fail_writes(store, writes, UINT64_MAX);
+        ck_assert(vhdx_flush(image) == 0 || writes < LAST / 2);
+        g_autoptr(Store) cut = copy_of(store);
+        g_autoptr(Image) next = must_open(cut, base, false, false);
+        ck_assert_uint_eq(byte_at(next, 0), 'a');
+    }
+}
+END_TEST
+
 /* Zeroes take no page of the log. */
 START_TEST(vhdx_log_of_zeroes_is_done_again)
 {
@@ -284,6 +313,7 @@ int main(void)
     tcase_add_test(tcase, vhdx_damaged_log_is_refused);
     tcase_add_test(tcase, vhdx_log_entry_that_cannot_be_is_refused);
     tcase_add_test(tcase, vhdx_log_goes_round);
+    tcase_add_test(tcase, vhdx_torn_group_is_done_again);
     tcase_add_test(tcase, vhdx_log_of_zeroes_is_done_again);
     tcase_add_test(tcase, vhdx_freed_space_is_used_after_the_flush);
     tcase_add_test(tcase, vhdx_abandoned_space_reads_as_zeroes);
