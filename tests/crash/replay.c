@@ -3,9 +3,10 @@
  *
  * The base of a scratch store holds what is durable at the current cut and is moved along the
  * record; a state is the base and some of the other operations, in the order in which they took
- * effect. Where a durable write took effect after one that is not durable (which was still running
+ * effect. Where a durable operation took effect after one that is not durable (which was still running
  * when the sync began), the older must not come back over the newer: newest_tick knows the newest
- * durable write of each eight bytes.
+ * durable operation of each eight bytes, and size_tick that of the size. A file that is cut off loses the bytes behind
+ * its new end, as a punch would, and has zeroes there if it grows again.
  */
 #include "replay.h"
 
@@ -26,6 +27,8 @@ struct Replay {
     Store *store;
     uint64_t *newest_tick; /* for each GRANULE */
     uint64_t newest_count;
+    uint64_t newest_behind; /* of all granules from newest_count on */
+    uint64_t size_tick;     /* of the newest durable change of the size */
     uint64_t seed;
 };
 
@@ -67,12 +70,11 @@ Store *replay_store(Replay *replay)
 static uint64_t *newest_tick(Replay *replay, uint64_t granule)
 {
     if (granule >= replay->newest_count) {
-        uint64_t count = granule * 2 + 1024, *larger = g_new0(uint64_t, count);
-        if (replay->newest_count > 0) {
-            memcpy(larger, replay->newest_tick, replay->newest_count * sizeof *larger);
+        uint64_t count = granule * 2 + 1024;
+        replay->newest_tick = g_renew(uint64_t, replay->newest_tick, count);
+        for (uint64_t i = replay->newest_count; i < count; i++) {
+            replay->newest_tick[i] = replay->newest_behind;
         }
-        g_free(replay->newest_tick);
-        replay->newest_tick = larger;
         replay->newest_count = count;
     }
     return &replay->newest_tick[granule];
@@ -130,6 +132,46 @@ static void apply_piece(Replay *replay, const RecordEntry *entry, uint64_t from,
     apply_bytes(replay->store, entry, start, to);
 }
 
+/* One past the last byte from `from` on that a durable operation newer than tick has written. */
+static uint64_t end_of_newer(const Replay *replay, uint64_t from, uint64_t tick)
+{
+    uint64_t granule =
+        min_u64(replay->newest_count, div_round_up(store_size(replay->store), GRANULE));
+    while (granule > from / GRANULE && replay->newest_tick[granule - 1] <= tick) {
+        granule--;
+    }
+    return max_u64(from, min_u64(granule * GRANULE, store_size(replay->store)));
+}
+
+/* Nothing older than tick comes back behind the new end of the file, grown or cut off. */
+static void mark_behind(Replay *replay, uint64_t end, uint64_t tick)
+{
+    uint64_t first = div_round_up(end, GRANULE);
+    (void)newest_tick(replay, first);
+    for (uint64_t i = first; i < replay->newest_count; i++) {
+        replay->newest_tick[i] = max_u64(replay->newest_tick[i], tick);
+    }
+    replay->newest_behind = max_u64(replay->newest_behind, tick);
+    replay->size_tick = max_u64(replay->size_tick, tick);
+}
+
+static void apply_truncate(Replay *replay, const RecordEntry *entry, bool durable)
+{
+    uint64_t old = store_size(replay->store), size = entry->length;
+    if (size < old) {
+        const RecordEntry rest = {
+            .kind = RECORD_PUNCH, .tick = entry->tick, .offset = size, .length = old - size};
+        apply_piece(replay, &rest, size, old, false);
+        size = end_of_newer(replay, size, entry->tick);
+    }
+    if (replay->size_tick < entry->tick) {
+        store_truncate(replay->store, size);
+    }
+    if (durable) {
+        mark_behind(replay, entry->length, entry->tick);
+    }
+}
+
 static void apply_sectors(Replay *replay, const RecordEntry *entry, const Choice *choice,
                           bool durable, Random *random)
 {
@@ -148,7 +190,7 @@ static void apply(Replay *replay, const RecordEntry *entry, const Choice *choice
                   Random *random)
 {
     if (entry->kind == RECORD_TRUNCATE) {
-        store_truncate(replay->store, entry->length);
+        apply_truncate(replay, entry, durable);
     } else if (entry->kind != RECORD_SYNC) {
         apply_sectors(replay, entry, choice, durable, random);
     }

@@ -129,6 +129,50 @@ static void test_replay(void)
     replay_free(replay);
 }
 
+/* A file that is cut off while older and newer writes behind its new end are not durable, or are. */
+static void test_replay_truncate(void)
+{
+    uint8_t start[2048], old[512], new[512];
+    memset(start, 7, sizeof start);
+    memset(old, 1, sizeof old);
+    memset(new, 2, sizeof new);
+    const RecordEntry entries[] = {
+        {.kind = RECORD_WRITE,
+         .begin = 1,
+         .tick = 2,
+         .end = 30,
+         .offset = 1024,
+         .length = 512,
+         .data = old},
+        {.kind = RECORD_TRUNCATE, .begin = 3, .tick = 4, .end = 20, .length = 1024},
+        {.kind = RECORD_WRITE,
+         .begin = 5,
+         .tick = 6,
+         .end = 7,
+         .offset = 1536,
+         .length = 512,
+         .data = new},
+        {.kind = RECORD_SYNC, .begin = 8, .tick = 10, .end = 11},
+        {.kind = RECORD_SYNC, .begin = 21, .tick = 22, .end = 23},
+    };
+    bool newer = true, none_older = true, cleared = true;
+    Replay *replay = replay_new(entries, G_N_ELEMENTS(entries), start, sizeof start, 1);
+    for (unsigned number = 0; number < 20; number++) {
+        replay_state(replay, 15, number, NULL);
+        newer &= *byte_of(replay, 1536) == 2 && store_size(replay_store(replay)) == 2048;
+    }
+    for (unsigned number = 0; number < 20; number++) {
+        replay_state(replay, 25, number, NULL);
+        newer &= *byte_of(replay, 1536) == 2 && store_size(replay_store(replay)) == 2048;
+        none_older &= *byte_of(replay, 1024) != 1;
+        cleared &= *byte_of(replay, 1024) == 0;
+    }
+    expect(newer, "a truncate takes nothing away from newer durable writes");
+    expect(none_older, "what an older write left behind the end does not come back");
+    expect(cleared, "what the file held there is gone");
+    replay_free(replay);
+}
+
 /* The whole */
 
 typedef struct Mutation {
@@ -208,6 +252,7 @@ int main(void)
     };
     test_model();
     test_replay();
+    test_replay_truncate();
     Machine machine;
     machine_start(&machine);
     expect_found("raw", &mutations[0], &machine);

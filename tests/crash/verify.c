@@ -70,7 +70,7 @@ static bool check_image(Verifier *verifier, Store *store, VerifyLeaks leaks, Fin
     return good;
 }
 
-bool verify_state(Verifier *verifier, Store *store, const Model *model, VerifyLeaks leaks,
+bool verify_state(Verifier *verifier, Store *store, Model *model, VerifyLeaks leaks,
                   Findings *findings)
 {
     if (!read_disk(verifier, store, findings)) {

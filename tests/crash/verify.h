@@ -27,7 +27,7 @@ void verifier_clear(Verifier *verifier);
 typedef enum { VERIFY_LEAKS_ALLOWED, VERIFY_NO_LEAKS } VerifyLeaks;
 
 /* The model stands at the state's cut. Changes the store (the image is opened for writing). */
-bool verify_state(Verifier *verifier, Store *store, const Model *model, VerifyLeaks leaks,
+bool verify_state(Verifier *verifier, Store *store, Model *model, VerifyLeaks leaks,
                   Findings *findings);
 
 /* To be called after verify_state, which has read the disk: asks qemu-img what it thinks of the
