@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/bytes.h"
 #include "base/log.h"
 #include "setups.h"
 #include "states.h"
@@ -162,18 +163,21 @@ static bool is_wanted(const Setup *setup)
 static void all_rounds(uint64_t states, Machine *machine, Totals *totals)
 {
     const Setup *only = option_setup ? setup_find(option_setup) : NULL;
-    unsigned setup_count = 1;
+    unsigned setup_count = 0;
     for (const Setup *setup = setups; !only && setup->name; setup++) {
         setup_count += is_wanted(setup);
     }
-    if (!only && setup_count == 1) {
+    if (!only && setup_count == 0) {
         fprintf(stderr, "powercut: no configuration is of %s\n", option_formats);
         exit(1);
     }
-    const uint64_t states_a_round = option_position ? 64 : CLAMP(states / setup_count, 8, 300);
+    const uint64_t share =
+        div_round_up(states, max_u64(setup_count, 1)); /* one turn where that is enough */
+    const uint64_t states_a_round = option_position ? 64 : CLAMP(share, 8, 300);
     uint64_t seed = option_seed ? option_seed : option_from;
-    while (totals->states < states && totals->bad < 3) {
-        for (const Setup *setup = only ? only : setups; setup->name; setup++) {
+    bool enough = false;
+    for (bool first_turn = true; !enough; first_turn = false) {
+        for (const Setup *setup = only ? only : setups; setup->name && !enough; setup++) {
             if (!only && !is_wanted(setup)) {
                 continue;
             }
@@ -181,10 +185,12 @@ static void all_rounds(uint64_t states, Machine *machine, Totals *totals)
             round_of(setup, seed, MIN(states_a_round, states), machine, totals);
             totals->bad += findings_count(&totals->findings) > before;
             seed += option_seed ? 0 : 1;
-            if (only || totals->bad >= 3) {
+            enough = totals->bad >= 3 || (!first_turn && totals->states >= states);
+            if (only) {
                 break;
             }
         }
+        enough |= totals->states >= states;
     }
 }
 
