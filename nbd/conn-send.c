@@ -78,6 +78,7 @@ static void retire(Conn *conn, size_t sent)
 static void block(Conn *conn)
 {
     conn->blocked = true;
+    conn->blocked_since = nbd_clock();
     conn->writing = true;
     if (event_add(conn->write_event, NULL) != 0) {
         conn_break(conn);

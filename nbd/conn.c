@@ -24,6 +24,7 @@
 #include "base/bytes.h"
 #include "base/log.h"
 #include "base/shield.h"
+#include "nbd/conn-memory.h"
 #include "nbd/handshake.h"
 #include "nbd/tls.h"
 #include "nbd/transmission.h"
@@ -132,7 +133,7 @@ static size_t receive_once(Conn *conn, bool *more)
         }
         return 0;
     }
-    conn->local->now = nbd_clock();
+    conn->heard = conn->local->now = nbd_clock();
     size_t to_payload = min_u64(rest, got);
     if (to_payload > 0) {
         conn->payload_got += to_payload;
@@ -169,8 +170,9 @@ static bool resumable(const Conn *conn)
     if (conn->phase != CONN_TRANSMISSION) {
         return conn->in_flight_bytes <= HANDSHAKE_QUEUE_MAX;
     }
-    return conn->in_flight == 0 ||
-           conn->in_flight_bytes + conn->resume_charge <= conn->local->server->limits.client_memory;
+    uint64_t limit = conn->local->server->limits.client_memory;
+    bool fits = conn->in_flight == 0 || conn->in_flight_bytes + conn->resume_charge <= limit;
+    return fits && (conn->stopping || conn_memory_admits(conn, conn->resume_charge));
 }
 
 /* Goes on with what was stashed when the budget was used up. */
@@ -221,6 +223,7 @@ static void conn_close(Conn *conn)
     free_event(&conn->read_event);
     free_event(&conn->write_event);
     free_event(&conn->timer);
+    conn_memory_forget(conn);
     if (conn->tls != NULL) {
         tls_goodbye(conn->tls);
     }
@@ -259,6 +262,7 @@ static void conn_settle(Conn *conn)
     if (conn->stopping && conn->in_flight == 0 && is_silent(conn)) {
         conn_drain(conn);
     }
+    conn_memory_settle(conn);
     if (conn->broken || (conn->draining && !owes_output(conn))) {
         conn_close(conn);
         return;
@@ -369,6 +373,7 @@ static void conn_start(WorkerMessage *message)
     conn->message.run = turn_end;
     conn->next = local->conns;
     conn->link = &local->conns;
+    conn->heard = nbd_clock();
     if (conn->next != NULL) {
         conn->next->link = &conn->next;
     }
@@ -509,9 +514,17 @@ void conn_stop(Conn *conn)
     callback_end(conn);
 }
 
-void conn_freeze(Conn *conn)
+void conn_look_again(Conn *conn)
 {
     callback_begin(conn);
+    callback_end(conn);
+}
+
+void conn_drop(Conn *conn, const char *why)
+{
+    callback_begin(conn);
+    log_limited(LOG_LEVEL_WARNING, "%s", why);
+    conn_break(conn);
     callback_end(conn);
 }
 

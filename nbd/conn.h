@@ -34,8 +34,9 @@ struct Conn {
     Conn *next, **link;    /* of local->conns */
     WorkerMessage message; /* start, then the end of a turn */
     struct event *read_event, *write_event, *timer;
-    uint64_t number; /* never another's; from 1 */
-    LogContext log;  /* of what is logged while it is looked after */
+    struct event *again; /* conn-memory.c's; NULL: it never waited */
+    uint64_t number;     /* never another's; from 1 */
+    LogContext log;      /* of what is logged while it is looked after */
     int fd;
     int refs;         /* open, each request, each callback under way, message */
     ConnState *state; /* to begin with; NULL after the start */
@@ -50,6 +51,7 @@ struct Conn {
     bool blocked;  /* the socket takes no more */
     bool writing;  /* write_event is added; stays so until the queue is empty */
     bool paused;   /* over budget: reads no more until resume_charge fits */
+    bool waits;    /* so, for memory that others hold */
     bool draining; /* reads no more for good, closes when nothing is in flight */
     bool
         stopping; /* the server ends: requests that still come are refused, closes when none are left */
@@ -85,6 +87,8 @@ struct Conn {
     uint64_t in_flight_bytes;
     uint64_t resume_charge;
     uint64_t queued_bytes;
+    uint64_t blocked_since; /* nbd_clock; when blocked */
+    uint64_t heard;         /* nbd_clock of the last receive that brought something */
     NbdRequest *queue, **queue_last;
 };
 
@@ -141,9 +145,14 @@ void conn_set_meta_export(Conn *conn, Export *export);
 /* The handshake has gone on a step: the time-out begins anew. */
 void conn_restart_timer(Conn *conn);
 
-/* The server is being frozen, see server.h: reads no more for now; then does nothing at all; then goes
- * on as if nothing had been, or closes without a word. */
-void conn_freeze(Conn *conn);
+/* Does what it can do now. */
+void conn_look_again(Conn *conn);
+
+/* Closes without a word to the client; why is logged. */
+void conn_drop(Conn *conn, const char *why);
+
+/* The server is being frozen, see server.h: does nothing at all; then goes on as if nothing had been, or
+ * closes without a word. */
 void conn_hold_still(Conn *conn);
 void conn_thaw(Conn *conn);
 void conn_abandon(Conn *conn);

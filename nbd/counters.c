@@ -54,26 +54,50 @@ void nbd_count_error(NbdCounters *counters, uint32_t error)
     nbd_count(&counters->errors_by_kind[kind], 1);
 }
 
-void nbd_counters_add(const NbdCounters *counters, NbdCounts *counts)
+void nbd_counts_add(NbdCounts *counts, const NbdCounts *more)
 {
-    uint64_t ended = 0;
     for (unsigned i = 0; i < NBD_COMMANDS; i++) {
-        uint64_t requests = nbd_counted(&counters->requests[i]);
-        ended += requests;
-        counts->requests[i] += requests;
-        counts->bytes[i] += nbd_counted(&counters->bytes[i]);
-        counts->latency[i].nanoseconds += nbd_counted(&counters->latency[i].nanoseconds);
+        counts->requests[i] += more->requests[i];
+        counts->bytes[i] += more->bytes[i];
+        counts->latency[i].nanoseconds += more->latency[i].nanoseconds;
         for (unsigned j = 0; j <= NBD_LATENCY_BOUNDS; j++) {
-            counts->latency[i].buckets[j] += nbd_counted(&counters->latency[i].buckets[j]);
+            counts->latency[i].buckets[j] += more->latency[i].buckets[j];
         }
     }
     for (unsigned i = 0; i < NBD_ERROR_KINDS; i++) {
-        counts->errors_by_kind[i] += nbd_counted(&counters->errors_by_kind[i]);
+        counts->errors_by_kind[i] += more->errors_by_kind[i];
     }
-    counts->errors += nbd_counted(&counters->errors);
+    counts->errors += more->errors;
+    counts->in_flight += more->in_flight;
+    counts->connections += more->connections;
+}
+
+/* The numbers of one worker. */
+static void read_counters(const NbdCounters *counters, NbdCounts *counts)
+{
+    uint64_t ended = 0;
+    for (unsigned i = 0; i < NBD_COMMANDS; i++) {
+        counts->requests[i] = nbd_counted(&counters->requests[i]);
+        counts->bytes[i] = nbd_counted(&counters->bytes[i]);
+        counts->latency[i].nanoseconds = nbd_counted(&counters->latency[i].nanoseconds);
+        for (unsigned j = 0; j <= NBD_LATENCY_BOUNDS; j++) {
+            counts->latency[i].buckets[j] = nbd_counted(&counters->latency[i].buckets[j]);
+        }
+        ended += counts->requests[i];
+    }
+    for (unsigned i = 0; i < NBD_ERROR_KINDS; i++) {
+        counts->errors_by_kind[i] = nbd_counted(&counters->errors_by_kind[i]);
+    }
+    counts->errors = nbd_counted(&counters->errors);
     /* What ended or went is read before what began or came: never below 0. */
-    uint64_t begun = nbd_counted(&counters->begun);
-    counts->in_flight += begun - ended;
+    counts->in_flight = nbd_counted(&counters->begun) - ended;
     uint64_t gone = nbd_counted(&counters->disconnects);
-    counts->connections += nbd_counted(&counters->connects) - gone;
+    counts->connections = nbd_counted(&counters->connects) - gone;
+}
+
+void nbd_counters_add(const NbdCounters *counters, NbdCounts *counts)
+{
+    NbdCounts own;
+    read_counters(counters, &own);
+    nbd_counts_add(counts, &own);
 }

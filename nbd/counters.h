@@ -91,6 +91,9 @@ void nbd_count_error(NbdCounters *counters, uint32_t error);
 /* "EPERM". */
 const char *nbd_error_kind_name(NbdErrorKind kind);
 
+/* Adds more to counts. */
+void nbd_counts_add(NbdCounts *counts, const NbdCounts *more);
+
 /* Adds a worker's counters to counts. [any] */
 void nbd_counters_add(const NbdCounters *counters, NbdCounts *counts);
 

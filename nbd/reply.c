@@ -17,6 +17,7 @@
 
 #include "base/bytes.h"
 #include "nbd/conn.h"
+#include "nbd/conn-memory.h"
 #include "nbd/meta-context.h"
 
 #define REPLY_CHUNKS_MAX 32
@@ -55,6 +56,7 @@ NbdRequest *nbd_request_new(Conn *conn, uint64_t charge)
     conn->refs++;
     conn->in_flight++;
     conn->in_flight_bytes += request->charge;
+    conn_memory_take(local, request->charge);
     return request;
 }
 
@@ -90,6 +92,7 @@ void nbd_request_free(NbdRequest *request)
     }
     conn->in_flight--;
     conn->in_flight_bytes -= request->charge;
+    conn_memory_give(local, request->charge);
     if (local->spare_count < NBD_SPARE_MAX) {
         request->next = local->spare;
         local->spare = request;

@@ -68,7 +68,7 @@ static void freeze_local(WorkerMessage *message)
 {
     NbdLocal *local = (NbdLocal *)(void *)((uint8_t *)message - G_STRUCT_OFFSET(NbdLocal, freeze));
     local->frozen = true;
-    for_each_conn(local, conn_freeze);
+    for_each_conn(local, conn_look_again);
     if (local->submitted == 0) {
         worker_at_turn_end(local->worker, &local->quiet);
     }

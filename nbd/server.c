@@ -13,6 +13,7 @@
 
 #include "base/log.h"
 #include "nbd/conn.h"
+#include "nbd/conn-memory.h"
 #include "nbd/reply.h"
 #include "nbd/server-freeze.h"
 
@@ -43,6 +44,7 @@ NbdServer *nbd_server_new(ExportTable *exports, const NbdLimits *limits, Worker 
         server->locals[i].worker = workers[i];
         server->locals[i].stop.run = stop_local;
         server_freeze_init_local(&server->locals[i]);
+        conn_memory_init_local(&server->locals[i]);
     }
     return server;
 }
@@ -145,6 +147,14 @@ void nbd_server_get_counts(const NbdServer *server, const Export *export, NbdCou
     for (unsigned i = 0; counters != NULL && i < server->local_count; i++) {
         nbd_counters_add(&counters[i], counts);
     }
+}
+
+void nbd_server_get_memory(const NbdServer *server, NbdMemoryCounts *counts)
+{
+    *counts = (NbdMemoryCounts){.held = atomic_load(&server->memory.held),
+                                .limit = server->limits.total_memory,
+                                .waiting = atomic_load(&server->memory.waiting),
+                                .dropped = atomic_load(&server->memory.dropped)};
 }
 
 void nbd_server_stop(NbdServer *server)

@@ -29,17 +29,28 @@ typedef struct TlsCredentials TlsCredentials;
 typedef void (*NbdGone)(void *argument);
 
 typedef struct NbdLimits {
-    unsigned max_clients;       /* connections at once; one more is closed unanswered */
-    uint64_t client_memory;     /* bytes in flight a connection; a single request may always go */
+    unsigned max_clients;   /* connections at once; one more is closed unanswered */
+    uint64_t client_memory; /* bytes in flight a connection; a single request may always go */
+    uint64_t total_memory;  /* of all connections, see conn-memory.h; 0: no bound */
+    unsigned
+        stall_timeout; /* seconds of a client that stalls while others wait for memory; 0: for ever */
     unsigned handshake_timeout; /* seconds of silence before transmission; 0: for ever */
     bool allow_resize;          /* clients that may write may change the size of a disk */
     unsigned shutdown_timeout;  /* seconds to take the last replies when the server stops */
 } NbdLimits;
 
+/* What all connections hold, see conn-memory.h. [any] */
+typedef struct NbdMemory {
+    _Atomic uint64_t held;    /* bytes */
+    atomic_uint waiting;      /* connections */
+    _Atomic uint64_t dropped; /* clients, since the start */
+    _Atomic uint64_t shed_at; /* nbd_clock of the last search for clients that stall */
+} NbdMemory;
+
 #define NBD_SCRATCH_SIZE (192u << 10)
 #define NBD_SPARE_MAX    1024 /* request structures kept by a worker */
 
-/* What the connections of one worker share; touched by that worker alone but for conn_count. */
+/* What the connections of one worker share; touched by that worker alone but for what says [any]. */
 typedef struct NbdLocal {
     NbdServer *server;
     Worker *worker;
@@ -48,13 +59,15 @@ typedef struct NbdLocal {
     Buffers buffers;
     NbdRequest *spare; /* free list */
     unsigned spare_count;
-    uint64_t now; /* nbd_clock at the last receive */
+    uint64_t now;         /* nbd_clock at the last receive */
+    uint64_t memory_kept; /* bytes of the total that no request of this worker holds now */
     bool stopping;
     unsigned submitted; /* requests that are the node's */
     bool frozen;        /* nothing is read */
     bool still;         /* nothing is sent either, submitted is 0, states holds all there is */
     GPtrArray *states;  /* NbdHeld *, when still */
-    WorkerMessage stop, freeze, quiet, drop, thaw, abandon;
+    WorkerMessage stop, freeze, quiet, drop, thaw, abandon, shed;
+    atomic_bool shedding;   /* shed is on its way [any] */
     atomic_uint conn_count; /* [any] */
 } NbdLocal;
 
@@ -65,6 +78,7 @@ struct NbdServer {
     NbdLimits limits;
     TlsCredentials *tls; /* NULL: there is no TLS */
     bool tls_required;
+    NbdMemory memory;
     NbdLocal *locals;
     unsigned local_count;
     _Atomic uint64_t last_number; /* of a connection */
@@ -103,6 +117,15 @@ void nbd_server_attach(NbdServer *server, Export *export, int fd, NbdGone gone,
 /* What was counted for an export since the start, all workers together. Numbers of one moment need
  * not fit each other exactly. [any] */
 void nbd_server_get_counts(const NbdServer *server, const Export *export, NbdCounts *counts);
+
+/* What all connections hold and may hold. [any] */
+typedef struct NbdMemoryCounts {
+    uint64_t held, limit; /* bytes; held by a little more than by requests alone */
+    unsigned waiting;     /* connections */
+    uint64_t dropped;     /* clients, since the start */
+} NbdMemoryCounts;
+
+void nbd_server_get_memory(const NbdServer *server, NbdMemoryCounts *counts);
 
 /* Every connection finishes what is in flight, refuses what comes meanwhile, and closes; one that does
  * not take its replies is closed after shutdown_timeout. Returns at once: wait for idle_fd. [main] */

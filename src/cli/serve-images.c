@@ -126,6 +126,7 @@ bool serve_image_close(Serve *serve, ServedImage *served)
     serve_removal_done(serve, served, ok);
     if (served->export != NULL) {
         serve_attach_forget(serve, served);
+        serve_stats_keep(serve, served);
         export_free(served->export);
     }
     g_free(served->how.name);

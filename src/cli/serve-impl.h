@@ -61,15 +61,16 @@ typedef struct ServeOptions {
     char **listen;
     char **names, **descriptions;
     char *socket_mode, *socket_owner;
-    char *client_memory_text, *metadata_cache_text, *pid_file, *control, *status;
+    char *client_memory_text, *total_memory_text, *metadata_cache_text;
+    char *pid_file, *control, *status;
     char *tls_text, *tls_certificates, *tls_psk;
     char **allow;
     char *log, *log_level, *user, *group, *sandbox;
     gboolean sandboxed; /* by the process whose work this one takes over */
     bool confine;       /* there is to be a sandbox */
     gboolean read_only, once, stdio, tls_verify_peer, allow_resize;
-    int threads, max_clients, handshake_timeout, shutdown_timeout;
-    uint64_t client_memory, metadata_cache;
+    int threads, max_clients, handshake_timeout, stall_timeout, shutdown_timeout;
+    uint64_t client_memory, total_memory, metadata_cache;
     int take_over;    /* channel to the process whose work this one takes over; -1: none */
     bool listen_none; /* --listen=none: no listener at all */
     ListenerAccess access;
@@ -127,6 +128,7 @@ struct Serve {
     unsigned inherited;   /* so many of the listeners came with the process */
     int stdio_fd;         /* the client of --stdio until it is served; -1 */
     NbdServer *server;
+    NbdCounts gone;         /* what exports did that are no longer there */
     Metrics *metrics;       /* NULL: there is no status page */
     TlsCredentials *tls;    /* NULL: there is no TLS */
     Control *control;       /* NULL: there is no control socket */
@@ -261,7 +263,9 @@ bool serve_control_open(Serve *serve, GError **error);
 
 const char *serve_mode_name(DiskMode mode); /* [any] */
 
-/* serve-stats.c. For serve_on_main: adds what was counted to the answer, a JsonObject. [main] */
+/* serve-stats.c [main]. The export goes, what it has done stays in the totals. */
+void serve_stats_keep(Serve *serve, const ServedImage *image);
+/* For serve_on_main: adds what was counted to the answer, a JsonObject. [main] */
 void serve_stats_job(Serve *serve, void *answer);
 /* The status page: binds its address, if there is to be one; then answers. [main] */
 bool serve_metrics_open(Serve *serve, GError **error);

@@ -14,8 +14,9 @@
 #include "formats/option.h"
 #include "nbd/nbd-wire.h"
 
-#define THREADS_MAX 1024
-#define ALLOW_PATHS "allow-paths" /* one of the options that all commands have */
+#define THREADS_MAX      1024
+#define TOTAL_MEMORY_MIN (128u << 20)  /* two of the longest requests */
+#define ALLOW_PATHS      "allow-paths" /* one of the options that all commands have */
 
 static const CliUsage usage = {
     .command = "serve",
@@ -59,6 +60,14 @@ static GArray *own_entries(ServeOptions *o)
          "Connections at once (default: 10000)", "N"},
         {"client-memory", 0, 0, G_OPTION_ARG_FILENAME, &o->client_memory_text,
          "Bytes that a connection may have in flight (default: 64M)", "SIZE"},
+        {"total-memory", 0, 0, G_OPTION_ARG_FILENAME, &o->total_memory_text,
+         "Bytes that all connections together may have in flight, at least 128M (default: 1G)",
+         "SIZE"},
+        {"stall-timeout", 0, 0, G_OPTION_ARG_INT, &o->stall_timeout,
+         "Seconds that a client may hold memory which others wait for, and neither take replies "
+         "nor "
+         "send (default: 10; 0: for ever)",
+         "SECONDS"},
         {"metadata-cache", 0, 0, G_OPTION_ARG_FILENAME, &o->metadata_cache_text,
          "Bytes of metadata kept in memory an image (default: 32M)", "SIZE"},
         {"handshake-timeout", 0, 0, G_OPTION_ARG_INT, &o->handshake_timeout,
@@ -150,8 +159,11 @@ static bool check(ServeOptions *o, int argc, char **argv, GError **error)
     return check_number("--threads", o->threads, 1, THREADS_MAX, error) &&
            check_number("--max-clients", o->max_clients, 1, G_MAXINT, error) &&
            check_number("--handshake-timeout", o->handshake_timeout, 0, G_MAXINT, error) &&
+           check_number("--stall-timeout", o->stall_timeout, 0, G_MAXINT, error) &&
            check_number("--shutdown-timeout", o->shutdown_timeout, 0, G_MAXINT, error) &&
            parse_size("--client-memory", o->client_memory_text, 1, &o->client_memory, error) &&
+           parse_size("--total-memory", o->total_memory_text, TOTAL_MEMORY_MIN, &o->total_memory,
+                      error) &&
            parse_size("--metadata-cache", o->metadata_cache_text, 1, &o->metadata_cache, error) &&
            serve_operations_check(o, error) && serve_listen_check(o, error) &&
            serve_tls_check(o, error);
@@ -162,8 +174,10 @@ void serve_options_init(ServeOptions *o)
     *o = (ServeOptions){.threads = g_get_num_processors(),
                         .max_clients = 10000,
                         .handshake_timeout = 10,
+                        .stall_timeout = 10,
                         .shutdown_timeout = 1,
                         .client_memory = 64 << 20,
+                        .total_memory = 1 << 30,
                         .access = LISTENER_ACCESS_INIT,
                         .take_over = -1};
 }
@@ -319,6 +333,7 @@ void serve_options_clear(ServeOptions *o)
     g_free(o->socket_mode);
     g_free(o->socket_owner);
     g_free(o->client_memory_text);
+    g_free(o->total_memory_text);
     g_free(o->metadata_cache_text);
     g_free(o->pid_file);
     g_free(o->control);

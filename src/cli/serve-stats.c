@@ -106,6 +106,44 @@ static JsonArray *latency_bounds(void)
     return bounds;
 }
 
+void serve_stats_keep(Serve *serve, const ServedImage *image)
+{
+    NbdCounts counts;
+    if (serve->server != NULL) {
+        nbd_server_get_counts(serve->server, image->export, &counts);
+        nbd_counts_add(&serve->gone, &counts);
+    }
+}
+
+static JsonObject *total_stats(const Serve *serve)
+{
+    JsonObject *object = json_object_new();
+    NbdCounts total = serve->gone;
+    for (unsigned i = 0; i < serve->images->len; i++) {
+        const ServedImage *image = g_ptr_array_index(serve->images, i);
+        NbdCounts counts;
+        nbd_server_get_counts(serve->server, image->export, &counts);
+        nbd_counts_add(&total, &counts);
+    }
+    json_object_set_int_member(object, "connections", total.connections);
+    json_object_set_int_member(object, "in-flight", total.in_flight);
+    add_errors(object, &total);
+    add_requests(object, &total);
+    return object;
+}
+
+static JsonObject *memory_stats(const Serve *serve)
+{
+    JsonObject *object = json_object_new();
+    NbdMemoryCounts counts;
+    nbd_server_get_memory(serve->server, &counts);
+    json_object_set_int_member(object, "held", counts.held);
+    json_object_set_int_member(object, "limit", counts.limit);
+    json_object_set_int_member(object, "waiting", counts.waiting);
+    json_object_set_int_member(object, "dropped", counts.dropped);
+    return object;
+}
+
 void serve_stats_job(Serve *serve, void *argument)
 {
     JsonObject *answer = argument;
@@ -118,6 +156,8 @@ void serve_stats_job(Serve *serve, void *argument)
                                (g_get_monotonic_time() - serve->started) / G_USEC_PER_SEC);
     json_object_set_int_member(answer, "clients", nbd_server_connections(serve->server));
     json_object_set_array_member(answer, "latency-bounds-us", latency_bounds());
+    json_object_set_object_member(answer, "memory", memory_stats(serve));
+    json_object_set_object_member(answer, "total", total_stats(serve));
     json_object_set_array_member(answer, "exports", exports);
 }
 

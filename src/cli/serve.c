@@ -43,6 +43,8 @@ static void start_server(Serve *serve)
     NbdLimits limits = {
         .max_clients = o->max_clients,
         .client_memory = o->client_memory,
+        .total_memory = o->total_memory,
+        .stall_timeout = o->stall_timeout,
         .handshake_timeout = o->handshake_timeout,
         .allow_resize = o->allow_resize,
         .shutdown_timeout = o->shutdown_timeout,

@@ -135,10 +135,22 @@ static void print_export(JsonObject *export)
     print_rest(export);
 }
 
+static void print_memory(JsonObject *memory)
+{
+    if (memory != NULL) {
+        g_autofree char *held = output_size(number_of(memory, "held"));
+        g_autofree char *limit = output_size(number_of(memory, "limit"));
+        printf("requests hold %s of %s, %" G_GINT64_FORMAT
+               " clients wait for memory, %" G_GINT64_FORMAT " were dropped for it\n",
+               held, limit, number_of(memory, "waiting"), number_of(memory, "dropped"));
+    }
+}
+
 static int print_human(JsonObject *answer)
 {
     printf("up for %" G_GINT64_FORMAT " s, %" G_GINT64_FORMAT " clients\n",
            number_of(answer, "seconds"), number_of(answer, "clients"));
+    print_memory(object_of(answer, "memory"));
     JsonArray *exports = json_object_get_array_member(answer, "exports");
     for (unsigned i = 0; exports != NULL && i < json_array_get_length(exports); i++) {
         print_export(json_array_get_object_element(exports, i));

@@ -37,6 +37,12 @@ static const char *string_of(JsonObject *object, const char *member)
     return text != NULL ? text : "";
 }
 
+/* The label of an export; NULL: the object is none. */
+static const char *name_of(JsonObject *object)
+{
+    return json_object_has_member(object, "name") ? string_of(object, "name") : NULL;
+}
+
 /* Samples */
 
 typedef struct Sample {
@@ -96,9 +102,9 @@ static void append_value(GString *out, const Family *family, JsonObject *export,
 {
     JsonObject *from = family->object != NULL ? object_of(export, family->object) : export;
     if (from != NULL && json_object_has_member(from, family->member)) {
-        append_sample(out, family->name,
-                      &(Sample){.export = string_of(export, "name"),
-                                .value = number_of(from, family->member)});
+        append_sample(
+            out, family->name,
+            &(Sample){.export = name_of(export), .value = number_of(from, family->member)});
     }
 }
 
@@ -114,7 +120,7 @@ static void append_by_label(GString *out, const Family *family, JsonObject *expo
     json_object_iter_init_ordered(&iter, numbers);
     while (json_object_iter_next_ordered(&iter, &key, NULL)) {
         append_sample(out, family->name,
-                      &(Sample){.export = string_of(export, "name"),
+                      &(Sample){.export = name_of(export),
                                 .label = family->label,
                                 .text = key,
                                 .value = number_of(numbers, key)});
@@ -127,7 +133,7 @@ static void append_mode(GString *out, const Family *family, JsonObject *export, 
     static const char *const modes[] = {"normal", "read-only", "failed"};
     for (unsigned i = 0; i < G_N_ELEMENTS(modes); i++) {
         append_sample(out, family->name,
-                      &(Sample){.export = string_of(export, "name"),
+                      &(Sample){.export = name_of(export),
                                 .label = "mode",
                                 .text = modes[i],
                                 .value = strcmp(string_of(export, "mode"), modes[i]) == 0});
@@ -173,7 +179,7 @@ static void append_latencies(GString *out, const Family *family, JsonObject *exp
     }
     json_object_iter_init_ordered(&iter, latencies);
     while (json_object_iter_next_ordered(&iter, &command, NULL)) {
-        Sample sample = {.export = string_of(export, "name"), .label = "command", .text = command};
+        Sample sample = {.export = name_of(export), .label = "command", .text = command};
         append_histogram(out, family->name, sample, object_of(latencies, command), bounds);
     }
 }
@@ -211,33 +217,48 @@ static void append_head(GString *out, const char *name, const char *type, const 
                            type);
 }
 
-static void append_single(GString *out, const char *name, const char *type, const char *help,
-                          const Sample *sample)
+/* Of the server as a whole. */
+static const Family server_families[] = {
+    {"uptime_seconds", "gauge", "Time since the start.", append_value, NULL, "seconds"},
+    {"clients", "gauge", "Connections, those that choose an export included.", append_value, NULL,
+     "clients"},
+    {"memory_bytes", "gauge", "What requests of all connections hold.", append_value, "memory",
+     "held"},
+    {"memory_limit_bytes", "gauge", "What they may hold.", append_value, "memory", "limit"},
+    {"clients_waiting", "gauge", "Connections that wait for memory which others hold.",
+     append_value, "memory", "waiting"},
+    {"clients_dropped_total", "counter", "Those that stalled while others waited.", append_value,
+     "memory", "dropped"},
+};
+
+/* Of all exports, those that are no longer served included. */
+static const Family total_families[] = {
+    {"server_requests_total", "counter",
+     "Requests of all exports, also of those that are no longer served.", append_by_label,
+     "requests", NULL, "command"},
+    {"server_bytes_total", "counter", "Bytes, likewise.", append_by_label, "bytes", NULL,
+     "command"},
+    {"server_errors_total", "counter", "Errors, likewise.", append_by_label, "errors-by-kind", NULL,
+     "kind"},
+};
+
+static void append_families(GString *out, const Family *list, unsigned count, JsonObject *object,
+                            JsonObject *stats)
 {
-    append_head(out, name, type, help);
-    append_sample(out, name, sample);
+    for (unsigned i = 0; i < count && object != NULL; i++) {
+        append_head(out, list[i].name, list[i].type, list[i].help);
+        list[i].append(out, &list[i], object, stats);
+    }
 }
 
-/* What is the server's as a whole. */
 static void append_server(GString *out, JsonObject *stats)
 {
-    append_single(out, "build_info", "gauge", "The version that runs.",
+    append_head(out, "build_info", "gauge", "The version that runs.");
+    append_sample(out, "build_info",
                   &(Sample){.label = "version", .text = COWNBD_VERSION, .value = 1});
-    append_single(out, "uptime_seconds", "gauge", "Time since the start.",
-                  &(Sample){.value = number_of(stats, "seconds")});
-    append_single(out, "clients", "gauge", "Connections, those that choose an export included.",
-                  &(Sample){.value = number_of(stats, "clients")});
-    JsonObject *total = object_of(stats, "total");
-    if (total == NULL) {
-        return;
-    }
-    append_single(out, "server_requests_total", "counter",
-                  "Requests of all exports, also of those that are no longer served.",
-                  &(Sample){.value = number_of(total, "requests")});
-    append_single(out, "server_bytes_total", "counter", "Bytes, likewise.",
-                  &(Sample){.value = number_of(total, "bytes")});
-    append_single(out, "server_errors_total", "counter", "Errors, likewise.",
-                  &(Sample){.value = number_of(total, "errors")});
+    append_families(out, server_families, G_N_ELEMENTS(server_families), stats, stats);
+    append_families(out, total_families, G_N_ELEMENTS(total_families), object_of(stats, "total"),
+                    stats);
 }
 
 GString *metrics_text(JsonObject *stats)

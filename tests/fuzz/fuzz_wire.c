@@ -131,8 +131,10 @@ static TlsCredentials *make_keys(void)
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
     static const NodeOps ops = {.submit = node_start};
-    static const NbdLimits limits = {
-        .max_clients = 10, .client_memory = 200 << 10, .allow_resize = true};
+    static const NbdLimits limits = {.max_clients = 10,
+                                     .client_memory = 200 << 10,
+                                     .total_memory = 128 << 20,
+                                     .allow_resize = true};
     static Worker *worker;
     for (unsigned i = 0; i < G_N_ELEMENTS(nodes); i++) {
         nodes[i] = (Node){&ops, DISK_SIZE, i == 1, 1, 4096, 64 << 20};

@@ -52,6 +52,10 @@ class Relay(Server):
         return subprocess.run([os.environ["COWNBD"], "ctl", "--json", "--control", self.control, *arguments],
                               capture_output=True, text=True, timeout=wire.TIMEOUT)
 
+    def stats(self):
+        return subprocess.run([os.environ["COWNBD"], "stats", "--json", "--control", self.control], check=True,
+                              capture_output=True, text=True, timeout=wire.TIMEOUT).stdout
+
     def handover(self):
         """Hands over. Returns the microseconds of the pause."""
         result = self.ctl("handover")

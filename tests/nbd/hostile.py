@@ -1,4 +1,5 @@
 """Clients that die, lie, flood or never read: the server goes on, in bounded memory, for everybody else."""
+import json
 import os
 import random
 import signal
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 
+from handover import Relay
 from wire import *
 
 MB = 1 << 20
@@ -103,6 +105,76 @@ def test_a_client_that_never_reads_holds_bounded_memory():
         still_serves(server)
         client.close()
         until(lambda: server_connections(server) == 0)
+
+
+class Crowd(Relay):
+    """A server with 128 MiB for all clients, and many of these who hold what they can."""
+
+    def __init__(self, *options, clients, stream):
+        super().__init__("--total-memory", "128M", *options, size=64 * MB)
+        with self.connect() as writer:
+            writer.go().write(0, os.urandom(32 * MB))
+        self.clients = [self.connect().go() for _ in range(clients)]
+        for client in self.clients:
+            client.send(stream)
+        until(lambda: self.numbers()["held"] > 100 * MB)
+
+    def numbers(self):
+        return json.loads(self.stats())["memory"]
+
+    def __exit__(self, *how):
+        for client in self.clients:
+            client.close()
+        super().__exit__(*how)
+
+
+READS = b"".join(request(READ, i, 0, 4 * MB) for i in range(100))  # nobody reads the answers
+
+
+def test_all_clients_together_hold_bounded_memory():
+    with Crowd("--stall-timeout", "0", clients=40, stream=READS) as server:
+        until(lambda: server.numbers()["waiting"] > 0)
+        for _ in range(20):
+            still_serves(server)
+            assert server.numbers()["held"] <= (128 + 2) * MB
+        assert server.memory() < memory_limit(200 * MB)
+        with server.connect() as reader:  # waits, and gets it when those go who hold it
+            cookie = reader.go().send_request(READ, 0, 32 * MB, DF)
+            for client in server.clients:
+                client.close()
+            got, done, kind, payload = reader.chunk()
+            assert (got, done, kind, len(payload)) == (cookie, True, OFFSET_DATA, 8 + 32 * MB)
+        until(lambda: server.numbers()["held"] < 4 * MB)
+        assert server.numbers()["waiting"] == 0 and server.numbers()["dropped"] == 0
+
+
+def test_who_takes_nothing_is_dropped_when_others_wait():
+    with Crowd("--stall-timeout", "1", clients=8, stream=READS) as server, server.connect() as reader:
+        assert server.numbers()["dropped"] == 0
+        assert len(reader.go().read(0, 64 * MB)) == 64 * MB
+        assert 1 <= server.numbers()["dropped"] <= 8
+        assert "client dropped: it holds memory that others wait for" in server.errors()
+
+
+def test_who_sends_nothing_is_dropped_when_others_wait():
+    half_a_write = request(WRITE, 1, 0, 24 * MB) + b"half"
+    with Crowd("--stall-timeout", "1", clients=5, stream=half_a_write) as server, server.connect() as reader:
+        assert len(reader.go().read(0, 64 * MB)) == 64 * MB
+        assert 1 <= server.numbers()["dropped"] <= 5
+        assert reader.read(32 * MB, 4) == bytes(4)
+
+
+def test_small_requests_go_on_whatever_others_hold():
+    with Crowd("--stall-timeout", "0", clients=40, stream=READS) as server:
+        until(lambda: server.numbers()["waiting"] > 0)
+        readers = [server.connect().go() for _ in range(8)]
+        for reader in readers:
+            reader.send(b"".join(request(READ, i, 0, 65536) for i in range(100)))
+        for reader in readers:
+            answers = [reader.chunk() for _ in range(100)]
+            assert sorted(answer[0] for answer in answers) == list(range(100))
+            assert {len(answer[3]) for answer in answers} == {8 + 65536}
+            reader.close()
 
 
 def test_a_client_over_its_budget_gets_every_reply():

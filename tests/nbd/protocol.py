@@ -574,6 +574,8 @@ def test_options_of_serve_are_checked():
         assert "no image" in refused()
         assert "--threads" in refused("-t", "0", image)
         assert "--client-memory" in refused("--client-memory", "x", image)
+        assert "--total-memory" in refused("--total-memory", "127M", image)
+        assert "--stall-timeout" in refused("--stall-timeout=-1", image)
         assert "--max-clients" in refused("--max-clients", "0", image)
         assert "names" in refused("-n", "a", "-n", "b", image)
 
