@@ -83,8 +83,8 @@ static void list_job(Serve *serve, void *argument)
     JsonObject *answer = argument;
     JsonArray *listeners = json_array_new();
     for (unsigned i = 0; i < serve->listeners->len; i++) {
-        json_array_add_string_element(listeners,
-                                      listener_uri(g_ptr_array_index(serve->listeners, i)));
+        g_autofree char *uri = serve_listen_uri(serve, g_ptr_array_index(serve->listeners, i));
+        json_array_add_string_element(listeners, uri);
     }
     json_object_set_array_member(answer, "listen", listeners);
     json_object_set_array_member(answer, "exports", all_images(serve));

@@ -209,6 +209,8 @@ bool serve_listen_check(ServeOptions *options, GError **error);
 /* Takes what was inherited, before any thread starts. */
 bool serve_listen_inherit(Serve *serve, GError **error);
 bool serve_listen_open(Serve *serve, GError **error);
+/* Where clients find it: nbds: where they must begin TLS. */
+char *serve_listen_uri(const Serve *serve, const Listener *listener);
 
 /* serve-tls.c [main] */
 bool serve_tls_check(ServeOptions *options, GError **error);

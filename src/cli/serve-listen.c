@@ -4,6 +4,7 @@
  */
 #include <grp.h>
 #include <pwd.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "base/errors.h"
@@ -128,6 +129,13 @@ bool serve_listen_open(Serve *serve, GError **error)
         }
     }
     return true;
+}
+
+char *serve_listen_uri(const Serve *serve, const Listener *listener)
+{
+    const char *uri = listener_uri(listener);
+    bool secret = serve->options.tls == SERVE_TLS_REQUIRE && g_str_has_prefix(uri, "nbd");
+    return secret ? g_strdup_printf("nbds%s", uri + strlen("nbd")) : g_strdup(uri);
 }
 
 static void accept_client(int fd, void *argument)

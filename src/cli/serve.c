@@ -74,7 +74,8 @@ static void tell_ready(Serve *serve)
     /* Who made a socket knows where it is, and may use our standard output for other things. */
     for (unsigned i = serve->inherited; i < serve->listeners->len && serve->options.take_over < 0;
          i++) {
-        printf("listening on %s\n", listener_uri(g_ptr_array_index(serve->listeners, i)));
+        g_autofree char *uri = serve_listen_uri(serve, g_ptr_array_index(serve->listeners, i));
+        printf("listening on %s\n", uri);
     }
     if (serve->metrics != NULL && serve->options.take_over < 0) {
         printf("status page on %s\n", metrics_uri(serve->metrics));
