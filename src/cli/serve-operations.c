@@ -172,6 +172,31 @@ static void allow_system(SandboxFiles *files)
     sandbox_files_allow(files, beside, SANDBOX_READ); /* its next version, for a handover */
 }
 
+/* Root keeps what opening others' images and binding sockets needs. In the first thread, from which all
+ * others have it. */
+static bool drop_capabilities(const ServeOptions *o, GError **error)
+{
+    static const unsigned kept[] = {
+        CAP_CHOWN,    CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER, CAP_NET_BIND_SERVICE,
+        CAP_IPC_LOCK, CAP_SETGID,       CAP_SETUID};
+    unsigned count = G_N_ELEMENTS(kept) - (o->user != NULL || o->group != NULL ? 0 : 2);
+    bool has[G_N_ELEMENTS(kept)];
+    if (geteuid() != 0 || capng_get_caps_process() != 0) {
+        return true;
+    }
+    for (unsigned i = 0; i < count; i++) {
+        has[i] = capng_have_capability(CAPNG_PERMITTED, kept[i]);
+    }
+    capng_clear(CAPNG_SELECT_CAPS);
+    for (unsigned i = 0; i < count; i++) {
+        if (has[i]) {
+            capng_update(CAPNG_ADD, CAPNG_EFFECTIVE | CAPNG_PERMITTED, kept[i]);
+        }
+    }
+    return capng_apply(CAPNG_SELECT_CAPS) == 0 ||
+           error_set_errno(error, errno, "serve: cannot drop capabilities");
+}
+
 /* What a kernel cannot do is no reason not to serve. Takes refusal. */
 static bool go_on_without(GError *refusal, const char *what, GError **error)
 {
@@ -197,8 +222,9 @@ bool serve_sandbox_files(const ServeOptions *o, GError **error)
     allow_images(files, o);
     allow_own_files(files, o);
     allow_system(files);
-    return sandbox_files_close(files, &refusal) ||
-           go_on_without(g_steal_pointer(&refusal), "files", error);
+    return drop_capabilities(o, error) &&
+           (sandbox_files_close(files, &refusal) ||
+            go_on_without(g_steal_pointer(&refusal), "files", error));
 }
 
 void serve_sandbox_explain(const ServeOptions *o, GError **error)

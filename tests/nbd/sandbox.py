@@ -91,6 +91,19 @@ def test_goes_on_as_somebody_else():
             assert client.read(0, 4096) == b"x" * 4096
 
 
+def test_root_keeps_few_capabilities():
+    kept = sum(1 << capability for capability in (0, 1, 2, 3, 10, 14))  # docs/sandbox.md names them
+    with Relay() as server:
+        for _ in range(2):
+            for task in os.listdir(f"/proc/{server.pid}/task"):
+                status = status_of(f"{server.pid}/task/{task}")
+                for which in ("CapPrm", "CapEff"):
+                    assert int(status[which], 16) & ~kept == 0, status
+            server.handover()
+        with server.connect() as client:
+            assert client.go().write(0, b"x" * 4096) == 0
+
+
 def test_refused():
     assert "must be on or off" in refused("--sandbox=maybe")
     assert "there is no such user" in refused("--user", "no:body")
