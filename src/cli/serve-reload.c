@@ -6,10 +6,12 @@
  *                           +------ refused ------+--> old ones opened again: as before
  *
  * An export that is not declared any more is hidden: who uses it may stay, and it is closed when the
- * last has gone. One that is declared otherwise takes a moment in which nobody uses it, so while it
- * has clients it is refused: kick them first. What must stay true: until everything is open, nobody
- * sees anything new; what was added by hand is not touched.
+ * last has gone. So is one that is declared with another image: who comes gets the new one. The same
+ * image, opened otherwise, takes a moment in which nobody uses it, so while it has clients that is
+ * refused: kick them first. What must stay true: until everything is open, nobody sees anything new;
+ * what was added by hand is not touched.
  */
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/errors.h"
@@ -73,6 +75,15 @@ static const ConfigExport *find_declared(const Config *config, const char *name)
     return NULL;
 }
 
+/* Both cannot be open at once: they are one file, and one of them writes. */
+static bool excludes(const ServedImage *image, const ConfigExport *export)
+{
+    char *real = realpath(export->image, NULL);
+    bool same = real != NULL && strcmp(real, image->real_path) == 0;
+    free(real);
+    return same && (image->write || !export->read_only);
+}
+
 static void plan_export(Reload *reload, const ConfigExport *export)
 {
     ConfigErrors *errors = &reload->config->errors;
@@ -86,11 +97,12 @@ static void plan_export(Reload *reload, const ConfigExport *export)
     } else if (!is_same(image, export)) {
         g_ptr_array_add(reload->wanted, (void *)export);
         g_ptr_array_add(reload->gone, image);
-        if (export_users(image->export) > 0) {
+        if (export_users(image->export) > 0 && excludes(image, export)) {
             config_errors_add(errors, export->place,
-                              "export '%s' changes and has clients: send them away first (cownbd "
-                              "ctl kick --export)",
-                              export->name);
+                              "export '%s' changes how its image is opened and has clients: send "
+                              "them away first (cownbd ctl kick --export '%s'), or give it another "
+                              "image",
+                              export->name, export->name);
         }
     } else if (!is_same_access(&image->how.access, &export->access)) {
         g_ptr_array_add(reload->ruled, (void *)export);

@@ -269,6 +269,24 @@ def test_reload_applies_the_difference():
             assert client.option(OPT_INFO, info_data(b"b"))[-1][0] == ERR_UNKNOWN
 
 
+def test_who_comes_after_a_reload_gets_the_other_image():
+    with Configured(declared=declare("a", "a") + declare("b", "b", "read-only=true")) as server:
+        with server.connect().go(b"a") as old, server.connect().go(b"b") as reader:
+            assert old.write(0, b"old" * 512) == 0
+            server.declare(declare("a", server.image("c")) + declare("b", "b", "read-only=true", "description=new"))
+            assert server.ctl("reload")["changed"] == ["a", "b"]
+            with server.connect().go(b"a") as new:
+                assert new.read(0, 1536) == bytes(1536) and new.write(0, b"new") == 0
+            assert old.read(0, 1536) == b"old" * 512 and old.write(512, b"x") == 0
+            assert reader.read(0, 512) == bytes(512)
+            server.declare(declare("a", "a"))  # the old image, which the old client still has
+            assert "is served as 'a' already" in server.ctl("reload", ok=False)
+        wait_for(lambda: not any(export.get("leaving") for export in server.ctl("list")["exports"]))
+        assert server.ctl("reload")["removed"] == ["b"]
+        with server.connect().go(b"a") as client:
+            assert client.read(0, 3) == b"old"
+
+
 def test_a_reload_that_is_wrong_changes_nothing():
     good = declare("a", "a") + declare("b", "b")
     with Configured(declared=good) as server, Load(server, b"a"):
@@ -277,7 +295,7 @@ def test_a_reload_that_is_wrong_changes_nothing():
         for text, words in (
                 (declare("a", "a", "nonsense=1"), f"{server.file}:8: key 'nonsense'"),
                 (good + declare("d", "none"), f"{server.file}:11: {server.path('none')}: cannot be read"),
-                (declare("a", "a", "read-only=true"), "export 'a' changes and has clients"),
+                (declare("a", "a", "read-only=true"), "export 'a' changes how its image is opened and has clients"),
                 (good + declare("c", "a"), "is export 'a'"),
                 (good + declare("c", server.image("d")), "export 'c' is served already"),
                 # b is closed and c2 opened before what is no qcow2 is found out
