@@ -70,6 +70,7 @@ struct Conn {
     NbdSearch *search;     /* for the export of the option in the stash; NULL: none is under way */
     bool searched;         /* it has ended */
     Export *found;         /* what it found, pinned while that option is worked on; or NULL */
+    GPtrArray *listing;    /* NbdListed *, likewise; or NULL */
     bool read_only;        /* set in TRANSMISSION */
 
     /* input */

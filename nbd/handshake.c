@@ -198,6 +198,21 @@ static Export *answer_info(Conn *conn, uint32_t option, const uint8_t *data, siz
     return option == NBD_OPT_GO ? g_steal_pointer(&export) : NULL;
 }
 
+static void put_listed(GByteArray *out, const char *name, const char *description)
+{
+    uint32_t name_length = strlen(name);
+    g_autoptr(GByteArray) item = g_byte_array_new();
+    uint8_t number[4];
+    store_be32(number, name_length);
+    g_byte_array_append(item, number, sizeof number);
+    g_byte_array_append(item, (const uint8_t *)name, name_length);
+    if (description != NULL) {
+        g_byte_array_append(item, (const uint8_t *)description,
+                            MIN(strlen(description), NBD_STRING_MAX));
+    }
+    handshake_put_reply(out, NBD_OPT_LIST, NBD_REP_SERVER, item->data, item->len);
+}
+
 static void answer_list(Conn *conn, size_t length, GByteArray *out)
 {
     if (length > 0) {
@@ -207,22 +222,20 @@ static void answer_list(Conn *conn, size_t length, GByteArray *out)
     AccessPeer peer;
     peer_describe(conn, &peer);
     g_autoptr(GPtrArray) exports = export_table_get_all(conn->local->server->exports);
+    g_autoptr(GHashTable) open = g_hash_table_new(g_str_hash, g_str_equal);
     for (unsigned i = 0; i < exports->len; i++) {
         const Export *export = g_ptr_array_index(exports, i);
-        if (!(export_rights(export, &peer) & ACCESS_LIST)) {
-            continue;
+        g_hash_table_add(open, export->name);
+        if (export_rights(export, &peer) & ACCESS_LIST) {
+            put_listed(out, export->name, export->description);
         }
-        uint32_t name_length = strlen(export->name);
-        g_autoptr(GByteArray) item = g_byte_array_new();
-        uint8_t number[4];
-        store_be32(number, name_length);
-        g_byte_array_append(item, number, sizeof number);
-        g_byte_array_append(item, (const uint8_t *)export->name, name_length);
-        if (export->description != NULL) {
-            g_byte_array_append(item, (const uint8_t *)export->description,
-                                MIN(strlen(export->description), NBD_STRING_MAX));
+    }
+    for (unsigned i = 0; conn->listing != NULL && i < conn->listing->len; i++) {
+        const NbdListed *listed = g_ptr_array_index(conn->listing, i);
+        if (!g_hash_table_contains(open, listed->name) &&
+            (access_rights(listed->access, &peer) & ACCESS_LIST)) {
+            put_listed(out, listed->name, NULL);
         }
-        handshake_put_reply(out, NBD_OPT_LIST, NBD_REP_SERVER, item->data, item->len);
     }
     handshake_put_reply(out, NBD_OPT_LIST, NBD_REP_ACK, NULL, 0);
 }
@@ -399,8 +412,13 @@ static bool starts_search(Conn *conn, uint32_t option, const uint8_t *data, size
     const char *name;
     size_t name_length;
     if (conn->searched || conn->stopping || needs_tls(conn, option) ||
-        conn->local->server->finder == NULL ||
-        !names_export(option, data, length, &name, &name_length)) {
+        conn->local->server->finder == NULL) {
+        return false;
+    }
+    if (option == NBD_OPT_LIST) {
+        return length == 0 && conn_search(conn, NULL, 0);
+    }
+    if (!names_export(option, data, length, &name, &name_length)) {
         return false;
     }
     g_autoptr(Export) known = export_table_get(conn->local->server->exports, name, name_length);

@@ -16,6 +16,7 @@ static void search_ended(WorkerMessage *message)
     conn->search = NULL;
     conn->searched = true;
     conn->found = search->export;
+    conn->listing = search->listing;
     conn_schedule(conn);
     conn_unref(conn);
     g_free(search->name);
@@ -26,7 +27,7 @@ bool conn_search(Conn *conn, const char *name, size_t length)
 {
     const NbdServer *server = conn->local->server;
     NbdSearch *search = g_new(NbdSearch, 1);
-    *search = (NbdSearch){.name = g_strndup(name, length),
+    *search = (NbdSearch){.name = name != NULL ? g_strndup(name, length) : NULL,
                           .conn = conn,
                           .worker = conn->local->worker,
                           .message.run = search_ended};
@@ -47,8 +48,15 @@ void nbd_search_done(NbdSearch *search, Export *export)
     worker_post(search->worker, &search->message);
 }
 
+void nbd_search_listed(NbdSearch *search, GPtrArray *listing)
+{
+    search->listing = listing;
+    worker_post(search->worker, &search->message);
+}
+
 void conn_forget_search(Conn *conn)
 {
     conn->searched = false;
     g_clear_pointer(&conn->found, export_put);
+    g_clear_pointer(&conn->listing, g_ptr_array_unref);
 }

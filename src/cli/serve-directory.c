@@ -84,7 +84,7 @@ static bool is_file(const ServedImage *image, int fd)
 }
 
 /* Without a list: whatever tells its format by its first bytes. */
-static bool is_declared(const ConfigDirectory *directory, const char *format)
+bool serve_directory_declares(const ConfigDirectory *directory, const char *format)
 {
     return directory->formats != NULL
                ? g_strv_contains((const char *const *)directory->formats, format)
@@ -98,7 +98,7 @@ static bool check(const ConfigDirectory *directory, const ServedImage *image, in
     if (!is_file(image, fd)) {
         return error_set(error, EAGAIN, "%s: is another file by now: ask again", image->how.path);
     }
-    return is_declared(directory, format) ||
+    return serve_directory_declares(directory, format) ||
            error_set(error, EPERM,
                      "%s: is %s: directory '%s' does not serve that: say formats=", image->how.path,
                      format, directory->name);
@@ -153,7 +153,8 @@ static bool take_search(NbdSearch *search, void *context)
     Serve *serve = context;
     {
         with_mutex(&serve->job_lock);
-        if (!serve->has_directories || !g_utf8_validate(search->name, -1, NULL)) {
+        if (!serve->has_directories ||
+            (search->name != NULL && !g_utf8_validate(search->name, -1, NULL))) {
             return false;
         }
         g_queue_push_tail(&serve->searches, search);
@@ -172,13 +173,18 @@ void serve_directory_run(Serve *serve, bool open)
 {
     NbdSearch *search;
     while ((search = next_search(serve)) != NULL) {
-        nbd_search_done(search, open ? find(serve, search->name) : NULL);
+        if (search->name == NULL) {
+            nbd_search_listed(search, open ? serve_listing(serve) : NULL);
+        } else {
+            nbd_search_done(search, open ? find(serve, search->name) : NULL);
+        }
     }
 }
 
 void serve_directory_changed(Serve *serve)
 {
     const Config *config = serve_config(serve);
+    serve_listing_forget(serve);
     with_mutex(&serve->job_lock);
     serve->has_directories = config != NULL && config->directories->len > 0;
 }

@@ -8,7 +8,7 @@
  *      serve-listen.c    where clients come from
  *      serve-images.c    images -> disks -> exports, and back
  *      serve-exports.c   exports that come and go while others are served: verbs add, remove, kick
- *      serve-directory.c exports that are opened when a client asks for them
+ *      serve-directory.c exports that are opened when a client asks for them, serve-listing.c what LIST says of them
  *      serve-tls.c       certificates, keys, who may do what
  *      serve-bitmaps.c   their bitmaps, as meta contexts
  *      serve-control.c   the control socket and its verbs
@@ -151,6 +151,8 @@ struct Serve {
     bool leaving;         /* job_lock; main takes no more jobs */
     GQueue searches;      /* job_lock; NbdSearch *, of clients that wait */
     bool has_directories; /* job_lock */
+    GPtrArray *listing;   /* NbdListed *, of directories; NULL: not known */
+    int64_t listed_at;    /* g_get_monotonic_time */
 };
 
 /* Runs function on main, between its waits, and waits until it has run. False: the server is ending
@@ -187,6 +189,13 @@ const Config *serve_config(const Serve *serve);
 void serve_directory_start(Serve *serve);
 void serve_directory_changed(Serve *serve); /* the configuration has */
 void serve_directory_run(Serve *serve, bool open);
+/* The directory serves images of that format. */
+bool serve_directory_declares(const ConfigDirectory *directory, const char *format);
+
+/* serve-listing.c [main]. What is below the directories, as it was a second ago at most: NbdListed *, the
+ * caller's own. */
+GPtrArray *serve_listing(Serve *serve);
+void serve_listing_forget(Serve *serve);
 
 /* What a declared export asks for; the strings stay its own. */
 ServedHow serve_declared_how(const ConfigExport *export);

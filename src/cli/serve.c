@@ -347,6 +347,7 @@ static void serve_clear(Serve *serve)
     pthread_cond_destroy(&serve->job_changed);
     close(serve->signal_fd);
     close(serve->job_fd);
+    serve_listing_forget(serve);
     g_clear_pointer(&serve->reloaded, config_free);
     serve_options_clear(&serve->options);
     g_strfreev(serve->argv);

@@ -371,11 +371,11 @@ def test_a_directory_is_served_when_asked_for():
         server.image("images/x")
         with server.connect().go(b"d/x") as one, server.connect().go(b"d/x") as two:
             assert one.write(0, b"x" * 4096) == 0 and two.read(0, 4096) == b"x" * 4096
-            assert server.names() == ["a", "d/x"] and server.listed()["d/x"]["image"] == server.path("images/x")
+            assert list(server.listed()) == ["a", "d/x"] and server.listed()["d/x"]["image"] == server.path("images/x")
             server.image("images/deep/er/new disk")
             with server.connect(structured=False).go("d/deep/er/new disk".encode()) as three:
                 assert three.read(0, 512) == bytes(512)
-        wait_for(lambda: server.names() == ["a"])
+        wait_for(lambda: list(server.listed()) == ["a"])
         with open(server.path("images/x"), "rb") as image:
             assert image.read(4096) == b"x" * 4096
         with server.connect() as client:
@@ -392,9 +392,32 @@ def test_a_directory_is_served_when_asked_for():
             server.declare(declare("a", "a"))
             server.ctl("reload")
             assert client.read(0, 512) == bytes(512)  # the directory is gone, not its clients
-        wait_for(lambda: server.names() == ["a"])
+        wait_for(lambda: list(server.listed()) == ["a"])
         with server.connect() as client:
             assert client.option(OPT_INFO, info_data(b"d/x"))[-1][0] == ERR_UNKNOWN
+
+
+def test_list_shows_what_is_in_directories():
+    text = (declare("a", "a") + "[directory raw]\npath=images\nformats=raw\n[directory any]\npath=images\nread-only=true\n"
+            "[directory hidden]\npath=images\nallow=any=read\n")
+    with Configured(declared=text) as server:
+        os.makedirs(server.path("images/deep/er"))
+        os.symlink(server.path("b"), server.path("images/link"))
+        os.symlink(server.directory, server.path("images/up"))
+        os.mkfifo(server.path("images/fifo"))
+        server.image("images/x")
+        subprocess.run([os.environ["COWNBD"], "create", "-f", "qcow2", server.path("images/deep/er/y"), "1M"],
+                       check=True, capture_output=True)
+        wanted = ["a", "raw/deep/er/y", "raw/x", "any/deep/er/y"]
+        wait_for(lambda: server.names() == wanted)  # what LIST says may be a second old
+        with server.connect().go(b"any/deep/er/y"):
+            assert sorted(server.names()) == sorted(wanted)  # each once
+        for n in range(1200):
+            open(server.path(f"images/deep/{n}"), "w").close()
+        wait_for(lambda: len(server.names()) == 1001)
+        server.declare(declare("a", "a"))
+        server.ctl("reload")
+        assert server.names() == ["a"]
 
 
 def test_many_ask_for_the_same_file_at_once():
