@@ -10,17 +10,13 @@
 #include <malloc.h>
 #include <poll.h>
 #include <signal.h>
-#include <stddef.h>
 #include <stdio.h>
-#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
-#include <sys/socket.h>
-#include <sys/un.h>
+#include <systemd/sd-daemon.h>
 #include <unistd.h>
 
-#include "base/cleanup.h"
 #include "base/errors.h"
 #include "base/log.h"
 
@@ -104,21 +100,9 @@ void process_signals_kill(void)
 
 void process_notify(const char *state)
 {
-    const char *path = g_getenv("NOTIFY_SOCKET");
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    if (path == NULL || (path[0] != '/' && path[0] != '@') ||
-        strlen(path) >= sizeof address.sun_path) {
-        return;
-    }
-    memcpy(address.sun_path, path, strlen(path));
-    if (path[0] == '@') {
-        address.sun_path[0] = '\0'; /* the abstract name space */
-    }
-    socklen_t length = offsetof(struct sockaddr_un, sun_path) + strlen(path);
-    autofd int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    if (fd < 0 ||
-        sendto(fd, state, strlen(state), MSG_NOSIGNAL, (struct sockaddr *)&address, length) < 0) {
-        log_warning("cannot notify %s: %s", path, g_strerror(errno));
+    int r = sd_notify(0, state);
+    if (r < 0) {
+        log_warning("cannot notify %s: %s", g_getenv("NOTIFY_SOCKET"), g_strerror(-r));
     }
 }
 
