@@ -26,6 +26,8 @@
 #include "base/bytes.h"
 #include "base/errors.h"
 
+#define CID_DIGITS 8u
+
 static const char descriptor_title[] = "# Disk DescriptorFile";
 
 static const char *const create_types[] = {
@@ -60,7 +62,9 @@ const char *const vmdk_type_names[] = {
 typedef struct Parser {
     VmdkDescriptor *out;
     const char *path;
-    unsigned line; /* from 1 */
+    unsigned line;   /* from 1 */
+    const char *raw; /* the line as the text has it */
+    size_t raw_at;   /* where it begins there */
     bool has_version, has_cid, has_parent_cid;
 } Parser;
 
@@ -125,6 +129,16 @@ static char *unquote(char *value)
     return value;
 }
 
+/* The number is changed in place by writers, so they must know where it is. */
+static void note_cid_place(const Parser *parser, const char *value)
+{
+    const char *digits = strchr(parser->raw, '=') + 1;
+    digits += strspn(digits, " \t\"");
+    size_t count = strlen(value), shown = min_u64(count, CID_DIGITS);
+    parser->out->cid_at = parser->raw_at + (digits - parser->raw) + (count - shown);
+    parser->out->cid_digits = shown;
+}
+
 static bool parse_setting(Parser *parser, char *key, char *value, GError **error)
 {
     g_strstrip(key);
@@ -134,6 +148,7 @@ static bool parse_setting(Parser *parser, char *key, char *value, GError **error
     }
     if (g_ascii_strcasecmp(key, "CID") == 0) {
         parser->has_cid = true;
+        note_cid_place(parser, value);
         return parse_hex(parser, "CID", value, &parser->out->cid, error);
     }
     if (g_ascii_strcasecmp(key, "parentCID") == 0) {
@@ -319,11 +334,13 @@ VmdkDescriptor *vmdk_descriptor_parse(const char *text, size_t n, const char *pa
     g_autoptr(VmdkDescriptor) out = vmdk_descriptor_new(NULL);
 
     Parser parser = {.out = out, .path = path};
-    const char *end = text + strnlen(text, n);
+    const char *start = text, *end = text + strnlen(text, n);
     while (text < end) {
         const char *newline = memchr(text, '\n', end - text);
         size_t length = (newline ? newline : end) - text;
         g_autofree char *line = g_strndup(text, length);
+        parser.raw = text;
+        parser.raw_at = text - start;
         parser.line++;
         if (!parse_line(&parser, line, error)) {
             return NULL;

@@ -41,6 +41,7 @@
 #include "base/log.h"
 
 #define FLAG_NEWLINE_TEST   0x1u
+#define FLAG_REDUNDANT      0x2u
 #define FLAG_ZERO_GRAINS    0x4u
 #define FLAG_COMPRESSED     0x10000u
 #define FLAG_MARKERS        0x20000u
@@ -53,8 +54,9 @@
 #define GRAIN_MIN           4096u /* bytes */
 #define ENTRIES_MAX         512u  /* in a grain table */
 #define CACHE_BLOCK         4096u
-#define MARKERS_READ        16u   /* in one answer: each costs a read */
-#define DIRECTORY_RUN       4096u /* empty directory entries in one answer */
+#define CACHE_BLOCK_WRITER  VMDK_SECTOR /* a page may hold guest data, too */
+#define MARKERS_READ        16u         /* in one answer: each costs a read */
+#define DIRECTORY_RUN       4096u       /* empty directory entries in one answer */
 
 typedef struct __attribute__((packed)) VmdkHeaderDisk {
     uint32_t magic, version, flags;
@@ -259,11 +261,50 @@ static bool unpack_places(VmdkSparse *out, const VmdkHeaderDisk *disk, GError **
                              &out->descriptor_offset, error);
 }
 
+/* For writers and repairs: a reader does not look at the copy. It may be where the directory is: then there is none. */
+static bool unpack_redundant(VmdkSparse *out, const VmdkHeaderDisk *disk, GError **error)
+{
+    uint64_t sector = le64toh(disk->redundant_directory_offset);
+    if (!(le32toh(disk->flags) & FLAG_REDUNDANT) || sector == 0 ||
+        sector == le64toh(disk->directory_offset)) {
+        return true;
+    }
+    if (!vmdk_sparse_range(out, "rgdOffset", sector, vmdk_sparse_tables(out) * out->entry_size,
+                           &out->redundant_offset, error)) {
+        out->redundant_offset = 0;
+        return false;
+    }
+    return true;
+}
+
 static bool header_unpack(VmdkSparse *out, const VmdkHeaderDisk *disk, GError **error)
 {
     const char *name = out->store->name;
     return check_version(name, disk, error) && unpack_compression(out, name, disk, error) &&
            unpack_sizes(out, disk, error) && unpack_places(out, disk, error);
+}
+
+void vmdk_header_pack(const VmdkHeader *header, uint8_t *sector)
+{
+    uint32_t version = header->compressed ? 3 : header->zero_grains ? 2 : 1;
+    VmdkHeaderDisk disk = {
+        .magic = htole32(VMDK_MAGIC),
+        .version = htole32(version),
+        .flags = htole32(FLAG_NEWLINE_TEST | FLAG_REDUNDANT |
+                         (header->zero_grains ? FLAG_ZERO_GRAINS : 0) |
+                         (header->compressed ? FLAG_COMPRESSED | FLAG_MARKERS : 0)),
+        .capacity = htole64(header->capacity),
+        .grain_size = htole64(header->grain),
+        .descriptor_offset = htole64(header->descriptor),
+        .descriptor_size = htole64(header->descriptor_sectors),
+        .entries_per_table = htole32(header->entries_per_table),
+        .redundant_directory_offset = htole64(header->redundant),
+        .directory_offset = htole64(header->directory),
+        .overhead = htole64(header->overhead),
+        .newlines = {'\n', ' ', '\r', '\n'},
+        .compression = htole16(header->compressed ? 1 : 0),
+    };
+    memcpy(sector, &disk, sizeof disk);
 }
 
 static int find_sector_table(const VmdkSparse *sparse, uint64_t entry, uint64_t *offset)
@@ -291,7 +332,7 @@ void vmdk_sparse_set_sectors(VmdkSparse *sparse)
     sparse->find_grain = find_sector_grain;
 }
 
-static bool open_hosted(VmdkSparse *sparse, GError **error)
+static bool open_hosted(VmdkSparse *sparse, bool write, GError **error)
 {
     Store *store = sparse->store;
     VmdkHeaderDisk disk;
@@ -304,11 +345,16 @@ static bool open_hosted(VmdkSparse *sparse, GError **error)
         !read_footer(store, &disk, error)) {
         return false;
     }
-    return header_unpack(sparse, &disk, error);
+    sparse->is_hosted = true;
+    sparse->is_unclean = disk.unclean_shutdown != 0;
+    if (!header_unpack(sparse, &disk, error)) {
+        return false;
+    }
+    return unpack_redundant(sparse, &disk, write ? error : NULL) || !write;
 }
 
 /* The kind is known by the magic, whatever the descriptor calls it. */
-static bool open_kind(VmdkSparse *sparse, GError **error)
+static bool open_kind(VmdkSparse *sparse, bool write, GError **error)
 {
     uint8_t magic[8];
     if (!vmdk_sparse_read(sparse->store, 0, "header", magic, sizeof magic, error)) {
@@ -320,17 +366,20 @@ static bool open_kind(VmdkSparse *sparse, GError **error)
     if (load_le64(magic) == VMDK_SESPARSE_MAGIC) {
         return vmdk_sesparse_open(sparse, error);
     }
-    return open_hosted(sparse, error);
+    return open_hosted(sparse, write, error);
 }
 
-VmdkSparse *vmdk_sparse_open(Store *store, uint64_t cache_limit, GError **error)
+VmdkSparse *vmdk_sparse_open(Store *store, uint64_t cache_limit, bool write, GError **error)
 {
     g_autoptr(VmdkSparse) sparse = g_new0(VmdkSparse, 1);
     sparse->store = store;
-    if (!open_kind(sparse, error)) {
+    if (!open_kind(sparse, write, error)) {
         return NULL;
     }
-    sparse->cache = metacache_new(store, CACHE_BLOCK, max_u64(cache_limit, 16 * CACHE_BLOCK));
+    sparse->cache_block = write ? CACHE_BLOCK_WRITER : CACHE_BLOCK;
+    sparse->cache =
+        metacache_new(store, sparse->cache_block, max_u64(cache_limit, 16 * sparse->cache_block));
+    sparse->new_tables = g_hash_table_new(NULL, NULL);
     return g_steal_pointer(&sparse);
 }
 
@@ -338,6 +387,7 @@ void vmdk_sparse_close(VmdkSparse *sparse)
 {
     if (sparse) {
         g_clear_pointer(&sparse->cache, metacache_free);
+        g_clear_pointer(&sparse->new_tables, g_hash_table_unref);
         g_free(sparse);
     }
 }
@@ -360,7 +410,7 @@ static int entries_read(Entries *entries, uint64_t table, uint64_t index, uint64
 {
     unsigned size = entries->sparse->entry_size;
     uint64_t offset = table + index * size;
-    uint64_t start = align_down(offset, CACHE_BLOCK);
+    uint64_t start = align_down(offset, entries->sparse->cache_block);
     if (!entries->block || entries->block->offset != start) {
         entries_end(entries);
         entries->block = NULL;
@@ -448,6 +498,7 @@ static int map_grain(SparseMap *map, uint64_t entry, uint64_t end)
         .type = EXTENT_DATA,
         .store = sparse->store,
         .host_offset = grain.host_offset + inside,
+        .flags = sparse->writable ? EXTENT_WRITABLE : 0,
     };
     if (sparse->compressed) {
         extent.type = EXTENT_ENCODED;

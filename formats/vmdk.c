@@ -1,5 +1,5 @@
 /*
- * vmdk, read-only: a disk laid end to end out of extents.
+ * vmdk: a disk laid end to end out of extents.
  *
  *     descriptor file            its extents                          embedded (KDMV with a descriptor inside)
  *     +---------------+          +-----------+ disk-s001.vmdk         +--------+------------+--------+
@@ -14,6 +14,8 @@
  * another CID would show a mixture of two disks, so it is refused. Its name may be a path of the machine where the
  * image was made; then its last part is tried beside the image, and the CID tells whether that is the right file.
  *
+ * Only images of which every extent can be written are opened for writing; the files of that are in vmdk-impl.h.
+ *
  * What must stay true: extents are in order and without gaps from 0 to image->size.
  */
 #include <string.h>
@@ -23,26 +25,9 @@
 #include "base/log.h"
 #include "formats/format.h"
 #include "formats/inflate.h"
-#include "formats/vmdk.h"
+#include "formats/vmdk-impl.h"
 
 #define ZLIB_WINDOW_BITS 15
-
-typedef struct VmdkExtent {
-    VmdkAccess access;
-    VmdkType type;
-    uint64_t offset, length; /* guest bytes */
-    uint64_t host_offset;    /* FLAT, VMFS: of its first byte */
-    Store *store;            /* NULL: ZERO, or not accessible */
-    VmdkSparse *sparse;      /* SPARSE, VMFSSPARSE, SESPARSE */
-    char *path;              /* of its file, or NULL */
-} VmdkExtent;
-
-typedef struct VmdkState {
-    VmdkDescriptor *descriptor;
-    VmdkExtent *extents;
-    unsigned count;
-    bool embedded; /* one extent, which is the image's own file */
-} VmdkState;
 
 static void state_free(VmdkState *state)
 {
@@ -90,7 +75,7 @@ static bool open_embedded(Image *image, VmdkState *state, GError **error)
     extent->type = VMDK_TYPE_SPARSE;
     extent->store = store_ref(image->store);
     extent->path = g_strdup(image->path);
-    extent->sparse = vmdk_sparse_open(image->store, image->metadata_cache, error);
+    extent->sparse = vmdk_sparse_open(image->store, image->metadata_cache, image->write, error);
     if (!extent->sparse) {
         return false;
     }
@@ -127,7 +112,7 @@ static bool open_flat(const Image *image, const VmdkLine *line, VmdkExtent *exte
 static bool open_sparse(const Image *image, const VmdkLine *line, VmdkExtent *extent,
                         uint64_t cache_limit, GError **error)
 {
-    extent->sparse = vmdk_sparse_open(extent->store, cache_limit, error);
+    extent->sparse = vmdk_sparse_open(extent->store, cache_limit, image->write, error);
     if (!extent->sparse) {
         g_prefix_error(error, "%s: extent ", image->path);
         return false;
@@ -151,7 +136,7 @@ static bool open_extent(Image *image, const VmdkLine *line, VmdkExtent *extent,
         extent->path = g_strdup(line->name);
         return true;
     }
-    extent->store = image_open_named(image, line->name, false, &extent->path, error);
+    extent->store = image_open_named(image, line->name, image->write, &extent->path, error);
     if (!extent->store) {
         return false;
     }
@@ -222,10 +207,6 @@ static bool vmdk_open(Image *image, GError **error)
 {
     g_autoptr(VmdkState) state = g_new0(VmdkState, 1);
     uint8_t magic[8];
-    if (image->write) {
-        return error_set(error, ENOTSUP,
-                         "%s: vmdk images cannot be written: open it read-only (-r)", image->path);
-    }
     int r = store_read(image->store, magic, sizeof magic, 0);
     if (r < 0) {
         return error_set_errno(error, -r, "%s: cannot read its first bytes", image->path);
@@ -242,6 +223,9 @@ static bool vmdk_open(Image *image, GError **error)
         image->backing_name = g_strdup(state->descriptor->parent_name);
         image->backing_format = g_strdup("vmdk");
         image->backing_substitute = g_strdup(foreign_base_name(image->backing_name));
+    }
+    if (image->write && !vmdk_writable(image, state, error)) {
+        return false;
     }
     image->state = g_steal_pointer(&state);
     return true;
@@ -274,7 +258,7 @@ static void vmdk_close(Image *image)
     state_free(image->state);
 }
 
-static const VmdkExtent *find_extent(const VmdkState *state, uint64_t offset)
+const VmdkExtent *vmdk_extent_at(const VmdkState *state, uint64_t offset)
 {
     unsigned low = 0, high = state->count;
     while (high - low > 1) {
@@ -289,9 +273,10 @@ static const VmdkExtent *find_extent(const VmdkState *state, uint64_t offset)
 }
 
 /* Stops at the end of a vmdk extent at the latest. */
-static int vmdk_map(Image *image, uint64_t offset, uint64_t length, ExtentList *list)
+int vmdk_map(Image *image, uint64_t offset, uint64_t length, ExtentList *list)
 {
-    const VmdkExtent *extent = find_extent(image->state, offset);
+    const VmdkState *state = image->state;
+    const VmdkExtent *extent = vmdk_extent_at(state, offset);
     uint64_t inside = offset - extent->offset;
     length = min_u64(length, extent->length - inside);
     if (extent->access == VMDK_ACCESS_NOACCESS) {
@@ -314,7 +299,7 @@ static int vmdk_map(Image *image, uint64_t offset, uint64_t length, ExtentList *
                               .store = extent->store,
                               .image = image,
                               .type = EXTENT_DATA,
-                              .flags = EXTENT_SPARSE,
+                              .flags = EXTENT_SPARSE | (state->started ? EXTENT_WRITABLE : 0),
                           });
     return 0;
 }
@@ -323,7 +308,7 @@ static int vmdk_decode(Image *image, const Extent *extent, const uint8_t *stored
                        size_t stored_length, uint8_t *unit)
 {
     int r = inflate_unit(stored, stored_length, unit, extent->unit_length, ZLIB_WINDOW_BITS);
-    const VmdkExtent *in = find_extent(image->state, extent->offset);
+    const VmdkExtent *in = vmdk_extent_at(image->state, extent->offset);
     uint64_t rest = in->offset + in->length - (extent->offset - extent->unit_offset);
     if (r == -EIO && rest < extent->unit_length) {
         /* The last grain: some writers compress only what lies within the extent. */
@@ -398,9 +383,22 @@ const Format format_vmdk = {
     .open = vmdk_open,
     .check_backing = vmdk_check_backing,
     .close = vmdk_close,
+    .start_writing = vmdk_start_writing,
     .map = vmdk_map,
+    .allocate = vmdk_allocate,
+    .commit = vmdk_commit,
+    .abandon = vmdk_abandon,
+    .unmap = vmdk_unmap,
+    .flush = vmdk_flush,
+    .sync = vmdk_sync,
+    .finish = vmdk_finish,
+    .is_dirty = vmdk_is_dirty,
     .decode = vmdk_decode,
     .info = vmdk_info,
     .cluster_size = vmdk_cluster_size,
     .allocated_bytes = vmdk_allocated_bytes,
+    .measure = vmdk_measure,
+    .create_options = vmdk_create_options,
+    .create = vmdk_create,
+    .check = vmdk_check,
 };

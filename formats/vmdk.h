@@ -41,6 +41,7 @@ typedef struct VmdkLine { /* RW 4192256 SPARSE "disk-s001.vmdk" */
 
 typedef struct VmdkDescriptor {
     uint32_t cid;
+    uint32_t cid_at, cid_digits; /* where the text has it: bytes */
     uint32_t parent_cid;
     char *create_type; /* one of the supported ones */
     char *parent_name; /* parentFileNameHint, or NULL */
@@ -70,6 +71,7 @@ typedef struct VmdkGrain {
 struct VmdkSparse {
     Store *store; /* not owned */
     MetaCache *cache;
+    uint32_t cache_block;      /* bytes */
     uint64_t size;             /* guest bytes */
     uint64_t grain;            /* bytes, a power of two */
     uint64_t directory_offset; /* bytes */
@@ -81,6 +83,17 @@ struct VmdkSparse {
     bool is_alone;              /* COWD: may be a disk without any descriptor */
     uint64_t descriptor_offset; /* bytes; the embedded descriptor, length 0 when there is none */
     uint64_t descriptor_length;
+    /* Hosted: */
+    bool is_hosted;
+    bool is_unclean;           /* uncleanShutdown: the last writer did not close it */
+    uint64_t redundant_offset; /* bytes, of the copy of the directory; 0: there is none */
+    /* Writers only. */
+    uint64_t used_end;      /* everything from here on is free */
+    uint64_t fresh_start;   /* from here on nothing was ever written */
+    uint64_t size_at_open;  /* of the file */
+    GHashTable *new_tables; /* set: indices of tables that no directory on the disk shows yet */
+    bool second_pending;    /* tables were written that no sync has covered */
+    bool writable;          /* what has a place may be written there */
     /* seSparse: entries are numbers within these areas of the file */
     uint64_t tables_offset, tables_length, grains_offset, grains_length;
     /* What an entry of the directory that is not 0 says: where its table lies, in bytes; and what an entry of a
@@ -99,8 +112,8 @@ struct VmdkSparse {
 bool vmdk_sparse_probe(const uint8_t *head, size_t n);
 
 /* Reads and checks the header (and footer) of the extent that is all of store, which must stay open
- * until vmdk_sparse_close. NULL with *error. */
-VmdkSparse *vmdk_sparse_open(Store *store, uint64_t cache_limit, GError **error);
+ * until vmdk_sparse_close. write: its tables may be changed. NULL with *error. */
+VmdkSparse *vmdk_sparse_open(Store *store, uint64_t cache_limit, bool write, GError **error);
 void vmdk_sparse_close(VmdkSparse *sparse);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmdkSparse, vmdk_sparse_close)
 
@@ -108,6 +121,19 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmdkSparse, vmdk_sparse_close)
  * format->map. */
 int vmdk_sparse_map(const VmdkSparse *sparse, uint64_t guest_base, uint64_t offset, uint64_t length,
                     ExtentList *list);
+
+typedef struct VmdkHeader { /* of a new hosted extent; in sectors */
+    bool compressed, zero_grains;
+    uint64_t capacity, grain;
+    uint64_t descriptor, descriptor_sectors;
+    uint32_t entries_per_table;
+    uint64_t redundant, directory, overhead;
+} VmdkHeader;
+
+void vmdk_header_pack(const VmdkHeader *header, uint8_t *sector);
+
+/* Of a hosted extent: the byte that says that it was not closed. */
+#define VMDK_UNCLEAN_OFFSET 72u
 
 /* For the kinds: fills in find_table and find_grain for entries of 4 bytes that are sectors. */
 void vmdk_sparse_set_sectors(VmdkSparse *sparse);

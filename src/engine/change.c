@@ -94,7 +94,8 @@ static bool is_writable(const Extent *extent)
     return extent->type == EXTENT_DATA && (extent->flags & EXTENT_WRITABLE);
 }
 
-/* Shortens the change to the units at its beginning that are not writable now; perhaps to none. */
+/* Shortens the change to the units at its beginning that are not writable now; perhaps to none. Then
+ * the map cache, by which the change was asked for, is behind. */
 static int find_what_to_allocate(Disk *disk, Change *change)
 {
     int r =
@@ -122,6 +123,7 @@ static int find_what_to_allocate(Disk *disk, Change *change)
 
 static void gather_allocate(Disk *disk, Change *change, GPtrArray *allocations)
 {
+    uint64_t end = change->offset + change->length;
     change->result = disk_write_refusal(disk);
     if (change->result == 0) {
         change->result = check_range(disk, change);
@@ -131,6 +133,10 @@ static void gather_allocate(Disk *disk, Change *change, GPtrArray *allocations)
     } else if (change->result == -EAGAIN) { /* look again: nothing can be allocated */
         change->result = 0;
         change->length = 0;
+    }
+    if (change->result == 0 && change->length == 0) {
+        with_mutex(&disk->map_lock);
+        mapcache_erase(disk->mapcache, change->offset, end - change->offset);
     }
     if (change->result == 0 && change->length > 0) {
         change->allocation.offset = change->offset;

@@ -47,7 +47,7 @@ def arguments():
     refused("-f", "qcow2", words=("arguments", "--help"))
     refused("-f", "qcow2", "a", "1M", "b", words=("arguments",))
     refused("-f", "qcow3", "x", "1M", words=("'qcow3' is not known", "qcow2", "raw"))
-    refused("-f", "vmdk", "x", "1M", words=("vmdk cannot be made", "qcow2"))
+    refused("-f", "bochs", "x", "1M", words=("bochs cannot be made", "qcow2"))
     refused("--nonsense", "x", "1M", words=("nonsense", "--help"))
     for size in ("1Q", "abc", "", "1.5", "99999999999999999999", "8E", " 1M", "1 M", "0x100"):
         refused("-f", "raw", "x.raw", size, words=("size is", "K, M, G"))

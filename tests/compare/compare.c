@@ -71,14 +71,14 @@ static void trial_make(Trial *trial, const Config *config, int number)
     trial->model = g_strconcat(trial->image, ".model", NULL);
     trial->random.state = random_mix((uint64_t)option_seed * 1000003u + (uint64_t)number) +
                           (uint64_t)option_connections + g_str_hash(config->name);
-    copy_sparse(template, trial->image);
+    config_copy_image(config, template, trial->image);
     copy_sparse(template_model, trial->model);
 }
 
 static void trial_free(Trial *trial)
 {
     if (!option_keep) {
-        unlink(trial->image);
+        config_remove_image(trial->image);
         unlink(trial->model);
     }
     g_free(trial->name);

@@ -62,6 +62,13 @@ const Config configs[] = {
     {"vdi-64k-backing", "vdi", 64 * KIB, 4 * MIB + 512, "block_size=64k", FILL_BACKING, "vdi"},
     {"qcow", "qcow", 4 * KIB, 2 * MIB + 512, NULL, FILL_NONE, NULL},
     {"qcow-backing", "qcow", 512, 2 * MIB + 512, NULL, FILL_BACKING, "raw"},
+    {"vmdk-64k", "vmdk", 64 * KIB, 4 * MIB + 512, NULL, FILL_NONE, NULL},
+    {"vmdk-4k-backing", "vmdk", 4 * KIB, 2 * MIB + 512, "grain_size=4k,zeroed_grain=on",
+     FILL_BACKING, "vmdk"},
+    {"vmdk-16k-split-backing", "vmdk", 16 * KIB, 2 * MIB + 512,
+     "subformat=twoGbMaxExtentSparse,grain_size=16k,extent_size=768k", FILL_BACKING, "vmdk"},
+    {"vmdk-flat", "vmdk", 4 * KIB, 2 * MIB + 512, "subformat=twoGbMaxExtentFlat,extent_size=1M",
+     FILL_NONE, NULL},
     {NULL, NULL, 0, 0, NULL, FILL_NONE, NULL},
 };
 
@@ -166,15 +173,20 @@ const char *config_qemu_name(const char *format)
     return strcmp(format, "vhd") == 0 ? "vpc -o force_size=on" : format;
 }
 
+static bool is_vmdk(const Config *config)
+{
+    return strcmp(config->format, "vmdk") == 0;
+}
+
 static bool is_ours(const Config *config)
 {
     return strcmp(config->format, "vhd") == 0 || strcmp(config->format, "vhdx") == 0 ||
-           strcmp(config->format, "vdi") == 0;
+           strcmp(config->format, "vdi") == 0 || is_vmdk(config);
 }
 
 bool config_qemu_reads(const Config *config)
 {
-    return !is_ours(config) || config->fill != FILL_BACKING;
+    return !is_ours(config) || is_vmdk(config) || config->fill != FILL_BACKING;
 }
 
 bool config_qemu_checks(const Config *config)
@@ -231,4 +243,65 @@ void copy_sparse(const char *from, const char *to)
         }
     }
     close(fd);
+}
+
+/* Calls each with the end of the name, "-s001", of every file beside the image. */
+static void each_extent(const char *image,
+                        void (*each)(const char *image, const char *end, const char *to),
+                        const char *to)
+{
+    g_autofree char *directory = g_path_get_dirname(image);
+    g_autofree char *base = g_path_get_basename(image);
+    g_autofree char *start = g_strconcat(base, "-", NULL);
+    GDir *dir = g_dir_open(directory, 0, NULL);
+    for (const char *name; (name = g_dir_read_name(dir)) != NULL;) {
+        if (g_str_has_prefix(name, start)) {
+            each(image, name + strlen(base), to);
+        }
+    }
+    g_dir_close(dir);
+}
+
+static void copy_extent(const char *image, const char *end, const char *to)
+{
+    g_autofree char *from = g_strconcat(image, end, NULL), *copy = g_strconcat(to, end, NULL);
+    copy_sparse(from, copy);
+}
+
+/* The descriptor names the extents. */
+static void rename_extents(const char *image, const char *from, const char *to)
+{
+    g_autofree char *text = NULL;
+    if (!g_file_get_contents(image, &text, NULL, NULL)) {
+        die("%s: cannot be read", image);
+    }
+    g_auto(GStrv) parts = g_strsplit(text, from, -1);
+    g_autofree char *changed = g_strjoinv(to, parts);
+    if (!g_file_set_contents(image, changed, -1, NULL)) {
+        die("%s: cannot be written", image);
+    }
+}
+
+void config_copy_image(const Config *config, const char *from, const char *to)
+{
+    copy_sparse(from, to);
+    if (config->options && strstr(config->options, "extent_size")) {
+        g_autofree char *base = g_path_get_basename(from), *new_base = g_path_get_basename(to);
+        g_autofree char *old = g_strdup_printf("\"%s-", base);
+        g_autofree char *new = g_strdup_printf("\"%s-", new_base);
+        each_extent(from, copy_extent, to);
+        rename_extents(to, old, new);
+    }
+}
+
+static void remove_extent(const char *image, const char *end, const char *to)
+{
+    g_autofree char *path = g_strconcat(image, end, NULL);
+    unlink(path);
+}
+
+void config_remove_image(const char *image)
+{
+    each_extent(image, remove_extent, NULL);
+    unlink(image);
 }

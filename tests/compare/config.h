@@ -41,6 +41,10 @@ bool config_qemu_checks(const Config *config); /* has a check for the format */
  * `template.model` (what a guest sees in it) and, for FILL_BACKING, `base`. */
 void config_make_template(const Config *config, const char *directory);
 
+/* Copies an image with the files that lie beside it and removes it with them. */
+void config_copy_image(const Config *config, const char *from, const char *to);
+void config_remove_image(const char *image);
+
 /* Copies a file, leaving holes where it has zeroes. */
 void copy_sparse(const char *from, const char *to);
 

@@ -29,7 +29,8 @@ static void must(bool good, GError *error, const char *what)
 const char *fixture_backing_name(const Setup *setup)
 {
     static const char *const names[] = {"backing.raw", "backing.qcow2", "backing.vhd",
-                                        "backing.vdi", "backing.qcow",  "backing.vhdx"};
+                                        "backing.vdi", "backing.qcow",  "backing.vhdx",
+                                        "backing.vmdk"};
     unsigned i = 0;
     while (i + 1 < G_N_ELEMENTS(names) && !g_str_has_suffix(names[i], setup->backing)) {
         i++;
@@ -42,7 +43,8 @@ bool fixture_qemu_reads(const Setup *setup)
     if (strcmp(setup->format, "vdi") == 0 && strcmp(setup->cluster_size, "1048576") != 0) {
         return false;
     }
-    return g_str_has_prefix(setup->format, "qcow") || !setup->backing;
+    return g_str_has_prefix(setup->format, "qcow") || strcmp(setup->format, "vmdk") == 0 ||
+           !setup->backing;
 }
 
 bool fixture_needs_writer(const Setup *setup)
@@ -53,7 +55,10 @@ bool fixture_needs_writer(const Setup *setup)
 static Store *create_image(const Setup *setup, const Format *format, const Image *backing)
 {
     g_autoptr(GHashTable) options = g_hash_table_new(g_str_hash, g_str_equal);
-    if (format->name[0] == 'v') { /* a cluster is called a block there */
+    if (format == &format_vmdk) {
+        set_option(options, "grain_size", setup->cluster_size);
+        set_option(options, "zeroed_grain", setup->zeroed_grain);
+    } else if (format->name[0] == 'v') { /* a cluster is called a block there */
         set_option(options, "block_size", setup->cluster_size);
     } else if (setup->cluster_size) {
         set_option(options, "cluster_size", setup->cluster_size);

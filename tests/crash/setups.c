@@ -71,6 +71,13 @@ const Setup setups[] = {
     BLOCKS("qcow", "qcow-512-tiny-cache", 512 * KIB, "512", .metadata_cache = TINY_CACHE),
     BLOCKS("qcow", "qcow-512-overlay-qcow", 512 * KIB, "512", .backing = "qcow"),
     BLOCKS("qcow", "qcow-64k-overlay-raw-odd", 700 * KIB + 512, "65536", .backing = "raw"),
+    BLOCKS("vmdk", "vmdk-4k", 512 * KIB, "4096", .requests = 120),
+    BLOCKS("vmdk", "vmdk-4k-overlay-vmdk-zeroed", 512 * KIB, "4096", .backing = "vmdk",
+           .zeroed_grain = "on", .requests = 120),
+    BLOCKS("vmdk", "vmdk-16k-overlay-vmdk-odd", 700 * KIB + 512, "16384", .backing = "vmdk",
+           .requests = 80),
+    BLOCKS("vmdk", "vmdk-4k-tiny-cache", 4096 * KIB, "4096", .metadata_cache = TINY_CACHE,
+           .requests = 120),
     {.name = NULL},
 };
 

@@ -346,14 +346,15 @@ START_TEST(vmdk_cid_of_the_parent_must_match)
 }
 END_TEST
 
-START_TEST(vmdk_is_not_opened_for_writing)
+START_TEST(vmdk_streams_are_not_opened_for_writing)
 {
-    g_autofree uint8_t *file = sparse_file();
+    g_autofree uint8_t *file = stream_file();
     g_autoptr(Store) store = store_memory_new("test.vmdk", file, FILE_SIZE);
     g_autoptr(GError) error = NULL;
     ImageOpen how = {.write = true};
     ck_assert_ptr_null(image_open_store(store, &how, NULL, &error));
     ck_assert_int_eq(error->code, ENOTSUP);
+    ck_assert(strstr(error->message, "streamOptimized") != NULL);
 }
 END_TEST
 
@@ -477,7 +478,7 @@ int main(void)
     tcase_add_test(tcase, vmdk_refuses_damaged_grains);
     tcase_add_test(tcase, vmdk_finds_the_directory_by_the_footer);
     tcase_add_test(tcase, vmdk_cid_of_the_parent_must_match);
-    tcase_add_test(tcase, vmdk_is_not_opened_for_writing);
+    tcase_add_test(tcase, vmdk_streams_are_not_opened_for_writing);
     tcase_add_test(tcase, vmdk_refuses_descriptor_files_that_are_none);
     tcase_add_test(tcase, vmdk_reads_an_embedded_descriptor_of_any_size);
     tcase_add_test(tcase, vmdk_joins_extents_of_every_kind);

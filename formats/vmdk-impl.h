@@ -1,0 +1,170 @@
+/*
+ * vmdk: an open image, shared between vmdk.c and the files that write, make and check.
+ *
+ *     vmdk.c          open, map, info
+ *     vmdk-write.c    allocate, commit, abandon, unmap
+ *     vmdk-flush.c    start of writing, flush, finish
+ *     vmdk-entry.c    directory, tables and space of a sparse extent that is written
+ *     vmdk-cid.c      the content ID
+ *     vmdk-scan.c     who uses which part of a sparse extent: for writers and for check
+ *     vmdk-create.c, vmdk-check.c
+ */
+#ifndef FORMATS_VMDK_IMPL_H
+#define FORMATS_VMDK_IMPL_H
+
+#include <inttypes.h>
+#include <stdatomic.h>
+
+#include "formats/format.h"
+#include "formats/vmdk.h"
+
+typedef struct VmdkExtent {
+    VmdkAccess access;
+    VmdkType type;
+    uint64_t offset, length; /* guest bytes */
+    uint64_t host_offset;    /* FLAT, VMFS: of its first byte */
+    Store *store;            /* NULL: ZERO, or not accessible */
+    VmdkSparse *sparse;      /* SPARSE, VMFSSPARSE, SESPARSE */
+    char *path;              /* of its file, or NULL */
+} VmdkExtent;
+
+typedef struct VmdkState {
+    VmdkDescriptor *descriptor;
+    VmdkExtent *extents;
+    unsigned count;
+    bool embedded; /* one extent, which is the image's own file */
+
+    /* Writers only. */
+    bool started;      /* the CID of this session is durable: guest data may be changed */
+    int write_error;   /* an implicit flush failed: changes answer this until one succeeds */
+    atomic_bool dirty; /* flush has something to write */
+} VmdkState;
+
+static inline VmdkState *vmdk_state(const Image *image)
+{
+    return image->state;
+}
+
+/* ---- vmdk.c ---- */
+
+const VmdkExtent *vmdk_extent_at(const VmdkState *state, uint64_t offset);
+int vmdk_map(Image *image, uint64_t offset, uint64_t length, ExtentList *list);
+
+/* ---- vmdk-entry.c: of one sparse extent ---- */
+
+/* Where an entry of a grain table and its copy lie in the file; 0: there is none. */
+typedef struct VmdkPlace {
+    uint64_t entry, copy;
+} VmdkPlace;
+
+/* The entry of the grain with this number. -EIO when a table is not in the file. [shared] */
+int vmdk_entry_find(const VmdkSparse *sparse, uint64_t grain, VmdkPlace *place);
+
+/* An entry at a place of the file; 0 where the place is 0. [shared] */
+int vmdk_entry_get(const VmdkSparse *sparse, uint64_t place, uint32_t *entry);
+
+/* What the grain has. [shared] */
+int vmdk_entry_look(const VmdkSparse *sparse, uint64_t grain, VmdkPlace *place, uint32_t *entry);
+
+/* Changes an entry of the file; does nothing where the place is 0. [exclusive] */
+int vmdk_entry_set(VmdkSparse *sparse, uint64_t place, uint32_t entry, MetaOrder order);
+
+/* Changes a grain's entry, and the copy of it: as soon as the disk may show them. [exclusive] */
+int vmdk_grain_set(VmdkSparse *sparse, uint64_t grain, const VmdkPlace *place, uint32_t entry);
+
+/* Sees to it that the grains from first to last have tables. [exclusive] */
+int vmdk_tables_make(VmdkSparse *sparse, uint64_t first, uint64_t last);
+
+/* A table of its own, all entries 0, with its place in a directory. [exclusive] */
+int vmdk_table_make(VmdkSparse *sparse, uint64_t directory, uint64_t index, uint64_t *table);
+
+/* Makes a table again from its copy, in a new place. [exclusive] */
+int vmdk_table_renew(VmdkSparse *sparse, uint64_t index);
+/* Makes the copy of a table say what the table says. [exclusive] */
+int vmdk_copy_renew(VmdkSparse *sparse, uint64_t index);
+
+/* Takes bytes (whole sectors) at the end of the file. *fresh: they read as zeroes. [exclusive] */
+int vmdk_space_take(VmdkSparse *sparse, uint64_t length, uint64_t *offset, bool *fresh);
+/* Gives back what was taken last; it may have been written to. [exclusive] */
+void vmdk_space_give_back(VmdkSparse *sparse, uint64_t offset, uint64_t length);
+
+static inline bool vmdk_entry_has_place(const VmdkSparse *sparse, uint32_t entry)
+{
+    return entry != 0 && !(entry == 1 && sparse->has_zero_grains);
+}
+
+/* ---- vmdk-cid.c ---- */
+
+uint32_t vmdk_cid(const Image *image);
+
+/* A random one that is no special value and not `other`. */
+uint32_t vmdk_cid_new(uint32_t other);
+
+/* Gives the image another CID, which is written and not synced. 0 or -errno: then it has its old one. */
+int vmdk_cid_change(Image *image);
+
+/* ---- vmdk-scan.c ---- */
+
+typedef enum { VMDK_HEAD, VMDK_TABLE, VMDK_TABLE_COPY, VMDK_GRAIN } VmdkUser;
+
+/* Who uses a place of the file. */
+typedef struct __attribute__((packed)) VmdkClaim {
+    uint32_t sector;
+    uint64_t user : 2;
+    uint64_t index : 62; /* of the table or grain; HEAD: sectors */
+} VmdkClaim;
+
+typedef enum {
+    VMDK_OUTSIDE, /* not in the file */
+    VMDK_TAKEN,   /* on top of something else */
+} VmdkFault;
+
+typedef struct VmdkScan {
+    const VmdkSparse *sparse;
+    /* Told of each claim that cannot be; what it returns other than 0 ends the scan. */
+    int (*fault)(struct VmdkScan *scan, VmdkFault fault, const VmdkClaim *claim);
+    GArray *claims; /* of VmdkClaim, those that are right; ascending at the end */
+    uint64_t end;   /* one past the last byte that is used */
+} VmdkScan;
+
+/* Goes through the extent. 0 or -errno. Free the claims. */
+int vmdk_scan(VmdkScan *scan);
+uint64_t vmdk_claim_length(const VmdkSparse *sparse, const VmdkClaim *claim); /* bytes */
+
+/* From `end` on, rounded to a grain, space is free. [exclusive] */
+void vmdk_space_begin(VmdkSparse *sparse, uint64_t end);
+
+/* Refuses an extent in which anything lies outside the file or on something else, and finds out where
+ * free space begins. */
+bool vmdk_scan_for_writing(VmdkSparse *sparse, GError **error);
+
+/* ---- vmdk-write.c ---- */
+
+int vmdk_allocate(Image *image, Allocation **list, unsigned count);
+int vmdk_commit(Image *image, Allocation **list, unsigned count);
+void vmdk_abandon(Image *image, Allocation **list, unsigned count);
+int vmdk_unmap(Image *image, uint64_t offset, uint64_t length, UnmapFlags flags);
+
+/* ---- vmdk-flush.c ---- */
+
+/* Refuses an image that can never be written, by what its headers and its descriptor say. */
+bool vmdk_writable(const Image *image, const VmdkState *state, GError **error);
+bool vmdk_start_writing(Image *image, GError **error);
+/* Before the first change of a session. 0 or -errno. [exclusive] */
+int vmdk_start_session(Image *image);
+int vmdk_flush(Image *image);
+void vmdk_flush_if_full(Image *image);
+int vmdk_sync(Image *image);
+int vmdk_finish(Image *image);
+int vmdk_trim(VmdkSparse *sparse); /* cuts off what was grown ahead of need */
+bool vmdk_is_dirty(const Image *image);
+void vmdk_update_dirty(VmdkState *state);
+
+/* ---- vmdk-create.c, vmdk-check.c ---- */
+
+extern const FormatOption vmdk_create_options[];
+bool vmdk_create(Store *store, const FormatCreate *how, GError **error);
+bool vmdk_measure(const FormatCreate *how, FormatMeasure *measure, GError **error);
+bool vmdk_check(Image *image, CheckRepair repair, CheckResult *result, GError **error);
+
+#endif
