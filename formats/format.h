@@ -75,6 +75,7 @@ typedef struct FormatCreate {
     const char *backing_name;   /* written into the image as given; NULL for none */
     const char *backing_format; /* NULL only together with backing_name */
     const Image *backing;       /* the same, opened; NULL when it was not looked at */
+    const Secret *secret;       /* of an encrypted image; NULL: none was given */
     GHashTable *options; /* char * -> char *: only names of format->create_options; may be NULL */
     FormatFiles *files;  /* NULL: there can be no file but the store */
 } FormatCreate;
@@ -260,6 +261,6 @@ const Format *format_probe(const uint8_t *head, size_t n,
                            const char *path); /* never NULL: raw at worst */
 
 extern const Format format_raw, format_qcow, format_qcow2, format_vmdk, format_vhd, format_vhdx,
-    format_bochs, format_cloop, format_vdi, format_qed;
+    format_bochs, format_cloop, format_vdi, format_luks;
 
 #endif

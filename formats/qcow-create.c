@@ -17,6 +17,7 @@
 
 const FormatOption qcow_create_options[] = {
     {"cluster_size", "size of a cluster: 512 to 64k, a power of two (default 4k)"},
+    {"encrypt.format", "aes, for programs that know nothing better"},
     {NULL, NULL},
 };
 
@@ -31,6 +32,16 @@ static bool plan_cluster_size(QcowHeader *header, GHashTable *options, GError **
     }
     header->cluster_bits = __builtin_ctzll(size);
     header->l2_bits = header->cluster_bits - 3;
+    return true;
+}
+
+static bool plan_encryption(QcowHeader *header, const FormatCreate *how, GError **error)
+{
+    const char *text = option_lookup(how->options, "encrypt.format");
+    header->aes = text != NULL;
+    if (text && strcmp(text, "aes") != 0) {
+        return error_set(error, EINVAL, "encrypt.format is '%s': must be aes", text);
+    }
     return true;
 }
 
@@ -66,6 +77,7 @@ static void pack(const QcowHeader *header, const char *name, uint8_t *bytes)
     store_be64(bytes + QCOW_H_SIZE, header->size);
     bytes[QCOW_H_CLUSTER_BITS] = header->cluster_bits;
     bytes[QCOW_H_L2_BITS] = header->l2_bits;
+    store_be32(bytes + QCOW_H_CRYPT, header->aes ? QCOW_CRYPT_AES : 0);
     store_be64(bytes + QCOW_H_L1_OFFSET, header->l1_offset);
     if (name) {
         memcpy(bytes + QCOW_HEADER_SIZE, name, header->name_size);
@@ -75,7 +87,8 @@ static void pack(const QcowHeader *header, const char *name, uint8_t *bytes)
 bool qcow_create(Store *store, const FormatCreate *how, GError **error)
 {
     QcowHeader header = {.size = align_up(min_u64(how->size, INT64_MAX - SECTOR), SECTOR)};
-    if (!plan_cluster_size(&header, how->options, error) || !plan_layout(&header, how, error)) {
+    if (!plan_cluster_size(&header, how->options, error) || !plan_encryption(&header, how, error) ||
+        !plan_layout(&header, how, error)) {
         return false;
     }
     uint64_t end = header.l1_offset + header.l1_size * UINT64_C(8);
@@ -91,6 +104,9 @@ bool qcow_create(Store *store, const FormatCreate *how, GError **error)
 
 bool qcow_create_like(const Image *image, GHashTable *options, GError **error)
 {
+    if (image->encryption) {
+        return error_set(error, ENOTSUP, "%s: is encrypted", image->path);
+    }
     g_hash_table_insert(options, g_strdup("cluster_size"),
                         g_strdup_printf("%" PRIu64, table_tree(image)->cluster_size));
     return true;
@@ -99,7 +115,8 @@ bool qcow_create_like(const Image *image, GHashTable *options, GError **error)
 bool qcow_measure(const FormatCreate *how, FormatMeasure *measure, GError **error)
 {
     QcowHeader header = {.size = align_up(min_u64(how->size, INT64_MAX - SECTOR), SECTOR)};
-    if (!plan_cluster_size(&header, how->options, error) || !plan_layout(&header, how, error)) {
+    if (!plan_cluster_size(&header, how->options, error) || !plan_encryption(&header, how, error) ||
+        !plan_layout(&header, how, error)) {
         return false;
     }
     uint64_t cluster = UINT64_C(1) << header.cluster_bits;

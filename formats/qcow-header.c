@@ -105,9 +105,8 @@ bool qcow_header_read(Image *image, QcowHeader *header, GError **error)
                          "%s: magic is %08x, version %u: must be %08x (QFI\\xfb), 1", image->path,
                          load_be32(bytes), load_be32(bytes + QCOW_H_VERSION), QCOW_MAGIC);
     }
-    if (load_be32(bytes + QCOW_H_CRYPT) != 0) {
-        return error_set(error, ENOTSUP,
-                         "%s: crypt_method is %u: encrypted images cannot be opened: must be 0",
+    if (load_be32(bytes + QCOW_H_CRYPT) > QCOW_CRYPT_AES) {
+        return error_set(error, ENOTSUP, "%s: crypt_method is %u: must be 0, or 1 (AES)",
                          image->path, load_be32(bytes + QCOW_H_CRYPT));
     }
     *header = (QcowHeader){
@@ -116,6 +115,7 @@ bool qcow_header_read(Image *image, QcowHeader *header, GError **error)
         .size = load_be64(bytes + QCOW_H_SIZE),
         .cluster_bits = bytes[QCOW_H_CLUSTER_BITS],
         .l2_bits = bytes[QCOW_H_L2_BITS],
+        .aes = load_be32(bytes + QCOW_H_CRYPT) == QCOW_CRYPT_AES,
         .l1_offset = load_be64(bytes + QCOW_H_L1_OFFSET),
     };
     if (!check_bits(image, header, error) || !check_l1(image, header, error)) {

@@ -8,11 +8,20 @@
  */
 #include "formats/qcow.h"
 
+/* An image whose backing was not opened may have one of any length. */
+static uint64_t backing_end(const Image *image)
+{
+    if (image->backing) {
+        return image->backing->size;
+    }
+    return image->backing_name ? UINT64_MAX : 0;
+}
+
 /* Whether a part of the range can only become zeroes by writing them. */
 static int must_be_written(Image *image, uint64_t offset, uint64_t length, bool *must)
 {
     TableTree *tree = table_tree(image);
-    uint64_t below = table_tree_backing_end(image);
+    uint64_t below = backing_end(image);
     int r = 0;
     *must = false;
     for (uint64_t end = offset + length; r == 0 && !*must && offset < end;
@@ -30,6 +39,9 @@ static int must_be_written(Image *image, uint64_t offset, uint64_t length, bool 
 int qcow_unmap(Image *image, uint64_t offset, uint64_t length, UnmapFlags flags)
 {
     bool must = false;
+    if (image->encryption) { /* a hole would read as noise */
+        return flags & UNMAP_ZERO ? -ENOTSUP : 0;
+    }
     int r = flags & UNMAP_ZERO ? must_be_written(image, offset, length, &must) : 0;
     if (r == 0 && must) {
         return -ENOTSUP;

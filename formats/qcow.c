@@ -20,6 +20,7 @@
 #include "base/errors.h"
 #include "base/log.h"
 #include "formats/inflate.h"
+#include "formats/legacy-aes.h"
 
 #define MAP_EXTENTS_MAX 256
 
@@ -64,7 +65,8 @@ static bool qcow_open(Image *image, GError **error)
 {
     g_autoptr(QcowState) s = g_new0(QcowState, 1);
     const QcowHeader *header = &s->header;
-    if (!qcow_header_read(image, &s->header, error)) {
+    if (!qcow_header_read(image, &s->header, error) ||
+        (header->aes && !legacy_aes_open(image, error))) {
         return false;
     }
     s->tree = (TableTree){

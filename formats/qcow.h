@@ -42,6 +42,7 @@
 #define QCOW_H_CLUSTER_BITS 32
 #define QCOW_H_L2_BITS      33
 #define QCOW_H_CRYPT        36
+#define QCOW_CRYPT_AES      1 /* its value */
 #define QCOW_H_L1_OFFSET    40
 #define QCOW_H_XEN_FLAGS    60
 
@@ -49,6 +50,7 @@ typedef struct QcowHeader {
     uint64_t name_offset, size, l1_offset;
     uint32_t name_size, cluster_bits, l2_bits;
     uint32_t l1_size; /* entries, as the size needs them */
+    bool aes;         /* the data is encrypted */
     bool l1_little;   /* L1 is in little endian: an image of Xen's first blktap */
 } QcowHeader;
 

@@ -57,7 +57,8 @@ bool qcow2_overlaps_metadata(const Image *image, Qcow2Run run)
     uint32_t bits = s->cluster_bits;
     if (run.first == 0 || runs_meet(run, h->l1_table_offset, (uint64_t)s->l1_size * 8, bits) ||
         runs_meet(run, s->table_offset, s->table_entries * 8, bits) ||
-        runs_meet(run, h->snapshots_offset, s->snapshot_table_bytes, bits)) {
+        runs_meet(run, h->snapshots_offset, s->snapshot_table_bytes, bits) ||
+        runs_meet(run, s->luks_offset, s->luks_length, bits)) {
         return true;
     }
     for (guint i = 0; i < s->snapshots->len; i++) {

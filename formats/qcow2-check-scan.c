@@ -189,6 +189,7 @@ bool check_scan(Qcow2Check *check, Image *image, CheckResult *result, GError **e
     }
     check_own(check, 0, check->cluster_size, "the header");
     check_own(check, header->l1_table_offset, (uint64_t)header->l1_size * 8, "the L1 table");
+    check_own(check, check->s->luks_offset, check->s->luks_length, "the encryption header");
     check_collect_l1(check, header->l1_table_offset, header->l1_size, true);
     scan_snapshots(check);
     check_sort_tables(check);

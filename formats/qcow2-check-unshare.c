@@ -13,6 +13,8 @@
  */
 #include "formats/qcow2-check.h"
 
+#include "map/encryption.h"
+
 typedef struct Suspect {
     uint64_t cluster;
     uint64_t guest;      /* cluster of the disk that may keep it */
@@ -86,13 +88,23 @@ static bool must_move(Qcow2Check *check, const Unshare *unshare, uint64_t cluste
 static uint64_t copy_cluster(Qcow2Check *check, Unshare *unshare, uint64_t cluster)
 {
     uint64_t to = unshare->next << check->s->cluster_bits;
-    int result = store_read(check->store, unshare->buffer, check->cluster_size,
-                            cluster << check->s->cluster_bits);
+    /* LUKS counts sectors in the file: what moves is encrypted anew. AES counts them on the disk. */
+    const Encryption *encryption = check->image->encryption;
+    bool as_it_is = !encryption || encryption->by_guest;
+    Extent extent = {
+        .length = check->cluster_size,
+        .host_offset = cluster << check->s->cluster_bits,
+        .store = check->store,
+        .image = as_it_is ? NULL : check->image,
+        .type = EXTENT_DATA,
+    };
+    int result = extent_read(&extent, unshare->buffer);
     if (result == 0 && to >= QCOW2_MAX_HOST_OFFSET) {
         result = -EFBIG;
     }
     if (result == 0) {
-        result = store_write(check->store, unshare->buffer, check->cluster_size, to);
+        extent.host_offset = to;
+        result = extent_write(&extent, &(struct iovec){unshare->buffer, extent.length}, 1);
     }
     if (result < 0) {
         unshare->result = result;

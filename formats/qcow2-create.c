@@ -1,10 +1,9 @@
 /*
  * qcow2: a new, empty image.
  *
- *     +--------+----------------+-----------------+----------+
- *     | header | refcount table | refcount blocks | L1 table |     each begins at a cluster of its
- * own
- *     +--------+----------------+-----------------+----------+
+ *     +--------+----------------+-----------------+----------+-------------+
+ *     | header | refcount table | refcount blocks | L1 table | LUKS header |     each begins at a cluster of
+ *     +--------+----------------+-----------------+----------+-------------+     its own
  *
  * The refcount blocks count every cluster of the file, themselves included, so the layout is a
  * fixed point: more clusters may need another block, which is another cluster. It is found by
@@ -26,11 +25,19 @@
 #define HEADER_LENGTH          112 /* with the compression type */
 #define EXTENSION_HEAD         8   /* type and length */
 #define SECTOR                 512
+#define LUKS_LENGTH            (UINT64_C(2) << 20) /* as libcryptsetup makes it, for measure */
 
 const FormatOption qcow2_create_options[] = {
     {"cluster_size", "size of a cluster: 512 to 2M, a power of two (default 64k)"},
     {"compat", "version of the format: 0.10 (v2) or 1.1 (v3, the default)"},
     {"compression_type", "how clusters may be compressed: zlib (default) or zstd"},
+    {"encrypt.format", "luks, or aes for programs that know nothing better"},
+    {"encrypt.cipher-alg", "luks: aes-128, aes-192 or aes-256 (default)"},
+    {"encrypt.cipher-mode", "luks: xts (default) or cbc"},
+    {"encrypt.hash-alg", "luks: hash of the passphrase: sha256 (default), sha1, sha512 ..."},
+    {"encrypt.iter-time", "luks: milliseconds that opening it takes: 1 to 20000 (default 2000)"},
+    {"encrypt.ivgen-alg", "luks: plain, plain64 (default) or essiv"},
+    {"encrypt.ivgen-hash-alg", "luks: hash for essiv (default sha256)"},
     {"lazy_refcounts", "put off refcount updates: on or off (default)"},
     {"preallocation", "what to allocate at once: off"},
     {"refcount_bits", "width of a refcount: 1, 2, 4, 8, 16 (default), 32 or 64"},
@@ -43,9 +50,11 @@ typedef struct Plan {
     unsigned refcount_order;
     bool lazy_refcounts;
     bool zstd;
+    unsigned crypt_method;
     uint64_t size;
+    uint64_t luks_length; /* bytes; 0: there is no LUKS header */
 
-    uint64_t reftable_clusters, refblocks, l1_entries, l1_clusters, clusters;
+    uint64_t reftable_clusters, refblocks, l1_entries, l1_clusters, luks_clusters, clusters;
 } Plan;
 
 static bool plan_cluster_size(Plan *plan, const char *text, GError **error)
@@ -195,8 +204,10 @@ static void plan_layout(Plan *plan)
     uint64_t counts_per_block = cluster * 8 >> plan->refcount_order;
     plan->refblocks = 1;
     plan->reftable_clusters = 1;
+    plan->luks_clusters = div_round_up(plan->luks_length, cluster);
     for (;;) {
-        plan->clusters = 1 + plan->reftable_clusters + plan->refblocks + plan->l1_clusters;
+        plan->clusters =
+            1 + plan->reftable_clusters + plan->refblocks + plan->l1_clusters + plan->luks_clusters;
         uint64_t blocks = div_round_up(plan->clusters, counts_per_block);
         uint64_t table = div_round_up(plan->refblocks * 8, cluster);
         if (blocks <= plan->refblocks && table <= plan->reftable_clusters) {
@@ -215,6 +226,11 @@ static uint64_t plan_refblock_offset(const Plan *plan)
 static uint64_t plan_l1_offset(const Plan *plan)
 {
     return plan_refblock_offset(plan) + (plan->refblocks << plan->cluster_bits);
+}
+
+static uint64_t plan_luks_offset(const Plan *plan)
+{
+    return plan_l1_offset(plan) + (plan->l1_clusters << plan->cluster_bits);
 }
 
 static bool write_failed(Store *store, int result, const char *what, GError **error)
@@ -269,6 +285,12 @@ static bool write_refblocks(Store *store, const Plan *plan, GError **error)
     return result < 0 ? write_failed(store, result, "refcount blocks", error) : true;
 }
 
+static bool write_luks(Store *store, const Plan *plan, const GByteArray *luks, GError **error)
+{
+    int result = luks ? store_write(store, luks->data, luks->len, plan_luks_offset(plan)) : 0;
+    return result < 0 ? write_failed(store, result, "LUKS header", error) : true;
+}
+
 /* Names of the feature bits, for programs that do not know them: type, bit, 46 characters of name.
  */
 static GByteArray *feature_names(void)
@@ -310,6 +332,7 @@ static Qcow2Header plan_header(const Plan *plan)
         .version = plan->version,
         .cluster_bits = plan->cluster_bits,
         .size = plan->size,
+        .crypt_method = plan->crypt_method,
         .l1_size = plan->l1_entries,
         .l1_table_offset = plan->l1_entries > 0 ? plan_l1_offset(plan) : 0,
         .refcount_table_offset = plan_cluster_bytes(plan),
@@ -330,6 +353,12 @@ static GByteArray *build_extensions(const Plan *plan, const FormatCreate *how, s
     if (how->backing_format) {
         append_extension(extensions, QCOW2_EXT_BACKING_FORMAT, how->backing_format,
                          strlen(how->backing_format));
+    }
+    if (plan->luks_length > 0) {
+        uint8_t where[QCOW2_CRYPTO_EXT_LENGTH];
+        store_be64(where, plan_luks_offset(plan));
+        store_be64(where + 8, plan->luks_length);
+        append_extension(extensions, QCOW2_EXT_CRYPTO, where, sizeof where);
     }
     if (plan->version >= 3) {
         g_autoptr(GByteArray) names = feature_names();
@@ -403,8 +432,9 @@ static bool make_plan(Plan *plan, const FormatCreate *how, GError **error)
         /* others count the disk in sectors and drop the rest */
         .size = align_up(how->size, SECTOR),
     };
-    return plan_options(plan, how->options, error) && plan_check_version(plan, error) &&
-           plan_l1(plan, error);
+    return plan_options(plan, how->options, error) &&
+           qcow2_encryption_plan(how->options, &plan->crypt_method, error) &&
+           plan_check_version(plan, error) && plan_l1(plan, error);
 }
 
 bool qcow2_create(Store *store, const FormatCreate *how, GError **error)
@@ -413,10 +443,16 @@ bool qcow2_create(Store *store, const FormatCreate *how, GError **error)
     if (!make_plan(&plan, how, error)) {
         return false;
     }
+    g_autoptr(GByteArray) luks = NULL;
+    if (!qcow2_encryption_make(plan.crypt_method, how, store->name, &luks, error)) {
+        return false;
+    }
+    plan.luks_length = luks ? luks->len : 0;
     plan_layout(&plan);
     g_autoptr(GByteArray) header = build_header(&plan, how, error);
     if (!header || !write_empty(store, &plan, error) || !write_reftable(store, &plan, error) ||
-        !write_refblocks(store, &plan, error) || !sync_store(store, error)) {
+        !write_refblocks(store, &plan, error) || !write_luks(store, &plan, luks, error) ||
+        !sync_store(store, error)) {
         return false;
     }
     int result = store_write(store, header->data, header->len, 0);
@@ -442,6 +478,9 @@ bool qcow2_create_like(const Image *image, GHashTable *options, GError **error)
     if (s->snapshots->len > 0 || s->bitmap_count > 0) {
         return error_set(error, ENOTSUP,
                          "%s: has internal snapshots or bitmaps, which would be lost", image->path);
+    }
+    if (image->encryption) {
+        return error_set(error, ENOTSUP, "%s: is encrypted", image->path);
     }
     if (h->incompatible_features & ~made) {
         return error_set(error, ENOTSUP,
@@ -485,7 +524,8 @@ bool qcow2_measure(const FormatCreate *how, FormatMeasure *measure, GError **err
     uint64_t cluster = plan_cluster_bytes(&plan), size = align_up(plan.size, cluster);
     uint64_t l2_bytes = align_up(size / cluster * 8, cluster);
     uint64_t l1_bytes = align_up(l2_bytes / cluster * 8, cluster);
-    uint64_t tables = cluster + l1_bytes + l2_bytes;
+    uint64_t luks = plan.crypt_method == QCOW2_CRYPT_LUKS ? LUKS_LENGTH : 0;
+    uint64_t tables = cluster + l1_bytes + l2_bytes + align_up(luks, cluster);
     tables += refcount_bytes(&plan, (tables + size) / cluster);
     measure->fully_allocated = tables + size;
     measure->required = tables + measure->data(measure->opaque, cluster);

@@ -153,14 +153,9 @@ static bool check_basics(const char *name, const Qcow2Header *h, GError **error)
                          "%s: header_length is %u: must not pass the cluster, %" PRIu64, name,
                          h->header_length, cluster_size);
     }
-    if (h->crypt_method != 0) {
-        bool known = h->crypt_method <= 2;
-        return error_set(error, known ? ENOTSUP : EUCLEAN, "%s: crypt_method is %u%s: %s", name,
-                         h->crypt_method,
-                         h->crypt_method == 1   ? " (AES)"
-                         : h->crypt_method == 2 ? " (LUKS)"
-                                                : "",
-                         known ? "encrypted images are not supported yet" : "must be 0 to 2");
+    if (h->crypt_method > QCOW2_CRYPT_LUKS) {
+        return error_set(error, EUCLEAN, "%s: crypt_method is %u: must be 0, 1 (AES) or 2 (LUKS)",
+                         name, h->crypt_method);
     }
     if (h->backing_file_offset != 0 && h->backing_file_size != 0) {
         if (h->backing_file_offset < h->header_length || h->backing_file_offset > cluster_size) {
@@ -320,6 +315,8 @@ static bool read_extension(Image *image, uint32_t type, const uint8_t *data, uin
         g_free(image->backing_format);
         image->backing_format = g_strndup((const char *)data, length);
         return true;
+    case QCOW2_EXT_CRYPTO:
+        return qcow2_crypto_extension(image, data, length, error);
     case QCOW2_EXT_BITMAPS:
         return read_bitmaps_extension(image, data, length, error);
     default: /* feature names were looked at before; unknown extensions are to be ignored */

@@ -18,7 +18,6 @@
 
 #include "base/errors.h"
 #include "base/log.h"
-#include "formats/copyup.h"
 
 #define SECTOR 512
 
@@ -138,6 +137,29 @@ static int need_l1(Image *image, uint64_t entries)
     return r;
 }
 
+/* A new cluster for the last one of the disk, of which the guest sees `used` bytes. */
+static int copy_last(Image *image, uint64_t offset, uint64_t used)
+{
+    g_autofree uint8_t *bytes = g_try_malloc(used);
+    int r = bytes != NULL ? chain_read(image, bytes, used, offset) : -ENOMEM;
+    if (r < 0) {
+        return r;
+    }
+    Allocation allocation = {.offset = offset, .length = used}, *list = &allocation;
+    extent_list_init(&allocation.extents);
+    r = qcow2_allocate(image, &list, 1); /* writes the zeroes behind the end */
+    if (r == 0) {
+        r = qcow2_write_data(image, allocation.extents.items[0], bytes);
+        if (r == 0) {
+            r = qcow2_commit(image, &list, 1);
+        } else {
+            qcow2_abandon(image, &list, 1);
+        }
+    }
+    extent_list_clear(&allocation.extents);
+    return r;
+}
+
 static int zero_in_place(Image *image, const Qcow2Cluster *cluster, uint64_t used)
 {
     const Qcow2State *s = image->state;
@@ -148,10 +170,11 @@ static int zero_in_place(Image *image, const Qcow2Cluster *cluster, uint64_t use
     }
     uint64_t rest = s->cluster_size - used;
     g_autofree uint8_t *zeroes = g_try_malloc0(rest);
-    return zeroes != NULL ? store_write(image->store, zeroes, rest, cluster->host + used) : -ENOMEM;
+    Extent end = {.offset = image->size, .length = rest, .host_offset = cluster->host + used};
+    return zeroes != NULL ? qcow2_write_data(image, end, zeroes) : -ENOMEM;
 }
 
-/* What the cluster that the end of the disk cuts holds behind the end. A new one gets zeroes there from allocate. */
+/* What the cluster that the end of the disk cuts holds behind the end. */
 static int zero_last(Image *image)
 {
     const Qcow2State *s = image->state;
@@ -172,11 +195,12 @@ static int zero_last(Image *image)
     case QCOW2_CLUSTER_ZERO_ALLOC:
         return 0;
     case QCOW2_CLUSTER_UNALLOCATED:
-        return qcow2_backing_end(image) > image->size ? copy_up(image, offset, used) : 0;
+        return qcow2_backing_end(image) > image->size ? copy_last(image, offset, used) : 0;
     case QCOW2_CLUSTER_DATA:
-        return cluster.copied ? zero_in_place(image, &cluster, used) : copy_up(image, offset, used);
+        return cluster.copied ? zero_in_place(image, &cluster, used)
+                              : copy_last(image, offset, used);
     default:
-        return copy_up(image, offset, used);
+        return copy_last(image, offset, used);
     }
 }
 

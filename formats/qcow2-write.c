@@ -12,6 +12,8 @@
  */
 #include "formats/qcow2.h"
 
+#include "map/encryption.h"
+
 int qcow2_may_change(Image *image)
 {
     Qcow2State *s = image->state;
@@ -101,19 +103,29 @@ static int reserve(Image *image, Allocation *a, Qcow2Cursor *cursor)
     return add_runs(image, a, pending);
 }
 
+int qcow2_write_data(Image *image, Extent extent, const uint8_t *bytes)
+{
+    extent.type = EXTENT_DATA;
+    extent.image = image;
+    extent.store = image->store;
+    return extent_write(&extent, &(struct iovec){(void *)bytes, extent.length}, 1);
+}
+
 /* What the last cluster holds behind the end of the disk would show if the disk grew. */
 static int zero_behind_the_end(Image *image, const Allocation *a)
 {
     const Qcow2State *s = image->state;
     const Extent *last = &a->extents.items[a->extents.count - 1];
     uint64_t used = last->length % s->cluster_size, rest = s->cluster_size - used;
-    if (used == 0 || (last->flags & EXTENT_FRESH) || last->type == EXTENT_ENCODED) {
+    bool reads_zero = (last->flags & EXTENT_FRESH) && !image->encryption;
+    if (used == 0 || reads_zero || last->type == EXTENT_ENCODED) {
         return 0;
     }
     g_autofree uint8_t *zeroes = g_try_malloc0(rest);
-    return zeroes != NULL
-               ? store_write(image->store, zeroes, rest, last->host_offset + last->length)
-               : -ENOMEM;
+    Extent end = {.offset = extent_end(last),
+                  .length = rest,
+                  .host_offset = last->host_offset + last->length};
+    return zeroes != NULL ? qcow2_write_data(image, end, zeroes) : -ENOMEM;
 }
 
 static int make_tables(Image *image, const Allocation *a)

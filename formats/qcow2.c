@@ -34,6 +34,7 @@ static void qcow2_close(Image *image)
 {
     Qcow2State *s = image->state;
     metacache_free(s->meta);
+    luks_header_free(s->luks);
     qcow2_snapshots_free(s);
     qcow2_bitmaps_free(s);
     g_clear_pointer(&s->l1_dirty, g_hash_table_destroy);
@@ -235,7 +236,7 @@ static bool qcow2_open(Image *image, GError **error)
         uint64_t limit =
             image->metadata_cache ? image->metadata_cache : IMAGE_METADATA_CACHE_DEFAULT;
         s->meta = metacache_new(image->store, s->meta_size, limit);
-        ok = read_tables(image, error);
+        ok = read_tables(image, error) && qcow2_encryption_open(image, error);
     }
     if (!ok) {
         qcow2_close(image);
@@ -261,6 +262,7 @@ static void qcow2_info(const Image *image, GVariantBuilder *data)
                   g_variant_new_boolean(h->compatible_features & QCOW2_COMPAT_LAZY_REFCOUNTS));
     }
     qcow2_bitmap_info(image, data);
+    qcow2_encryption_info(image, data);
     add_entry(data, "refcount-bits", g_variant_new_int64(1 << h->refcount_order));
     if (h->version >= 3) {
         add_entry(data, "corrupt",

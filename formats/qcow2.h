@@ -40,6 +40,7 @@
 
 #include "base/bytes.h"
 #include "formats/format.h"
+#include "formats/luks-header.h"
 #include "map/image.h"
 #include "store/metacache.h"
 #include "store/store.h"
@@ -79,10 +80,16 @@
 #define QCOW2_EXT_BITMAPS        0x23852875u
 #define QCOW2_BITMAPS_EXT_LENGTH 24
 #define QCOW2_EXT_CRYPTO         0x0537be77u
+#define QCOW2_CRYPTO_EXT_LENGTH  16
 #define QCOW2_EXT_DATA_FILE      0x44415441u
 
-#define QCOW2_COMPRESSION_ZLIB   0
-#define QCOW2_COMPRESSION_ZSTD   1
+/* crypt_method */
+#define QCOW2_CRYPT_NONE       0
+#define QCOW2_CRYPT_AES        1
+#define QCOW2_CRYPT_LUKS       2
+
+#define QCOW2_COMPRESSION_ZLIB 0
+#define QCOW2_COMPRESSION_ZSTD 1
 
 /* L1 and L2 entries, refcount table entries */
 #define QCOW2_COPIED          (UINT64_C(1) << 63) /* refcount is 1: may be changed in place */
@@ -172,6 +179,9 @@ typedef struct Qcow2State {
     uint32_t block_bits;   /* log2 of refcounts in a refcount block */
     uint64_t refcount_max; /* the largest that the width can say */
 
+    LuksHeader *luks; /* crypt_method 2: the header, which lies at luks_offset; or NULL */
+    uint64_t luks_offset, luks_length;
+
     MetaCache *meta;    /* pieces of L2 tables and refcount blocks */
     uint32_t meta_size; /* its block size: min(cluster_size, 4096) */
 
@@ -227,6 +237,17 @@ static inline Qcow2State *qcow2_state(const Image *image)
 {
     return image->state;
 }
+
+/* ---- encryption (qcow2-encryption.c) ---- */
+
+bool qcow2_crypto_extension(Image *image, const uint8_t *data, uint32_t length, GError **error);
+/* After the header was read. */
+bool qcow2_encryption_open(Image *image, GError **error);
+void qcow2_encryption_info(const Image *image, GVariantBuilder *data);
+/* create: which crypt_method the options want, and the LUKS header for it, NULL where there is none. */
+bool qcow2_encryption_plan(GHashTable *options, unsigned *method, GError **error);
+bool qcow2_encryption_make(unsigned method, const FormatCreate *how, const char *name,
+                           GByteArray **header, GError **error);
 
 /* ---- header (qcow2-header.c) ---- */
 
@@ -457,6 +478,8 @@ void qcow2_space_freed(Qcow2State *s, uint64_t cluster); /* a refcount became 0 
 void qcow2_space_used(Qcow2State *s, Qcow2Run run);      /* refcounts became 1 */
 
 int qcow2_write_zeroes(Image *image, uint64_t offset); /* over one cluster */
+/* Guest bytes to where the extent says (offset, length, host_offset), encrypted where the image is. */
+int qcow2_write_data(Image *image, Extent extent, const uint8_t *bytes);
 
 /* Appends a run to an array of Qcow2Run; joined with the last one where it goes on. */
 void qcow2_run_append(GArray *runs, Qcow2Run run);

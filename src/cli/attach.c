@@ -49,7 +49,7 @@ static const CliUsage usage = {
     .example = "  cownbd attach disk.qcow2\n"
                "  mount /dev/mapper/disk.qcow2 /mnt\n"
                "  umount /mnt; cownbd detach disk.qcow2",
-    .flags = CLI_FLAG_FORMAT | CLI_FLAG_ALLOW,
+    .flags = CLI_FLAG_FORMAT | CLI_FLAG_ALLOW | CLI_FLAG_SECRET,
 };
 
 static bool parse_options(AttachOptions *o, int *argc, char ***argv, GError **error)

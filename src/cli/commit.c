@@ -160,7 +160,7 @@ int cli_commit(int argc, char **argv)
                    "Cut off at any point it has changed nothing that is read; run it again.",
         .example = "  cownbd commit overlay.qcow2\n"
                    "  cownbd commit -d -b base.img overlay.qcow2",
-        .flags = CLI_FLAG_FORMAT | CLI_FLAG_ALLOW,
+        .flags = CLI_FLAG_FORMAT | CLI_FLAG_ALLOW | CLI_FLAG_SECRET,
     };
     g_auto(Commit) commit = {0};
     const GOptionEntry own[] = {

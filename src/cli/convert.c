@@ -208,7 +208,7 @@ static bool fill(Convert *convert, Image *target, bool blank, uint64_t length, G
     return r == 0 || error_set_errno(error, -r, "%s: cannot write the last of it", target->path);
 }
 
-static bool convert_new(Convert *convert, GError **error)
+static bool convert_new(Convert *convert, const CliCommon *common, GError **error)
 {
     g_auto(CreateTarget) target = {0};
     FormatCreate how = {
@@ -216,6 +216,7 @@ static bool convert_new(Convert *convert, GError **error)
         .backing_name = convert->backing_name,
         .backing_format = convert->backing_format,
         .backing = convert->backing,
+        .secret = secrets_find(common->secrets, convert->path),
         .options = convert->options,
         .files = &target.files,
     };
@@ -223,13 +224,19 @@ static bool convert_new(Convert *convert, GError **error)
         !convert->format->create(target.store, &how, error)) {
         return false;
     }
-    ImageOpen open = {.format = convert->format, .write = true, .parts = target.parts};
+    ImageOpen open = {
+        .format = convert->format,
+        .write = true,
+        .parts = target.parts,
+        .secret = how.secret,
+    };
     g_autoptr(Image) image = image_open_store(target.store, &open, convert->backing, error);
     if (!image) {
         return false;
     }
-    /* A device holds what it held; over a backing nothing is zero. */
-    bool blank = target_is_new(&target) && !convert->backing;
+    /* A device holds what it held; over a backing nothing is zero, nor is what a luks image holds at first. */
+    bool noise = image->encryption && !image->format->allocate;
+    bool blank = target_is_new(&target) && !convert->backing && !noise;
     return fill(convert, image, blank, min_u64(convert->length, image->size), error) &&
            target_commit(&target, error);
 }
@@ -240,6 +247,7 @@ static bool convert_existing(Convert *convert, const CliCommon *common, GError *
         .format = convert->format,
         .write = true,
         .allow_paths = (const char *const *)common->allow_paths,
+        .secrets = common->secrets,
     };
     g_autoptr(Image) image = image_open(convert->path, &how, error);
     if (!image) {
@@ -263,7 +271,7 @@ static bool convert_image(Convert *convert, const CliCommon *common, GError **er
            open_source(convert, common, error) && decide_range(convert, error) &&
            open_backing(convert, common, error) &&
            (convert->existing ? convert_existing(convert, common, error)
-                              : convert_new(convert, error));
+                              : convert_new(convert, common, error));
 }
 
 static int run(Convert *convert, const CliCommon *common)
@@ -291,7 +299,8 @@ static const CliUsage usage = {
                "  cownbd convert -O qcow2 -c --compression zstd disk.img small.qcow2\n"
                "  cownbd convert -O raw --range 1M:64M disk.qcow2 part.img\n"
                "  cownbd convert -n -O raw disk.qcow2 /dev/vg/disk",
-    .flags = CLI_FLAG_FORMAT | CLI_FLAG_JSON | CLI_FLAG_SHARE | CLI_FLAG_ALLOW | CLI_FLAG_SNAPSHOT,
+    .flags = CLI_FLAG_FORMAT | CLI_FLAG_JSON | CLI_FLAG_SHARE | CLI_FLAG_ALLOW | CLI_FLAG_SNAPSHOT |
+             CLI_FLAG_SECRET,
 };
 
 static bool parse(Convert *convert, CliCommon *common, int *argc, char ***argv, GError **error)

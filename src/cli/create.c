@@ -48,8 +48,10 @@ static bool look_at_backing(CreateCommand *command, const CliCommon *common, GEr
     if (!command->backing_name || command->no_backing_check) {
         return true;
     }
+    CliCommon look = *common; /* only its size is wanted, for which no secret is needed */
+    look.secrets = NULL;
     command->backing = tool_open_backing(command->path, command->backing_name,
-                                         command->backing_format, common, error);
+                                         command->backing_format, &look, error);
     if (!command->backing) {
         return false;
     }
@@ -78,7 +80,7 @@ static bool decide_size(CreateCommand *command, GError **error)
     return true;
 }
 
-static bool write_image(const CreateCommand *command, GError **error)
+static bool write_image(const CreateCommand *command, const CliCommon *common, GError **error)
 {
     g_auto(CreateTarget) target = {0};
     FormatCreate how = {
@@ -86,6 +88,7 @@ static bool write_image(const CreateCommand *command, GError **error)
         .backing_name = command->backing_name,
         .backing_format = command->backing_format,
         .backing = command->backing,
+        .secret = secrets_find(common->secrets, command->path),
         .options = command->options,
         .files = &target.files,
     };
@@ -138,7 +141,7 @@ static bool create_image(CreateCommand *command, const CliCommon *common, GError
            create_backing_take(command->options, &command->backing_name, &command->backing_format,
                                error) &&
            look_at_backing(command, common, error) && decide_size(command, error) &&
-           write_image(command, error);
+           write_image(command, common, error);
 }
 
 static int run(CreateCommand *command, const CliCommon *common)
@@ -167,7 +170,8 @@ int cli_create(int argc, char **argv)
             "  cownbd create -f qcow2 disk.qcow2 10G\n"
             "  cownbd create -f qcow2 -b base.img -F raw -o cluster_size=128k overlay.qcow2\n"
             "  cownbd create -f qcow2 -o help",
-        .flags = CLI_FLAG_FORMAT | CLI_FLAG_JSON | CLI_FLAG_SHARE | CLI_FLAG_ALLOW,
+        .flags =
+            CLI_FLAG_FORMAT | CLI_FLAG_JSON | CLI_FLAG_SHARE | CLI_FLAG_ALLOW | CLI_FLAG_SECRET,
     };
     g_auto(CreateCommand) command = {.options = cli_option_table()};
     const GOptionEntry own[] = {

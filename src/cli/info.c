@@ -58,6 +58,9 @@ static JsonObject *describe(const Image *image)
         json_object_set_int_member(object, "cluster-size", cluster_size);
     }
     json_object_set_string_member(object, "format", format->name);
+    if (image->encryption) {
+        json_object_set_boolean_member(object, "encrypted", TRUE);
+    }
     json_object_set_int_member(object, "actual-size", image_allocated_bytes(image));
     JsonNode *specific = format_specific(image);
     if (specific) {
@@ -154,6 +157,9 @@ static void print_human(JsonObject *object)
     printf("file format: %s\n", json_object_get_string_member(object, "format"));
     print_size_line(object, "virtual-size", "virtual size", true);
     print_size_line(object, "actual-size", "disk size", false);
+    if (json_object_has_member(object, "encrypted")) {
+        printf("encrypted: yes\n");
+    }
     if (json_object_has_member(object, "cluster-size")) {
         printf("cluster_size: %" PRId64 "\n", json_object_get_int_member(object, "cluster-size"));
     }

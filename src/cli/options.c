@@ -20,6 +20,9 @@ void cli_common_clear(CliCommon *common)
     g_free(common->output);
     g_free(common->snapshot);
     g_strfreev(common->allow_paths);
+    g_strfreev(common->secret_files);
+    g_strfreev(common->secret_fds);
+    secrets_free(common->secrets);
     *common = (CliCommon){0};
 }
 
@@ -48,6 +51,13 @@ static void common_entries(GOptionEntry *entries, unsigned flags, CliCommon *com
         {CLI_FLAG_SNAPSHOT,
          {"snapshot", 0, 0, G_OPTION_ARG_FILENAME, &common->snapshot,
           "Look at this internal snapshot of the image (its name or ID)", "NAME"}},
+        {CLI_FLAG_SECRET,
+         {"secret-file", 0, 0, G_OPTION_ARG_FILENAME_ARRAY, &common->secret_files,
+          "FILE holds the passphrase of encrypted images, or of IMAGE (repeatable)",
+          "[IMAGE=]FILE"}},
+        {CLI_FLAG_SECRET,
+         {"secret-fd", 0, 0, G_OPTION_ARG_FILENAME_ARRAY, &common->secret_fds,
+          "The same, read from an open descriptor", "[IMAGE=]N"}},
     };
     G_STATIC_ASSERT(G_N_ELEMENTS(rows) < COMMON_MAX);
     unsigned count = 0;
@@ -70,6 +80,23 @@ static bool check_output(CliCommon *common, GError **error)
     return true;
 }
 
+/* What the options name is read now, before there are other threads, and before a sandbox closes. */
+static bool read_secrets(unsigned flags, CliCommon *common, GError **error)
+{
+    bool ok = true;
+    if (!(flags & CLI_FLAG_SECRET)) {
+        return true;
+    }
+    common->secrets = secrets_new();
+    for (char **text = common->secret_files; ok && text && *text; text++) {
+        ok = secrets_add_file(common->secrets, *text, error);
+    }
+    for (char **text = common->secret_fds; ok && text && *text; text++) {
+        ok = secrets_add_fd(common->secrets, *text, error);
+    }
+    return ok && secrets_add_credentials(common->secrets, error);
+}
+
 bool cli_parse(const CliUsage *usage, const GOptionEntry *own, CliCommon *common, int *argc,
                char ***argv, GError **error)
 {
@@ -89,7 +116,8 @@ bool cli_parse(const CliUsage *usage, const GOptionEntry *own, CliCommon *common
         g_option_context_add_main_entries(context, own, NULL);
     }
     g_option_context_add_main_entries(context, shared, NULL);
-    return g_option_context_parse(context, argc, argv, error) && check_output(common, error);
+    return g_option_context_parse(context, argc, argv, error) && check_output(common, error) &&
+           read_secrets(usage->flags, common, error);
 }
 
 int cli_fail(const GError *error)
@@ -126,6 +154,8 @@ bool cli_image_open(const CliCommon *common, ImageOpen *how, GError **error)
     how->allow_paths = (const char *const *)common->allow_paths;
     how->no_lock = common->force_share;
     how->snapshot = common->snapshot;
+    how->secrets = common->secrets;
+    how->no_secrets = !common->secrets;
     if (common->format) {
         how->format = cli_format(common->format, error);
         return how->format != NULL;

@@ -18,13 +18,18 @@ typedef enum {
     CLI_FLAG_SHARE = 1 << 2,    /* -U, --force-share */
     CLI_FLAG_ALLOW = 1 << 3,    /* --allow-path DIR */
     CLI_FLAG_SNAPSHOT = 1 << 4, /* --snapshot NAME */
+    CLI_FLAG_SECRET =
+        1 << 5, /* --secret-file, --secret-fd; without it only metadata is looked at */
 } CliFlags;
 
 typedef struct CliCommon {
     char *format;
     char *output;
     char *snapshot;
-    char **allow_paths; /* NULL-terminated or NULL */
+    char **allow_paths;                /* NULL-terminated or NULL */
+    char **secret_files, **secret_fds; /* the same */
+    Secrets
+        *secrets; /* made of these, and of what systemd hands over; NULL without CLI_FLAG_SECRET */
     gboolean json;
     gboolean force_share;
 } CliCommon;
@@ -51,7 +56,7 @@ int cli_fail(const GError *error);
 /* The same for a mistake in how the command was called: names the command and its help. */
 int cli_fail_usage(const CliUsage *usage, const char *format, ...) G_GNUC_PRINTF(2, 3);
 
-/* Fills in how from the common flags: format, allow_paths, no_lock, snapshot. False when -f names no format.
+/* Fills in how from the common flags: format, allow_paths, no_lock, snapshot, secrets. False when -f names no format.
  * how must not outlive common. */
 bool cli_image_open(const CliCommon *common, ImageOpen *how, GError **error);
 

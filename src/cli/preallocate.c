@@ -112,6 +112,12 @@ bool preallocate(Image *image, uint64_t from, Preallocation how,
 {
     uint64_t start = align_up(from, image->allocation_unit), at = start;
     int r = 0;
+    if (image->encryption && how != PREALLOCATE_OFF) {
+        return error_set(error, ENOTSUP,
+                         "%s: is encrypted: zeroes of the host would read as noise: must be "
+                         "--preallocation=off",
+                         image->path);
+    }
     while (r == 0 && how != PREALLOCATE_OFF && at < image->size) {
         r = step(image, &at, how);
         if (progress) {

@@ -147,7 +147,7 @@ int cli_rebase(int argc, char **argv)
         .example = "  cownbd rebase -b newbase.qcow2 -F qcow2 overlay.qcow2\n"
                    "  cownbd rebase -b '' overlay.qcow2\n"
                    "  cownbd rebase -u -b /srv/moved/base.img -F raw overlay.qcow2",
-        .flags = CLI_FLAG_FORMAT | CLI_FLAG_ALLOW,
+        .flags = CLI_FLAG_FORMAT | CLI_FLAG_ALLOW | CLI_FLAG_SECRET,
     };
     g_auto(Rebase) rebase = {0};
     const GOptionEntry own[] = {

@@ -46,7 +46,7 @@ static const CliUsage usage = {
                "of cownbd attach gets the new size, too.",
     .example = "  cownbd resize disk.qcow2 +10G\n"
                "  cownbd resize --shrink disk.qcow2 20G",
-    .flags = CLI_FLAG_FORMAT | CLI_FLAG_JSON | CLI_FLAG_ALLOW,
+    .flags = CLI_FLAG_FORMAT | CLI_FLAG_JSON | CLI_FLAG_ALLOW | CLI_FLAG_SECRET,
 };
 
 static bool refuse_loss(const ResizeCommand *command, const char *image, GError **error)

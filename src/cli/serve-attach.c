@@ -23,6 +23,7 @@
 #include "cli/serve-impl.h"
 #include "engine/journal.h"
 #include "fastpath/attachment.h"
+#include "map/encryption.h"
 
 #define CONNECTIONS_MAX 16
 
@@ -237,6 +238,15 @@ static bool keep_bitmaps(const ServedImage *image, AttachmentOptions *how, GErro
     return true;
 }
 
+/* The kernel cannot read an encrypted image by itself. */
+static void keep_encrypted(const ServedImage *image, AttachmentOptions *how)
+{
+    if (how->mode == ATTACH_AUTO && chain_is_encrypted(image->image)) {
+        log_info("%s: attached without a fast path, for it is encrypted", image->real_path);
+        how->mode = ATTACH_OFF;
+    }
+}
+
 static bool check_no_sandbox(const Serve *serve, GError **error)
 {
     return !serve->options.confine ||
@@ -255,6 +265,7 @@ static Attachment *attach(Serve *serve, ServedImage *image, AttachmentOptions *h
     if (attachment != NULL && !forget(serve, attachment, error)) {
         return NULL;
     }
+    keep_encrypted(image, how);
     if (!check_no_sandbox(serve, error) || !keep_bitmaps(image, how, error) ||
         !start_journal(image, error)) {
         return NULL;

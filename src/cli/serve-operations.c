@@ -161,8 +161,8 @@ static void allow_own_files(SandboxFiles *files, const ServeOptions *o)
 /* What libraries look at: shared objects, names of users and hosts, the time zone, the process. */
 static void allow_system(SandboxFiles *files)
 {
-    static const char *const read[] = {"/usr",  "/lib", "/lib64",      "/etc",
-                                       "/proc", "/sys", "/dev/urandom"};
+    static const char *const read[] = {"/usr",  "/lib", "/lib64",       "/etc",
+                                       "/proc", "/sys", "/dev/urandom", "/dev/random"};
     for (unsigned i = 0; i < G_N_ELEMENTS(read); i++) {
         sandbox_files_allow(files, read[i], SANDBOX_READ);
     }

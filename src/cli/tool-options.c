@@ -23,6 +23,8 @@ Image *tool_open_backing(const char *path, const char *name, const char *format,
         .format = cli_format(format, error),
         .allow_paths = (const char *const *)common->allow_paths,
         .no_lock = common->force_share,
+        .secrets = common->secrets,
+        .no_secrets = !common->secrets,
     };
     if (!how.format) {
         return NULL;

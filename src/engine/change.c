@@ -12,6 +12,7 @@
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "engine/journal-impl.h"
+#include "map/encryption.h"
 
 /* Extents of the old map looked at for one change: one unit of 2 MiB over a backing with clusters
  * of 512 bytes has 4096. A longer change is shortened; its request comes back for the rest. */
@@ -156,7 +157,7 @@ static void allocate(Disk *disk, Change *changes)
     if (allocations->len == 0) {
         return;
     }
-    disk->image->format->allocate(disk->image, (Allocation **)allocations->pdata, allocations->len);
+    image_allocate(disk->image, (Allocation **)allocations->pdata, allocations->len);
     for (Change *change = changes; change != NULL; change = change->next) {
         if (change->kind == CHANGE_ALLOCATE && change->result == 0) {
             change->result = change->allocation.result;
@@ -289,19 +290,6 @@ static void unmap(Disk *disk, Change *change)
     unitcache_clear(disk->units);
 }
 
-/* A client that waits for each answer before it writes again gets it a round through the pool sooner. With others
- * waiting the gate is too dear to be held while bytes are copied. */
-static void write_alone(Disk *disk, Change *change)
-{
-    if (change->kind == CHANGE_ALLOCATE && change->next == NULL && change->write_now != NULL &&
-        change->result == 0 && change->length > 0 && change->write_now(change)) {
-        change->kind = CHANGE_COMMIT;
-        change->committed = true;
-        commit(disk, change);
-        journal_secure(disk);
-    }
-}
-
 static Change *take_all(Disk *disk)
 {
     with_mutex(&disk->change_lock);
@@ -337,7 +325,6 @@ static void change_job_run(PoolJob *job)
     }
     journal_secure(disk);
     allocate(disk, all);
-    write_alone(disk, all);
     leave_or_go_on(disk);
     while (all != NULL) { /* once resumed, a change and its disk may be gone */
         Change *change = all;

@@ -67,10 +67,11 @@ static void add(Journal *journal, JournalRecord record)
 void journal_note(Disk *disk, const Extent *extent)
 {
     Journal *journal = journal_of(disk);
-    if (journal != NULL && extent->store == disk->image->store) {
+    if (journal != NULL && extent->store == disk->image->store && !disk->image->encryption) {
         add(journal, (JournalRecord){extent->offset, extent->length, extent->host_offset});
     } else if (journal != NULL) {
-        journal->overflowed = true; /* a record cannot say in which of several files */
+        journal->overflowed =
+            true; /* a record cannot say in which of several files, nor how it is encrypted */
     }
 }
 

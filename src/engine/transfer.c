@@ -1,20 +1,26 @@
 /*
  * Transfers. What does not fit the page cache goes to the worker's asynchronous I/O; encoded
- * extents go to the pool, which reads and decodes them.
+ * extents go to the pool, which reads and decodes them. Encrypted ones are decrypted by the worker: that
+ * costs less than to hand them over.
  */
 #include "engine/transfer.h"
 
 #include <string.h>
 
 #include "base/log.h"
+#include "map/encryption.h"
 
 typedef struct Piece {
     Transfer *transfer;
     struct Piece *next;
     StoreIo io;
     struct iovec iov[TRANSFER_IOV_MAX];
-    Extent extent; /* encoded */
+    Extent extent; /* encoded, or encrypted and read: whole sectors */
     uint8_t *out;
+    uint64_t skip, wanted; /* encrypted: what of the extent goes to out */
+    bool decrypts;
+    uint8_t *
+        sectors; /* encrypted: what lies in the store, where that is not what lies in out; or NULL */
     PoolJob job;
     WorkerMessage message;
 } Piece;
@@ -42,6 +48,7 @@ static void transfer_finish(Transfer *transfer)
 {
     for (Piece *piece = transfer->pieces, *next; piece != NULL; piece = next) {
         next = piece->next;
+        g_free(piece->sectors);
         g_free(piece);
     }
     Request *request = transfer->request;
@@ -76,6 +83,19 @@ static Piece *piece_new(Transfer *transfer)
     return piece;
 }
 
+/* The piece's bytes have been read or written: what is left to be done with them. */
+static int piece_arrived(Piece *piece)
+{
+    if (!piece->decrypts) {
+        return 0;
+    }
+    int r = extent_decrypt(&piece->extent, piece->sectors ? piece->sectors : piece->out);
+    if (r == 0 && piece->sectors) {
+        memcpy(piece->out, piece->sectors + piece->skip, piece->wanted);
+    }
+    return r;
+}
+
 static void io_done(StoreIo *io)
 {
     Piece *piece = (Piece *)((char *)io - offsetof(Piece, io));
@@ -85,7 +105,7 @@ static void io_done(StoreIo *io)
                     io->store->name, io->kind == STORE_IO_READ ? "read" : "write", io->length,
                     io->offset, g_strerror(-io->result));
     }
-    piece_done(piece, io->result);
+    piece_done(piece, io->result < 0 ? io->result : piece_arrived(piece));
 }
 
 static void piece_set_io(Piece *piece, StoreIoKind kind, Store *store, uint64_t offset,
@@ -143,10 +163,37 @@ static void decode_job(PoolJob *job)
     worker_post(piece->transfer->request->worker, &piece->message);
 }
 
+/* Part of a sector is read into memory of its own. */
+static void read_encrypted(Transfer *transfer, const Extent *extent, uint8_t *out)
+{
+    Extent whole = extent_whole_sectors(extent);
+    uint8_t *sectors = NULL;
+    if (!extent_has_whole_sectors(extent)) {
+        sectors = g_try_malloc(whole.length);
+        if (sectors == NULL) {
+            transfer_fail(transfer, -ENOMEM);
+            return;
+        }
+    }
+    Piece *piece = piece_new(transfer);
+    piece->extent = whole;
+    piece->out = out;
+    piece->skip = extent->offset - whole.offset;
+    piece->wanted = extent->length;
+    piece->decrypts = true;
+    piece->sectors = sectors;
+    struct iovec iov = {sectors ? sectors : out, whole.length};
+    piece_set_io(piece, STORE_IO_READ, whole.store, whole.host_offset, &iov, 1);
+}
+
 void transfer_read(Transfer *transfer, const Extent *extent, uint8_t *out)
 {
     if (extent_is_zero(extent)) {
         memset(out, 0, extent->length);
+        return;
+    }
+    if (extent_is_encrypted(extent)) {
+        read_encrypted(transfer, extent, out);
         return;
     }
     Piece *piece = piece_new(transfer);
@@ -159,11 +206,31 @@ void transfer_read(Transfer *transfer, const Extent *extent, uint8_t *out)
     piece_set_io(piece, STORE_IO_READ, extent->store, extent->host_offset, &iov, 1);
 }
 
-void transfer_write(Transfer *transfer, Store *store, uint64_t host_offset, const struct iovec *iov,
-                    int count)
+/* Encrypts into memory of its own: the bytes are the client's. */
+static void write_encrypted(Transfer *transfer, const Extent *extent, const struct iovec *iov,
+                            int count)
 {
+    uint8_t *sectors = g_try_malloc(extent->length);
+    int r = sectors ? extent_encrypt(extent, iov, count, sectors) : -ENOMEM;
+    if (r < 0) {
+        g_free(sectors);
+        transfer_fail(transfer, r);
+        return;
+    }
     Piece *piece = piece_new(transfer);
-    piece_set_io(piece, STORE_IO_WRITE, store, host_offset, iov, count);
+    piece->sectors = sectors;
+    struct iovec all = {sectors, extent->length};
+    piece_set_io(piece, STORE_IO_WRITE, extent->store, extent->host_offset, &all, 1);
+}
+
+void transfer_write(Transfer *transfer, const Extent *extent, const struct iovec *iov, int count)
+{
+    if (extent_is_encrypted(extent)) {
+        write_encrypted(transfer, extent, iov, count);
+        return;
+    }
+    Piece *piece = piece_new(transfer);
+    piece_set_io(piece, STORE_IO_WRITE, extent->store, extent->host_offset, iov, count);
 }
 
 static int piece_try(Piece *piece)
@@ -193,6 +260,7 @@ void transfer_start(Transfer *transfer)
     transfer->pending = 1; /* ours, so that nothing finishes before all are started */
     for (Piece *piece = transfer->pieces; piece != NULL; piece = piece->next) {
         int r = piece_try(piece);
+        r = r == 0 ? piece_arrived(piece) : r;
         if (r == -EAGAIN) {
             transfer->pending++;
             piece_submit(piece);
@@ -214,6 +282,11 @@ int transfer_read_nowait(Disk *disk, const Extent *extent, uint8_t *out)
     if (extent->type == EXTENT_ENCODED) {
         return unitcache_copy(disk->units, extent, out) ? 0 : -EAGAIN;
     }
+    bool encrypted = extent_is_encrypted(extent);
+    if (encrypted && !extent_has_whole_sectors(extent)) {
+        return -EAGAIN;
+    }
     struct iovec iov = {out, extent->length};
-    return store_read_nowait(extent->store, &iov, 1, extent->host_offset);
+    int r = store_read_nowait(extent->store, &iov, 1, extent->host_offset);
+    return r == 0 && encrypted ? extent_decrypt(extent, out) : r;
 }

@@ -22,8 +22,9 @@ Transfer *transfer_new(Disk *disk, Request *request, TransferDone *done);
 void transfer_read(Transfer *transfer, const Extent *extent, uint8_t *out);
 
 #define TRANSFER_IOV_MAX 3
-void transfer_write(Transfer *transfer, Store *store, uint64_t host_offset, const struct iovec *iov,
-                    int count);
+/* Writes the bytes of the list, extent->length in all, where the extent lies. Whole sectors, where it is
+ * encrypted (map/encryption.h). */
+void transfer_write(Transfer *transfer, const Extent *extent, const struct iovec *iov, int count);
 
 /* Makes error the result, unless there is one already. */
 void transfer_fail(Transfer *transfer, int error);

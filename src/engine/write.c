@@ -5,12 +5,11 @@
  *     map (STABLE) ──all writable──> write in place ──────────────────> next part, or complete
  *          │ not writable                                                  ^
  *          └─> CHANGE on whole units ─> allocate ─> read edges ─> write ─> commit
- *                                                │                 └─ failed: abandon, complete
- *                                                └─> write at once and commit, in the change job
+ *                                                                  └─ failed: abandon, complete
  *
  * Edges are the parts of the first and the last unit that the client does not overwrite. They are
  * read from the old place and written together with the client's bytes; on FRESH space they need
- * nothing where the old place read as zeroes.
+ * nothing where the old place read as zeroes. (New space of an encrypted image is never FRESH.)
  *
  * What must stay true (docs/architecture.md, what a crash may do, rule 1): commit is asked for only
  * after every byte of the unit, edges included, has been written. Another request may have
@@ -23,6 +22,7 @@
 #include "base/log.h"
 #include "engine/change.h"
 #include "engine/transfer.h"
+#include "map/encryption.h"
 
 typedef struct NewWrite {
     Change *change;
@@ -35,6 +35,18 @@ static void write_next_part(Request *request);
 static const uint8_t *payload_at(const Request *request, uint64_t offset)
 {
     return request->buffer + (offset - request->offset);
+}
+
+/* What the first extents of the mapped range have in common decides what the part is. */
+typedef enum { PART_WRITABLE, PART_ZERO_ALREADY, PART_NEW } PartKind;
+
+static PartKind part_kind(const Request *request, const Extent *extent)
+{
+    if (extent->type == EXTENT_DATA && (extent->flags & EXTENT_WRITABLE)) {
+        return PART_WRITABLE;
+    }
+    bool zero_already = (request->flags & REQUEST_ALL_ZERO) && extent_is_zero(extent);
+    return zero_already ? PART_ZERO_ALREADY : PART_NEW;
 }
 
 static void part_done(Request *request, int result, uint64_t end)
@@ -67,13 +79,30 @@ static void write_in_place_rest(Request *request, unsigned index)
     for (unsigned i = index; i < request->extents.count; i++) {
         const Extent *extent = &request->extents.items[i];
         struct iovec iov = payload_iov(request, extent);
-        transfer_write(transfer, extent->store, extent->host_offset, &iov, 1);
+        transfer_write(transfer, extent, &iov, 1);
     }
     transfer_start(transfer);
 }
 
+/* All extents of a part are of one image, the disk's own. */
+static bool is_encrypted(const Request *request)
+{
+    return extent_is_encrypted(&request->extents.items[0]);
+}
+
+static bool has_part_of_a_sector(const Request *request)
+{
+    const ExtentList *list = &request->extents;
+    return is_encrypted(request) && !(extent_has_whole_sectors(&list->items[0]) &&
+                                      extent_has_whole_sectors(&list->items[list->count - 1]));
+}
+
 static void write_in_place(Request *request)
 {
+    if (is_encrypted(request)) {
+        write_in_place_rest(request, 0);
+        return;
+    }
     for (unsigned i = 0; i < request->extents.count; i++) {
         const Extent *extent = &request->extents.items[i];
         struct iovec iov = payload_iov(request, extent);
@@ -88,6 +117,57 @@ static void write_in_place(Request *request)
         }
     }
     write_in_place_done(request, 0);
+}
+
+/* Part of a sector of an encrypted image: read, changed and written with CHANGE on the whole of it, by
+ * a thread that may block. */
+
+static void sectors_written(Request *request)
+{
+    part_done(request, request->result, request->offset + request->progress);
+}
+
+/* [pool] As much of the request as is writable in place. None of it any more: it is looked at again. */
+static void sectors_job(PoolJob *job)
+{
+    Request *request = (Request *)((char *)job - offsetof(Request, job.job));
+    Disk *disk = request_disk(request);
+    uint64_t start = request->offset + request->progress;
+    uint64_t end =
+        min_u64(request->offset + request->length, request->hold.offset + request->hold.length);
+    ExtentList list;
+    extent_list_init(&list);
+    request->result = range_within(start, end - start, disk->image->size)
+                          ? chain_map(disk->image, start, end - start, MAP_PART_MAX, &list)
+                          : request_past_the_end(request);
+    gate_leave(&disk->gate, GATE_SHARED);
+    for (unsigned i = 0; request->result == 0 && i < list.count; i++) {
+        const Extent *extent = &list.items[i];
+        if (part_kind(request, extent) != PART_WRITABLE) {
+            break;
+        }
+        struct iovec iov = payload_iov(request, extent);
+        request->result = extent_write(extent, &iov, 1);
+        request->progress = extent_end(extent) - request->offset;
+    }
+    extent_list_clear(&list);
+    request_resume(request, sectors_written);
+}
+
+static void sectors_granted(Request *request)
+{
+    request->job.job.run = sectors_job;
+    gate_enter(&request_disk(request)->gate, &request->job, GATE_SHARED);
+}
+
+/* [start, end) is writable, with part of a sector at an end. */
+static void write_sectors(Request *request, uint64_t start, uint64_t end)
+{
+    Disk *disk = request_disk(request);
+    uint64_t sector = disk->image->encryption->sector;
+    uint64_t from = align_down(start, sector);
+    disk_release(disk, request);
+    change_acquire(request, from, align_up(end, sector) - from, sectors_granted);
 }
 
 /* Into new space. */
@@ -134,10 +214,9 @@ static void data_written(Request *request, int result)
     }
 }
 
-/* What goes into the new extent: edge, client's bytes, edge, in one piece. Returns how many parts it has; *offset: the
- * guest offset of the first. */
-static int new_extent_iov(const Request *request, const Extent *extent,
-                          struct iovec iov[TRANSFER_IOV_MAX], uint64_t *offset)
+/* Writes the part of [from, to) that lies in the new extent: edge, client's bytes, edge, in one
+ * call. */
+static void write_new_extent(Transfer *transfer, Request *request, const Extent *extent)
 {
     const NewWrite *new = new_write(request);
     const Change *change = new->change;
@@ -145,6 +224,7 @@ static int new_extent_iov(const Request *request, const Extent *extent,
     uint64_t to = new->tail != NULL ? change->offset + change->length : new->end;
     from = max_u64(from, extent->offset);
     to = min_u64(to, extent_end(extent));
+    struct iovec iov[TRANSFER_IOV_MAX];
     int count = 0;
     if (from < new->start) {
         uint64_t end = min_u64(to, new->start);
@@ -158,17 +238,9 @@ static int new_extent_iov(const Request *request, const Extent *extent,
         uint64_t tail_start = max_u64(from, new->end);
         iov[count++] = (struct iovec){new->tail + (tail_start - new->end), to - tail_start};
     }
-    *offset = from;
-    return count;
-}
-
-static void write_new_extent(Transfer *transfer, Request *request, const Extent *extent)
-{
-    struct iovec iov[TRANSFER_IOV_MAX];
-    uint64_t offset;
-    int count = new_extent_iov(request, extent, iov, &offset);
-    transfer_write(transfer, extent->store, extent->host_offset + (offset - extent->offset), iov,
-                   count);
+    Extent part = *extent;
+    extent_clip(&part, from, to - from);
+    transfer_write(transfer, &part, iov, count);
 }
 
 static void edges_read(Request *request, int result)
@@ -224,30 +296,6 @@ static bool read_edge(Transfer *transfer, const Change *change, uint64_t offset,
     return true;
 }
 
-/* The change's write_now. What was written when it gives up is written again. */
-static bool write_at_once(Change *change)
-{
-    const Request *request = change->request;
-    NewWrite *new = new_write(request);
-    uint64_t change_end = change->offset + change->length, end = min_u64(new->end, change_end);
-    if (!edge_needs_nothing(change, change->offset, new->start - change->offset) ||
-        !edge_needs_nothing(change, end, change_end - end)) {
-        return false;
-    }
-    new->end = end;
-    for (unsigned i = 0; i < change->allocation.extents.count; i++) {
-        const Extent *extent = &change->allocation.extents.items[i];
-        struct iovec iov[TRANSFER_IOV_MAX];
-        uint64_t offset;
-        int count = new_extent_iov(request, extent, iov, &offset);
-        if (store_write_nowait(extent->store, iov, count,
-                               extent->host_offset + (offset - extent->offset)) != 0) {
-            return false;
-        }
-    }
-    return true;
-}
-
 static void allocated(Request *request)
 {
     NewWrite *new = new_write(request);
@@ -255,10 +303,6 @@ static void allocated(Request *request)
     uint64_t change_end = change->offset + change->length;
     if (change->result < 0 || change->length == 0) {
         new->end = new->start; /* nothing was done: report, or look again */
-        new_write_end(request, change->result);
-        return;
-    }
-    if (change->committed) {
         new_write_end(request, change->result);
         return;
     }
@@ -290,22 +334,9 @@ static void write_new(Request *request, uint64_t start, uint64_t end)
     new->start = start;
     new->end = end;
     new->change = change_new(request, from, to - from);
-    new->change->write_now = write_at_once;
     request->work = new;
     disk_release(disk, request);
     change_acquire(request, from, to - from, change_granted);
-}
-
-/* What the first extents of the mapped range have in common decides what the part is. */
-typedef enum { PART_WRITABLE, PART_ZERO_ALREADY, PART_NEW } PartKind;
-
-static PartKind part_kind(const Request *request, const Extent *extent)
-{
-    if (extent->type == EXTENT_DATA && (extent->flags & EXTENT_WRITABLE)) {
-        return PART_WRITABLE;
-    }
-    bool zero_already = (request->flags & REQUEST_ALL_ZERO) && extent_is_zero(extent);
-    return zero_already ? PART_ZERO_ALREADY : PART_NEW;
 }
 
 static void write_mapped(Request *request)
@@ -324,7 +355,11 @@ static void write_mapped(Request *request)
     list->count = same;
     switch (kind) {
     case PART_WRITABLE:
-        write_in_place(request);
+        if (has_part_of_a_sector(request)) {
+            write_sectors(request, start, extent_list_end(list));
+        } else {
+            write_in_place(request);
+        }
         break;
     case PART_ZERO_ALREADY:
         part_done(request, 0, extent_list_end(list));

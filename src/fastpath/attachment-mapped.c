@@ -6,6 +6,7 @@
 
 #include "base/errors.h"
 #include "fastpath/dm.h"
+#include "map/encryption.h"
 
 bool attachment_mapped_available(GError **error)
 {
@@ -41,6 +42,12 @@ static bool start_snapshot(Attachment *attachment, bool adopt, GError **error)
 
 bool attachment_mapped_start(Attachment *attachment, bool adopt, GError **error)
 {
+    if (attachment->mode != ATTACH_OFF && chain_is_encrypted(disk_image(attachment->disk))) {
+        return error_set(error, ENOTSUP,
+                         "%s: is encrypted: the kernel cannot read it by itself, and a store of "
+                         "writes would not be encrypted: must be --fast-path=off",
+                         attachment->path);
+    }
     switch (attachment->mode) {
     case ATTACH_LINEAR:
         return start_linear(attachment, adopt, error);

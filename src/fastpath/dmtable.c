@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "base/bytes.h"
+#include "map/encryption.h"
 #include "store/store.h"
 
 /* A run must hold 1/SHARE of what a line would hold if all were alike. */
@@ -134,7 +135,8 @@ static void close_run(DmPlan *plan)
 static bool may_be_run(const DmTableOptions *options, const Extent *extent)
 {
     if (extent->type == EXTENT_DATA) {
-        return options->fixed || (extent->flags & EXTENT_WRITABLE);
+        return !extent_is_encrypted(extent) &&
+               (options->fixed || (extent->flags & EXTENT_WRITABLE));
     }
     return options->fixed && extent_is_zero(extent);
 }

@@ -22,6 +22,7 @@
 #include "base/cleanup.h"
 #include "base/errors.h"
 #include "base/log.h"
+#include "map/encryption.h"
 #include "store/store-file.h"
 
 typedef struct Adoption {
@@ -138,7 +139,8 @@ static bool agrees(Adoption *adoption, unsigned i, const Extent *extent)
     if (line->target[0] == 'z') {
         return extent_is_zero(extent);
     }
-    if (extent->type != EXTENT_DATA || !(fixed || (extent->flags & EXTENT_WRITABLE))) {
+    if (extent->type != EXTENT_DATA || extent_is_encrypted(extent) ||
+        !(fixed || (extent->flags & EXTENT_WRITABLE))) {
         return false;
     }
     dev_t device;

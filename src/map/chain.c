@@ -17,6 +17,7 @@
 
 #include "base/bytes.h"
 #include "formats/format.h"
+#include "map/encryption.h"
 
 #define READ_EXTENTS 64 /* extents mapped at a time by chain_read */
 
@@ -128,7 +129,7 @@ int chain_read_extent(const Extent *extent, uint8_t *buffer)
 {
     switch (extent->type) {
     case EXTENT_DATA:
-        return store_read(extent->store, buffer, extent->length, extent->host_offset);
+        return extent_read(extent, buffer);
     case EXTENT_ENCODED:
         return read_encoded(extent, buffer);
     default:

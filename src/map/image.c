@@ -23,6 +23,7 @@
 #include "base/errors.h"
 #include "base/log.h"
 #include "formats/format.h"
+#include "map/encryption.h"
 #include "map/image-name.h"
 #include "store/store-file.h"
 
@@ -146,6 +147,8 @@ static Image *open_one(Store *store, const char *path, const Format *format, con
         how->metadata_cache ? how->metadata_cache : IMAGE_METADATA_CACHE_DEFAULT;
     image->allow_paths = how->allow_paths;
     image->parts = how->parts;
+    image->secret = how->secret ? how->secret : secrets_find(how->secrets, path);
+    image->no_secrets = how->no_secrets;
     if (!find_format(image, format, error)) {
         return NULL;
     }
@@ -254,6 +257,7 @@ static bool open_backing(Image *image, const ImageOpen *top, GArray *files, GErr
     how.repair = false;
     how.snapshot = NULL;
     how.parts = NULL;
+    how.secret = NULL;
     const Format *format;
     if (!backing_format(image, &format, error)) {
         return false;
@@ -296,6 +300,7 @@ Image *image_open(const char *path, const ImageOpen *how, GError **error)
     for (Image *image = top; image; image = image->backing) {
         image->allow_paths = NULL;
         image->parts = NULL;
+        image->secret = NULL;
         if (!how->fold && !check_unfolded(image, error)) {
             return NULL;
         }
@@ -322,6 +327,7 @@ Image *image_open_store(Store *store, const ImageOpen *how, Image *backing, GErr
     }
     image->allow_paths = NULL;
     image->parts = NULL;
+    image->secret = NULL;
     return start_writing(image, error) ? g_steal_pointer(&image) : NULL;
 }
 
@@ -336,6 +342,7 @@ static void image_free(Image *image)
     if (image->format) {
         image->format->close(image);
     }
+    encryption_free(image->encryption);
     store_unref(image->store);
     g_free(image->path);
     g_free(image->backing_name);
@@ -478,6 +485,8 @@ static int check_extent(const Image *image, Extent *extent)
     }
     switch (extent->type) {
     case EXTENT_DATA:
+        /* A hole of the host file decrypts to noise. */
+        extent->flags &= image->encryption ? ~EXTENT_SPARSE : UINT8_MAX;
         return check_host_range(image, extent);
     case EXTENT_ENCODED:
         return check_encoded(image, extent);

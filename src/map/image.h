@@ -14,8 +14,10 @@
 #include <stdint.h>
 
 #include "map/extent.h"
+#include "base/secret.h"
 #include "store/store.h"
 
+typedef struct Encryption Encryption;
 typedef struct Format Format;
 typedef struct Image Image;
 
@@ -43,6 +45,10 @@ typedef struct ImageOpen {
     /* char * -> Store *: files that the top image names and that are open already, used in place of
      * looking for them; may be NULL. For who makes an image, whose files have no names yet. */
     GHashTable *parts;
+    const Secrets *secrets; /* for the encrypted ones of the chain; may be NULL */
+    const Secret
+        *secret; /* of the top image, in place of the one that secrets has for it; may be NULL */
+    bool no_secrets; /* only metadata is looked at: an encrypted image opens without its secret */
 } ImageOpen;
 
 #define IMAGE_METADATA_CACHE_DEFAULT (32u << 20)
@@ -70,6 +76,9 @@ struct Image {
     uint64_t metadata_cache;        /* bytes */
     const char *const *allow_paths; /* valid during format->open only */
     GHashTable *parts;              /* the same */
+    const Secret *secret;           /* the same; NULL: there is none */
+    bool no_secrets;                /* ImageOpen.no_secrets */
+    Encryption *encryption;         /* set by format->open; NULL: the data is not encrypted */
     _Atomic int refs;
     void *state; /* the format's */
 };

@@ -22,6 +22,7 @@
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "formats/format.h"
+#include "map/encryption.h"
 
 struct Writer {
     Image *image;
@@ -34,6 +35,7 @@ struct Writer {
 
 /* Bytes that go to one place of a store. */
 typedef struct Transfer {
+    Extent encrypted; /* where they go, when the image is encrypted; else its length is 0 */
     Store *store;
     uint64_t host_offset;
     const uint8_t *bytes;
@@ -123,9 +125,13 @@ static void plan_transfer(Piece *piece, const Extent *extent, uint64_t offset, u
         .bytes = bytes_at(piece, offset),
         .length = end - offset,
     };
-    if (piece->transfers->len > 0) {
+    if (extent_is_encrypted(extent)) {
+        transfer.encrypted = *extent;
+        extent_clip(&transfer.encrypted, offset, end - offset);
+    } else if (piece->transfers->len > 0) {
         Transfer *last = &g_array_index(piece->transfers, Transfer, piece->transfers->len - 1);
-        if (last->store == transfer.store && last->bytes + last->length == transfer.bytes &&
+        if (last->store == transfer.store && last->encrypted.length == 0 &&
+            last->bytes + last->length == transfer.bytes &&
             last->host_offset + last->length == transfer.host_offset) {
             last->length += transfer.length;
             return;
@@ -314,7 +320,7 @@ static int reserve(Piece *piece)
         return -EROFS;
     }
     make_allocations(piece);
-    int r = image->format->allocate(image, piece->list, piece->count);
+    int r = image_allocate(image, piece->list, piece->count);
     if (r < 0) {
         abandon(piece);
     }
@@ -369,9 +375,14 @@ static int transfer_neighbours(const Piece *piece, guint first, guint *count)
     const Transfer *start = &g_array_index(piece->transfers, Transfer, first);
     uint64_t end = start->host_offset;
     unsigned n = 0;
+    if (start->encrypted.length > 0) {
+        *count = 1;
+        return extent_write(&start->encrypted, &(struct iovec){(void *)start->bytes, start->length},
+                            1);
+    }
     while (n < G_N_ELEMENTS(iov) && first + n < piece->transfers->len) {
         const Transfer *next = &g_array_index(piece->transfers, Transfer, first + n);
-        if (next->store != start->store || next->host_offset != end) {
+        if (next->store != start->store || next->host_offset != end || next->encrypted.length > 0) {
             break;
         }
         iov[n++] = (struct iovec){(void *)next->bytes, next->length};

@@ -112,7 +112,8 @@ START_TEST(qcow_refuses_fields_by_name)
     } wrong[] = {
         {0, 4, 0, "magic is 00000000"},
         {QCOW_H_VERSION, 4, 2, "version 2"},
-        {QCOW_H_CRYPT, 4, 1, "crypt_method is 1"},
+        {QCOW_H_CRYPT, 4, 1, "is encrypted: needs its secret"},
+        {QCOW_H_CRYPT, 4, 2, "crypt_method is 2"},
         {QCOW_H_CLUSTER_BITS, 1, 8, "cluster_bits is 8"},
         {QCOW_H_CLUSTER_BITS, 1, 255, "cluster_bits is 255"},
         {QCOW_H_L2_BITS, 1, 5, "l2_bits is 5"},

@@ -120,9 +120,9 @@ static const Refusal refusals[] = {
     {3, 24, 8, 3 << 20, "l1_size is 1|at least 2"},
     {3, 24, 8, UINT64_MAX, "size is 18446744073709551615"},
     {3, 24, 8, INT64_MAX, "size is|32 MiB"},
-    {3, 32, 4, 1, "crypt_method is 1|AES"},
-    {3, 32, 4, 2, "crypt_method is 2|LUKS"},
-    {3, 32, 4, 7, "crypt_method is 7|0 to 2"},
+    {3, 32, 4, 1, "is encrypted|secret"},
+    {3, 32, 4, 2, "crypt_method is 2|LUKS|extension"},
+    {3, 32, 4, 7, "crypt_method is 7|2 (LUKS)"},
     {3, 36, 4, 0, "l1_size is 0"},
     {3, 36, 4, 0x400001, "l1_size|33554432"},
     {3, 36, 4, 0x10000, "l1_table_offset|inside the file"},
@@ -153,7 +153,7 @@ static const Refusal refusals[] = {
     {3, 104, 1, 2, "compression_type is 2"},
     {3, 112, 8, UINT64_C(0xe2792aca7fffffff), "header extension 0xe2792aca|length"},
     {2, 20, 4, 0, "cluster_bits is 0"},
-    {2, 32, 4, 1, "crypt_method is 1"},
+    {2, 32, 4, 1, "is encrypted|secret"},
     {2, 40, 8, 1, "l1_table_offset is 1"},
 };
 

@@ -152,12 +152,12 @@ def make_qcow__refused_l1_outside(golden):
 
 def make_qcow__refused_encrypted(golden):
     """
-    By hand: an encrypted image.
+    By hand: an encryption that there never was.
     """
     data = bytearray(image(200, CONTENT)[0])
-    data[39] = 1
+    data[39] = 2
     golden.write("top.qcow", bytes(data))
-    golden.expect_error("crypt_method is 1")
+    golden.expect_error("crypt_method is 2")
 
 
 def make_qcow__refused_outside(golden):
