@@ -14,7 +14,7 @@ static const CliUsage usage = {
     .command = "ctl",
     .arguments = "VERB [ARGUMENT] [KEY=VALUE...]",
     .summary = "Asks a running server over its control socket. Verbs:\n\n"
-               "  add IMAGE [--name --format --description --read-only]\n"
+               "  add IMAGE [--name --format --description --read-only --snapshot]\n"
                "  remove EXPORT [--mode=safe|hide|hard]\n"
                "  kick CLIENT, kick --export NAME\n"
                "  hello, list, stats, handover [--binary]\n"
@@ -37,7 +37,7 @@ static const struct {
 
 /* Options that are arguments of verbs. */
 typedef struct CtlOptions {
-    char *name, *format, *description, *mode, *export, *binary;
+    char *name, *format, *description, *snapshot, *mode, *export, *binary;
     gboolean read_only;
 } CtlOptions;
 
@@ -46,6 +46,7 @@ static void ctl_options_clear(CtlOptions *o)
     g_free(o->name);
     g_free(o->format);
     g_free(o->description);
+    g_free(o->snapshot);
     g_free(o->mode);
     g_free(o->export);
     g_free(o->binary);
@@ -115,6 +116,7 @@ static bool add_all(JsonObject *arguments, char **argv, const CtlOptions *o, GEr
            add_argument(arguments, "name", o->name, error) &&
            add_argument(arguments, "format", o->format, error) &&
            add_argument(arguments, "description", o->description, error) &&
+           add_argument(arguments, "snapshot", o->snapshot, error) &&
            add_argument(arguments, "read-only", o->read_only ? "true" : NULL, error) &&
            add_argument(arguments, "mode", o->mode, error) &&
            add_argument(arguments, "export", o->export, error) &&
@@ -152,6 +154,8 @@ int cli_ctl(int argc, char **argv)
         {"description", 0, 0, G_OPTION_ARG_FILENAME, &o.description,
          "For add: what LIST and INFO say of the export", "TEXT"},
         {"read-only", 'r', 0, G_OPTION_ARG_NONE, &o.read_only, "For add: refuse writes", NULL},
+        {"snapshot", 0, 0, G_OPTION_ARG_FILENAME, &o.snapshot,
+         "For add: show this internal snapshot of the image (its name or ID), read-only", "NAME"},
         {"mode", 0, 0, G_OPTION_ARG_FILENAME, &o.mode,
          "For remove: safe (default) refuses while there are clients, hide lets them finish, hard "
          "sends them away",

@@ -31,6 +31,9 @@ static bool send_one(int channel, const ServedImage *image, GError **error)
     if (how->description != NULL) {
         json_object_set_string_member(object, "description", how->description);
     }
+    if (how->snapshot != NULL) {
+        json_object_set_string_member(object, "snapshot", how->snapshot);
+    }
     if (how->access.allow != NULL) {
         json_object_set_array_member(object, "allow", strings(how->access.allow));
     }
@@ -88,6 +91,7 @@ static bool open_one(Serve *serve, const ChannelMessage *message, GHashTable *nu
         .path = path,
         .format = (char *)text(message, "format"),
         .description = (char *)text(message, "description"),
+        .snapshot = (char *)text(message, "snapshot"),
         .access = {allow, flag(message, "require-tls")},
         .read_only = flag(message, "read-only"),
         .origin = json_object_get_int_member_with_default(message->object, "origin", SERVED_GIVEN),

@@ -50,17 +50,19 @@ static void add_job(Serve *serve, void *argument)
     json_object_set_boolean_member(addition->answer, "read-only", image->export->read_only);
 }
 
-static const char *const add_keys[] = {"image", "name", "format", "description", "read-only", NULL};
+static const char *const add_keys[] = {"image",     "name",     "format", "description",
+                                       "read-only", "snapshot", NULL};
 
 static bool add_verb(JsonObject *arguments, JsonObject *answer, void *context, GError **error)
 {
-    const char *image = NULL, *name = NULL, *format = NULL, *description = NULL;
+    const char *image = NULL, *name = NULL, *format = NULL, *description = NULL, *snapshot = NULL;
     Serve *serve = context;
     bool read_only = false;
     if (!control_get_string(arguments, "image", &image, error) ||
         !control_get_string(arguments, "name", &name, error) ||
         !control_get_string(arguments, "format", &format, error) ||
         !control_get_string(arguments, "description", &description, error) ||
+        !control_get_string(arguments, "snapshot", &snapshot, error) ||
         !control_get_bool(arguments, "read-only", &read_only, error)) {
         return false;
     }
@@ -73,6 +75,7 @@ static bool add_verb(JsonObject *arguments, JsonObject *answer, void *context, G
                                  .path = (char *)image,
                                  .format = (char *)format,
                                  .description = (char *)description,
+                                 .snapshot = (char *)snapshot,
                                  .read_only = read_only,
                                  .origin = SERVED_GIVEN},
                          .answer = answer};

@@ -66,6 +66,9 @@ static bool open_served(Serve *serve, ServedImage *served, GError **error)
             return false;
         }
     }
+    if (served->how.snapshot != NULL) {
+        how.snapshot = served->how.snapshot;
+    }
     g_autoptr(Image) image = open_image(served->how.path, &how, error);
     if (image == NULL) {
         serve_sandbox_explain(o, error);
@@ -133,6 +136,7 @@ bool serve_image_close(Serve *serve, ServedImage *served)
     g_free(served->how.path);
     g_free(served->how.format);
     g_free(served->how.description);
+    g_free(served->how.snapshot);
     g_strfreev(served->how.access.allow);
     g_free(served->real_path);
     g_free(served);
@@ -146,7 +150,8 @@ ServedImage *serve_image_open(Serve *serve, const ServedHow *how, GError **error
                               .path = g_strdup(how->path),
                               .format = g_strdup(how->format),
                               .description = g_strdup(how->description),
-                              .read_only = how->read_only,
+                              .snapshot = g_strdup(how->snapshot),
+                              .read_only = how->read_only || how->snapshot != NULL,
                               .access = {g_strdupv(how->access.allow), how->access.require_tls},
                               .origin = how->origin};
     served->real_path = real_path_of(how->path);

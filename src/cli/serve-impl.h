@@ -93,7 +93,8 @@ typedef struct ServedHow {
     char *path;        /* as given */
     char *format;      /* NULL: found from the first bytes */
     char *description; /* may be NULL */
-    bool read_only;
+    char *snapshot;    /* internal one that is shown; NULL: that of --snapshot, or none */
+    bool read_only;    /* so is a snapshot */
     ConfigAccess access;
     ServedOrigin origin;
 } ServedHow;

@@ -36,6 +36,7 @@ ServedHow serve_declared_how(const ConfigExport *export)
                        .path = export->image,
                        .format = export->format,
                        .description = export->description,
+                       .snapshot = export->snapshot,
                        .read_only = export->read_only,
                        .access = export->access,
                        .origin = SERVED_DECLARED};
@@ -54,7 +55,7 @@ static bool is_same(const ServedImage *image, const ConfigExport *export)
     return g_strcmp0(how->path, export->image) == 0 &&
            g_strcmp0(how->format, export->format) == 0 &&
            g_strcmp0(how->description, export->description) == 0 &&
-           how->read_only == export->read_only;
+           g_strcmp0(how->snapshot, export->snapshot) == 0 && how->read_only == export->read_only;
 }
 
 static bool is_same_access(const ConfigAccess *a, const ConfigAccess *b)

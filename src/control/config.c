@@ -17,7 +17,7 @@
 #include "control/export.h"
 #include "formats/format.h"
 
-static const char *const export_keys[] = {"image",       "node",  "format", "read-only",
+static const char *const export_keys[] = {"image",       "node",  "format", "read-only", "snapshot",
                                           "description", "allow", "tls",    NULL};
 static const char *const directory_keys[] = {"path", "formats", "read-only", "allow", "tls", NULL};
 
@@ -35,6 +35,7 @@ static void export_free_declared(void *data)
     g_free(export->image);
     g_free(export->format);
     g_free(export->description);
+    g_free(export->snapshot);
     g_strfreev(export->access.allow);
     g_free(export);
 }
@@ -319,7 +320,8 @@ static void take_export(Config *config, const ConfigSection *section)
     /* A node that is read-only stays so. */
     bool read_only = false;
     config_take_flag(config, section, "read-only", &read_only);
-    export->read_only |= read_only;
+    export->snapshot = config_take_text(config, section, "snapshot");
+    export->read_only |= read_only || export->snapshot != NULL;
     g_ptr_array_add(config->exports, export);
 }
 

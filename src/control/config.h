@@ -44,6 +44,7 @@ typedef struct ConfigExport {
     char *name;
     char *image;                /* a path that counts from the working directory, or is absolute */
     char *format, *description; /* may be NULL */
+    char *snapshot;             /* internal one that is shown; NULL: none. Read-only then */
     bool read_only;
     ConfigAccess access;
     ConfigPlace place;

@@ -287,6 +287,30 @@ def test_who_comes_after_a_reload_gets_the_other_image():
             assert client.read(0, 3) == b"old"
 
 
+def test_snapshots_beside_the_image():
+    with Configured(declared=declare("a", "a")) as server:
+        image = server.path("y.qcow2")
+        for command in (["create", "-f", "qcow2", image, "1M"], ["snapshot", "--create", "before", image]):
+            subprocess.run([os.environ["COWNBD"], *command], check=True, capture_output=True)
+        server.ctl("add", image, "--name", "now")
+        with server.connect().go(b"now") as client:
+            assert client.write(0, b"x" * 512) == 0
+        wait_for(lambda: server.listed()["now"]["connections"] == 0)
+        server.ctl("remove", "now")
+        server.declare(declare("a", "a") + f"[export now]\nimage={image}\nread-only=true\n"
+                       f"[export then]\nimage={image}\nsnapshot=before\n")
+        server.ctl("reload")
+        server.ctl("add", image, "--name", "by-hand", "--snapshot", "before")
+        server.refuses("snapshot", "add", image, "--name", "none", "--snapshot", "nothing")
+        with server.connect().go(b"then") as client:
+            assert client.read(0, 512) == bytes(512) and client.write(0, b"y" * 512) == wire.EPERM
+            server.hand_over()
+            assert client.read(0, 512) == bytes(512)
+        for name, content in (("now", b"x"), ("then", b"\0"), ("by-hand", b"\0")):
+            with server.connect().go(name.encode()) as client:
+                assert client.read(0, 512) == content * 512, name
+
+
 def test_a_reload_that_is_wrong_changes_nothing():
     good = declare("a", "a") + declare("b", "b")
     with Configured(declared=good) as server, Load(server, b"a"):
