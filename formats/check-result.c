@@ -4,17 +4,24 @@
  */
 #include "formats/check-result.h"
 
-#include <stdarg.h>
+#define MESSAGES_MAX 2000
 
-void check_result_say(const CheckResult *result, const char *format, ...)
+void check_result_say_va(CheckResult *result, const char *format, va_list args)
 {
-    if (result->message) {
-        va_list args;
-        va_start(args, format);
-        g_autofree char *text = g_strdup_vprintf(format, args);
-        va_end(args);
-        result->message(result->opaque, text);
+    if (!result->message || result->messages > MESSAGES_MAX) {
+        return;
     }
+    bool last = result->messages++ == MESSAGES_MAX;
+    g_autofree char *text = g_strdup_vprintf(format, args);
+    result->message(result->opaque, last ? "(more, which are not shown)" : text);
+}
+
+void check_result_say(CheckResult *result, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    check_result_say_va(result, format, args);
+    va_end(args);
 }
 
 bool check_result_corruption(CheckResult *result, CheckRepair repair)

@@ -21,7 +21,7 @@
 
 #define SECTOR      512u
 #define HEADER_SIZE 136u
-#define BLOCK_MAX   (64u << 20)
+#define BLOCK_MAX   (4u << 20)   /* usual are 64 KiB; each look unpacks all of a block */
 #define OFFSETS_MAX (512u << 10) /* 4 MiB of memory */
 #define ZLIB_WINDOW 15
 

@@ -119,6 +119,7 @@ typedef struct CheckResult {
     uint64_t image_end_offset;
     void (*message)(void *opaque, const char *text); /* one line a finding; may be NULL; in */
     void *opaque;
+    unsigned messages; /* so far; check_result_say counts them */
 } CheckResult;
 
 struct Format {
@@ -202,8 +203,9 @@ struct Format {
     /* "format-specific" data of info: adds "{sv}" entries, with qemu-img's keys, in qemu-img's
      * order. May be NULL. */
     void (*info)(const Image *image, GVariantBuilder *data);
-    /* The "snapshots" of info: adds "a{sv}" entries with qemu-img's keys. May be NULL. */
-    void (*snapshots)(const Image *image, GVariantBuilder *list);
+    /* The "snapshots" of info: adds "a{sv}" entries with qemu-img's keys, `most` of them at most. Returns how many the
+     * image has. May be NULL. */
+    unsigned (*snapshots)(const Image *image, unsigned most, GVariantBuilder *list);
     /* Internal snapshots: older states of the disk, inside the image; each has a name and an ID, and may
      * be called by either. All NULL: the format has none. A change is whole and durable when it
      * returns true, or was not made. After a cut in the middle, the image is as before or as afterwards.

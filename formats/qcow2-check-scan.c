@@ -13,21 +13,18 @@
 #include <stdarg.h>
 
 #include "base/errors.h"
+#include "formats/check-result.h"
 
 #define MEMORY_BASE \
     (UINT64_C(128) << 20) /* more only for files that have the blocks to show for it */
-#define MESSAGES_MAX 2000 /* a broken refcount table would give millions */
 
 /* ---- findings ---- */
 
 static void say(Qcow2Check *check, const char *format, va_list arguments)
 {
-    if (check->quiet || !check->result->message || check->messages > MESSAGES_MAX) {
-        return;
+    if (!check->quiet) {
+        check_result_say_va(check->result, format, arguments);
     }
-    bool last = check->messages++ == MESSAGES_MAX;
-    g_autofree char *text = g_strdup_vprintf(format, arguments);
-    check->result->message(check->result->opaque, last ? "(more, which are not shown)" : text);
 }
 
 void check_say(Qcow2Check *check, const char *format, ...)

@@ -85,7 +85,6 @@ typedef struct Qcow2Check {
     uint64_t bad_copied;    /* entries whose COPIED flag is wrong */
     uint64_t stale;    /* refcounts behind the end of the file: no leaks, but wrong once it grows */
     uint64_t overused; /* clusters that more refer to than the image knows, or may */
-    uint64_t messages; /* given so far */
     uint64_t table_bytes; /* of L1 and bitmap tables looked at so far */
     bool quiet;           /* count, but say nothing */
 } Qcow2Check;

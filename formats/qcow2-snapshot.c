@@ -234,10 +234,10 @@ static bool read_icount(const Image *image, const Qcow2Snapshot *snapshot, uint6
     return *icount != UINT64_MAX;
 }
 
-void qcow2_snapshots_info(const Image *image, GVariantBuilder *list)
+unsigned qcow2_snapshots_info(const Image *image, unsigned most, GVariantBuilder *list)
 {
     const GArray *snapshots = qcow2_state(image)->snapshots;
-    for (unsigned i = 0; i < snapshots->len; i++) {
+    for (unsigned i = 0; i < snapshots->len && i < most; i++) {
         const Qcow2Snapshot *snapshot = &g_array_index(snapshots, Qcow2Snapshot, i);
         GVariantBuilder entry;
         uint64_t icount;
@@ -254,4 +254,5 @@ void qcow2_snapshots_info(const Image *image, GVariantBuilder *list)
         add_number(&entry, "vm-state-size", snapshot->vm_state_size);
         g_variant_builder_add_value(list, g_variant_builder_end(&entry));
     }
+    return snapshots->len;
 }

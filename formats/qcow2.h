@@ -289,7 +289,7 @@ int qcow2_corrupt(Image *image, const char *format, ...) G_GNUC_PRINTF(2, 3);
 
 bool qcow2_snapshots_read(Image *image, GError **error); /* fills in state->snapshots */
 void qcow2_snapshots_free(Qcow2State *s);
-void qcow2_snapshots_info(const Image *image, GVariantBuilder *list);
+unsigned qcow2_snapshots_info(const Image *image, unsigned most, GVariantBuilder *list);
 
 /* The one that is called so, or has this ID. NULL with *error: none, or more than one. The pointer
  * is good until the table changes. */

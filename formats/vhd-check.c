@@ -43,19 +43,6 @@ static int compare_places(const void *a, const void *b)
     return x->block < y->block ? -1 : x->block > y->block;
 }
 
-static void collect_places(Check *check)
-{
-    const BlockTable *table = check->s->table;
-    check->places = g_new(Place, max_u64(block_table_count(table), 1));
-    for (uint32_t i = 0; i < block_table_count(table); i++) {
-        uint32_t sector = block_table_get(table, i);
-        if (sector != VHD_UNUSED) {
-            check->places[check->count++] = (Place){sector, i};
-        }
-    }
-    qsort(check->places, check->count, sizeof *check->places, compare_places);
-}
-
 static uint64_t offset_of(const Place *place)
 {
     return (uint64_t)place->sector * VHD_SECTOR;
@@ -72,25 +59,38 @@ static bool meets_structure(const Check *check, uint64_t offset)
     return false;
 }
 
-/* Leaves out what cannot be a block at all. */
-static void check_outside(Check *check)
+/* Whether there can be a block; else it is given up. */
+static bool is_block(Check *check, Place place)
 {
-    uint32_t kept = 0;
-    for (uint32_t i = 0; i < check->count; i++) {
-        Place place = check->places[i];
-        uint64_t offset = offset_of(&place);
-        bool outside = offset + check->whole > check->limit;
-        if (!outside && !meets_structure(check, offset)) {
-            check->places[kept++] = place;
+    uint64_t offset = offset_of(&place);
+    bool outside = offset + check->whole > check->limit;
+    if (!outside && !meets_structure(check, offset)) {
+        return true;
+    }
+    check_result_say(check->result, "block %u is at %" PRIu64 ", %s", place.block, offset,
+                     outside ? "which is not in the file" : "on top of header, table or names");
+    if (check_result_corruption(check->result, check->repair)) {
+        block_table_set(check->s->table, place.block, VHD_UNUSED);
+    }
+    return false;
+}
+
+/* What cannot be a block at all takes no memory: a table may be nothing else. */
+static void collect_places(Check *check)
+{
+    const BlockTable *table = check->s->table;
+    check->places = g_new(Place, max_u64(block_table_count(table), 1));
+    for (uint32_t i = 0; i < block_table_count(table); i++) {
+        Place place = {block_table_get(table, i), i};
+        if (place.sector == VHD_UNUSED) {
             continue;
         }
-        check_result_say(check->result, "block %u is at %" PRIu64 ", %s", place.block, offset,
-                         outside ? "which is not in the file" : "on top of header, table or names");
-        if (check_result_corruption(check->result, check->repair)) {
-            block_table_set(check->s->table, place.block, VHD_UNUSED);
+        check->result->allocated_clusters++;
+        if (is_block(check, place)) {
+            check->places[check->count++] = place;
         }
     }
-    check->count = kept;
+    qsort(check->places, check->count, sizeof *check->places, compare_places);
 }
 
 static void find_end(Check *check)
@@ -225,10 +225,8 @@ static bool check_blocks(Check *check, GError **error)
     check->whole = s->bitmap_size + s->block_size;
     check->limit =
         s->footer_state == VHD_FOOTER_AT_END_BAD ? store_size(image->store) : s->footer_offset;
-    collect_places(check);
     check->result->total_clusters = div_round_up(image->size, s->block_size);
-    check->result->allocated_clusters = check->count;
-    check_outside(check);
+    collect_places(check);
     find_end(check);
     s->fresh_start = store_size(image->store);
     if (!check_footers(check, error) || !check_overlaps(check, error)) {

@@ -1,7 +1,11 @@
 /*
  * Errors of the control path: one line of text and an errno value.
+ *
+ * Messages quote names that images chose. Control characters in them are shown as '?', as in the log.
  */
 #include "base/errors.h"
+
+#include "base/log-sink.h"
 
 G_DEFINE_QUARK(cownbd - error - quark, cownbd_error)
 
@@ -11,6 +15,7 @@ bool error_set(GError **error, int errno_code, const char *format, ...)
     va_start(args, format);
     GError *made = g_error_new_valist(COWNBD_ERROR, errno_code, format, args);
     va_end(args);
+    log_make_harmless(made->message);
     g_propagate_error(error, made);
     return false;
 }

@@ -1,5 +1,5 @@
 /*
- * Where the lines of the log go. log.c is its only user, and whoever chooses the place.
+ * Where the lines of the log go, for log.c and whoever chooses the place.
  */
 #ifndef BASE_LOG_SINK_H
 #define BASE_LOG_SINK_H
@@ -16,7 +16,8 @@ typedef struct LogEvent {
     const LogContext *context; /* NULL: of no client */
 } LogEvent;
 
-/* Control characters become '?', so that nobody can forge a line or talk to the terminal. [any] */
+/* Control characters become '?', so that nobody can forge a line or talk to the terminal. Errors and
+ * what is shown to people use it, too. [any] */
 void log_make_harmless(char *text);
 
 /* [any] */

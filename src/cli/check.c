@@ -150,13 +150,25 @@ static bool check_image(Image *image, CheckRepair repair, bool json, CheckResult
     return true;
 }
 
+static char *checked_formats(void)
+{
+    GString *names = g_string_new(NULL);
+    for (const Format *const *format = formats; *format; format++) {
+        if ((*format)->check) {
+            g_string_append_printf(names, "%s%s", names->len > 0 ? ", " : "", (*format)->name);
+        }
+    }
+    return g_string_free(names, FALSE);
+}
+
 static int run(Image *image, CheckRepair repair, bool json)
 {
     g_autoptr(GError) error = NULL;
     CheckResult result;
     if (!image->format->check) {
-        error_set(&error, ENOTSUP, "%s: format %s cannot be checked: only qcow2 can", image->path,
-                  image->format->name);
+        g_autofree char *names = checked_formats();
+        error_set(&error, ENOTSUP, "%s: format %s cannot be checked: must be one of %s",
+                  image->path, image->format->name, names);
         return cli_fail(error);
     }
     if (!check_image(image, repair, json, &result, &error)) {

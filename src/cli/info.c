@@ -13,6 +13,8 @@
 #include "cli/output.h"
 #include "cli/snapshot-list.h"
 
+#define SNAPSHOTS_SHOWN 4096 /* an image may claim 65536, in a file that is nearly all hole */
+
 static JsonNode *format_specific(const Image *image)
 {
     if (!image->format->info) {
@@ -47,9 +49,13 @@ static JsonObject *describe(const Image *image)
 {
     const Format *format = image->format;
     JsonObject *object = json_object_new();
-    JsonArray *snapshots = snapshot_list(image);
+    unsigned more;
+    JsonArray *snapshots = snapshot_list(image, SNAPSHOTS_SHOWN, &more);
     if (snapshots) {
         json_object_set_array_member(object, "snapshots", snapshots);
+    }
+    if (snapshots && more > 0) {
+        json_object_set_int_member(object, "snapshots-not-shown", more);
     }
     json_object_set_int_member(object, "virtual-size", image->size);
     output_add_string(object, "filename", image->path);
@@ -89,7 +95,8 @@ static void print_members(JsonObject *object, int indent);
 static void print_scalar(JsonNode *value)
 {
     if (json_node_get_value_type(value) == G_TYPE_STRING) {
-        printf(" %s\n", json_node_get_string(value));
+        g_autofree char *text = output_harmless(json_node_get_string(value));
+        printf(" %s\n", text);
     } else {
         g_autofree char *text = json_to_string(value, FALSE);
         printf(" %s\n", text);
@@ -138,16 +145,19 @@ static void print_backing(JsonObject *object)
     if (!json_object_has_member(object, "backing-filename")) {
         return;
     }
-    const char *name = json_object_get_string_member(object, "backing-filename");
-    const char *full = json_object_get_string_member(object, "full-backing-filename");
+    g_autofree char *name =
+        output_harmless(json_object_get_string_member(object, "backing-filename"));
+    g_autofree char *full =
+        output_harmless(json_object_get_string_member(object, "full-backing-filename"));
     printf("backing file: %s", name);
     if (strcmp(name, full) != 0) {
         printf(" (actual path: %s)", full);
     }
     printf("\n");
     if (json_object_has_member(object, "backing-filename-format")) {
-        printf("backing file format: %s\n",
-               json_object_get_string_member(object, "backing-filename-format"));
+        g_autofree char *format =
+            output_harmless(json_object_get_string_member(object, "backing-filename-format"));
+        printf("backing file format: %s\n", format);
     }
 }
 
@@ -169,6 +179,10 @@ static void print_human(JsonObject *object)
     print_backing(object);
     if (json_object_has_member(object, "snapshots")) {
         snapshot_list_print(json_object_get_array_member(object, "snapshots"));
+    }
+    if (json_object_has_member(object, "snapshots-not-shown")) {
+        printf("and %" PRId64 " more: cownbd snapshot list shows all of them\n",
+               json_object_get_int_member(object, "snapshots-not-shown"));
     }
     if (json_object_has_member(object, "format-specific")) {
         printf("Format specific information:\n");

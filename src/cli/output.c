@@ -8,6 +8,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/log-sink.h"
+
 char *output_size(uint64_t bytes)
 {
     static const char *const prefixes[] = {"", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"};
@@ -25,6 +27,13 @@ char *output_json_string(const char *text)
     g_autofree char *valid = g_utf8_make_valid(text, -1);
     g_autoptr(JsonNode) node = json_node_init_string(json_node_alloc(), valid);
     return json_to_string(node, FALSE);
+}
+
+char *output_harmless(const char *text)
+{
+    char *copy = g_strdup(text);
+    log_make_harmless(copy);
+    return copy;
 }
 
 void output_json(JsonNode *root)

@@ -13,6 +13,9 @@ char *output_size(uint64_t bytes);
 /* The text as a JSON string, quotes included; bytes that are not UTF-8 are replaced. g_free. */
 char *output_json_string(const char *text);
 
+/* A copy for people's eyes: line ends and escapes, which an image may have put into its names, are shown as '?'. */
+char *output_harmless(const char *text);
+
 /* Prints a document and a newline; frees root. */
 void output_json(JsonNode *root);
 

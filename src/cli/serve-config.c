@@ -115,7 +115,7 @@ static bool refuse(Config *config, GError **error)
     }
     config_errors_sort(&config->errors);
     g_autofree char *text = config_errors_text(&config->errors);
-    error_set(error, EINVAL, "%s", text);
+    g_set_error_literal(error, COWNBD_ERROR, EINVAL, text); /* several lines */
     return true;
 }
 

@@ -232,7 +232,7 @@ static bool refuse(const Reload *reload, GError **error)
     }
     config_errors_sort(&reload->config->errors);
     g_autofree char *text = config_errors_text(&reload->config->errors);
-    error_set(error, EINVAL, "%s", text);
+    g_set_error_literal(error, COWNBD_ERROR, EINVAL, text); /* several lines */
     return true;
 }
 

@@ -9,14 +9,17 @@
 #include "cli/output.h"
 #include "formats/format.h"
 
-JsonArray *snapshot_list(const Image *image)
+JsonArray *snapshot_list(const Image *image, unsigned most, unsigned *more)
 {
     if (!image->format->snapshots) {
         return NULL;
     }
     GVariantBuilder builder;
     g_variant_builder_init(&builder, G_VARIANT_TYPE("aa{sv}"));
-    image->format->snapshots(image, &builder);
+    unsigned count = image->format->snapshots(image, most, &builder);
+    if (more) {
+        *more = count - MIN(count, most);
+    }
     g_autoptr(GVariant) list = g_variant_ref_sink(g_variant_builder_end(&builder));
     if (g_variant_n_children(list) == 0) {
         return NULL;
@@ -39,8 +42,9 @@ static void print_one(JsonObject *snapshot)
         json_object_has_member(snapshot, "icount")
             ? g_strdup_printf("%" PRId64, json_object_get_int_member(snapshot, "icount"))
             : g_strdup("");
-    printf("%-9s %-16s %8s%20s%13s%11s\n", json_object_get_string_member(snapshot, "id"),
-           json_object_get_string_member(snapshot, "name"), size, day, time, icount);
+    g_autofree char *id = output_harmless(json_object_get_string_member(snapshot, "id"));
+    g_autofree char *name = output_harmless(json_object_get_string_member(snapshot, "name"));
+    printf("%-9s %-16s %8s%20s%13s%11s\n", id, name, size, day, time, icount);
 }
 
 void snapshot_list_print(JsonArray *snapshots)

@@ -103,7 +103,7 @@ static bool parse_flags(Order *order, gboolean list, char *const names[3], int a
 
 static int print_list(const Image *image, bool json)
 {
-    JsonArray *snapshots = snapshot_list(image);
+    JsonArray *snapshots = snapshot_list(image, UINT_MAX, NULL);
     if (json) {
         snapshots = snapshots ? snapshots : json_array_new();
         output_json(json_node_init_array(json_node_alloc(), snapshots));

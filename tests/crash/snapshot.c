@@ -109,7 +109,7 @@ static bool snapshots_are(Store *store, const Image *image, const State *wanted)
     unsigned count = 0;
     GVariantBuilder list;
     g_variant_builder_init(&list, G_VARIANT_TYPE("aa{sv}"));
-    image->format->snapshots(image, &list);
+    image->format->snapshots(image, UINT_MAX, &list);
     g_autoptr(GVariant) found = g_variant_ref_sink(g_variant_builder_end(&list));
     for (unsigned i = 0; i < SNAPSHOTS_MAX; i++) {
         const Snap *snap = &wanted->snaps[i];

@@ -164,7 +164,7 @@ static GVariant *list_snapshots(const Image *image)
 {
     GVariantBuilder list;
     g_variant_builder_init(&list, G_VARIANT_TYPE("aa{sv}"));
-    image->format->snapshots(image, &list);
+    image->format->snapshots(image, UINT_MAX, &list);
     return g_variant_ref_sink(g_variant_builder_end(&list));
 }
 

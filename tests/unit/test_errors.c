@@ -22,6 +22,15 @@ START_TEST(errors_carry_code_and_text)
 }
 END_TEST
 
+/* An image chooses the name of its backing: with line ends and escapes in it, one error was several lines. */
+START_TEST(errors_are_one_line_whatever_they_quote)
+{
+    g_autoptr(GError) error = NULL;
+    ck_assert(!error_set(&error, ENOENT, "a.qcow2: '%s'", "\033[2J\nb\r"));
+    ck_assert_str_eq(error->message, "a.qcow2: '?[2J?b?'");
+}
+END_TEST
+
 /* What run writes to stderr; the caller frees. */
 static char *captured(void (*run)(void))
 {
@@ -82,6 +91,7 @@ int main(void)
     TCase *tcase = tcase_create("errors");
     tcase_set_timeout(tcase, 60);
     tcase_add_test(tcase, errors_carry_code_and_text);
+    tcase_add_test(tcase, errors_are_one_line_whatever_they_quote);
     tcase_add_test(tcase, log_writes_one_line_an_event_up_to_its_level);
     tcase_add_test(tcase, log_limited_leaves_out_and_says_so);
     return suite_run("errors", tcase);
