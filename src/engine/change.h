@@ -4,6 +4,7 @@
  *
  *     change_acquire: the range is this request's alone
  *     change_start(ALLOCATE) -> resume: data is written -> change_start(COMMIT, ABANDON) -> resume
+ *                            -> or, when nobody else waits: write_now in the job, COMMIT at once -> resume
  *     change_start(UNMAP)    -> resume
  *
  * The request holds CHANGE on the range from before the first until after the last.
@@ -24,6 +25,10 @@ struct Change {
     int result;              /* 0 or -errno */
     ExtentList old;          /* ALLOCATE: the map as it was */
     Allocation allocation;   /* ALLOCATE, COMMIT, ABANDON: where the data goes */
+    /* ALLOCATE: writes all of the data if that needs neither reading nor waiting; true: it is written, and the change
+     * was committed, with that result, when the request is resumed. Called in the job, at most once; may be NULL. [pool] */
+    bool (*write_now)(Change *change);
+    bool committed;
 };
 
 /* Takes CHANGE on the range, then granted(request); perhaps inside the call. A range of which the

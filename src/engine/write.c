@@ -5,7 +5,8 @@
  *     map (STABLE) ──all writable──> write in place ──────────────────> next part, or complete
  *          │ not writable                                                  ^
  *          └─> CHANGE on whole units ─> allocate ─> read edges ─> write ─> commit
- *                                                                  └─ failed: abandon, complete
+ *                                                │                 └─ failed: abandon, complete
+ *                                                └─> write at once and commit, in the change job
  *
  * Edges are the parts of the first and the last unit that the client does not overwrite. They are
  * read from the old place and written together with the client's bytes; on FRESH space they need
@@ -214,9 +215,10 @@ static void data_written(Request *request, int result)
     }
 }
 
-/* Writes the part of [from, to) that lies in the new extent: edge, client's bytes, edge, in one
- * call. */
-static void write_new_extent(Transfer *transfer, Request *request, const Extent *extent)
+/* What goes into the new extent: edge, client's bytes, edge, in one piece. Returns how many parts it has; *offset: the
+ * guest offset of the first. */
+static int new_extent_iov(const Request *request, const Extent *extent,
+                          struct iovec iov[TRANSFER_IOV_MAX], uint64_t *offset)
 {
     const NewWrite *new = new_write(request);
     const Change *change = new->change;
@@ -224,7 +226,6 @@ static void write_new_extent(Transfer *transfer, Request *request, const Extent 
     uint64_t to = new->tail != NULL ? change->offset + change->length : new->end;
     from = max_u64(from, extent->offset);
     to = min_u64(to, extent_end(extent));
-    struct iovec iov[TRANSFER_IOV_MAX];
     int count = 0;
     if (from < new->start) {
         uint64_t end = min_u64(to, new->start);
@@ -238,8 +239,20 @@ static void write_new_extent(Transfer *transfer, Request *request, const Extent 
         uint64_t tail_start = max_u64(from, new->end);
         iov[count++] = (struct iovec){new->tail + (tail_start - new->end), to - tail_start};
     }
+    *offset = from;
+    return count;
+}
+
+static void write_new_extent(Transfer *transfer, Request *request, const Extent *extent)
+{
+    struct iovec iov[TRANSFER_IOV_MAX];
+    uint64_t offset, length = 0;
+    int count = new_extent_iov(request, extent, iov, &offset);
+    for (int i = 0; i < count; i++) {
+        length += iov[i].iov_len;
+    }
     Extent part = *extent;
-    extent_clip(&part, from, to - from);
+    extent_clip(&part, offset, length);
     transfer_write(transfer, &part, iov, count);
 }
 
@@ -296,6 +309,30 @@ static bool read_edge(Transfer *transfer, const Change *change, uint64_t offset,
     return true;
 }
 
+/* The change's write_now. What was written when it gives up is written again. */
+static bool write_at_once(Change *change)
+{
+    const Request *request = change->request;
+    NewWrite *new = new_write(request);
+    uint64_t change_end = change->offset + change->length, end = min_u64(new->end, change_end);
+    if (!edge_needs_nothing(change, change->offset, new->start - change->offset) ||
+        !edge_needs_nothing(change, end, change_end - end)) {
+        return false;
+    }
+    new->end = end;
+    for (unsigned i = 0; i < change->allocation.extents.count; i++) {
+        const Extent *extent = &change->allocation.extents.items[i];
+        struct iovec iov[TRANSFER_IOV_MAX];
+        uint64_t offset;
+        int count = new_extent_iov(request, extent, iov, &offset);
+        if (store_write_nowait(extent->store, iov, count,
+                               extent->host_offset + (offset - extent->offset)) != 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
 static void allocated(Request *request)
 {
     NewWrite *new = new_write(request);
@@ -303,6 +340,10 @@ static void allocated(Request *request)
     uint64_t change_end = change->offset + change->length;
     if (change->result < 0 || change->length == 0) {
         new->end = new->start; /* nothing was done: report, or look again */
+        new_write_end(request, change->result);
+        return;
+    }
+    if (change->committed) {
         new_write_end(request, change->result);
         return;
     }
@@ -334,6 +375,7 @@ static void write_new(Request *request, uint64_t start, uint64_t end)
     new->start = start;
     new->end = end;
     new->change = change_new(request, from, to - from);
+    new->change->write_now = disk->image->encryption ? NULL : write_at_once;
     request->work = new;
     disk_release(disk, request);
     change_acquire(request, from, to - from, change_granted);
