@@ -8,20 +8,11 @@
  */
 #include "formats/qcow.h"
 
-/* An image whose backing was not opened may have one of any length. */
-static uint64_t backing_end(const Image *image)
-{
-    if (image->backing) {
-        return image->backing->size;
-    }
-    return image->backing_name ? UINT64_MAX : 0;
-}
-
 /* Whether a part of the range can only become zeroes by writing them. */
 static int must_be_written(Image *image, uint64_t offset, uint64_t length, bool *must)
 {
     TableTree *tree = table_tree(image);
-    uint64_t below = backing_end(image);
+    uint64_t below = table_tree_backing_end(image);
     int r = 0;
     *must = false;
     for (uint64_t end = offset + length; r == 0 && !*must && offset < end;

@@ -18,6 +18,7 @@
 
 #include "base/errors.h"
 #include "base/log.h"
+#include "formats/copyup.h"
 
 #define SECTOR 512
 
@@ -137,29 +138,6 @@ static int need_l1(Image *image, uint64_t entries)
     return r;
 }
 
-/* A new cluster for the last one of the disk, of which the guest sees `used` bytes. */
-static int copy_last(Image *image, uint64_t offset, uint64_t used)
-{
-    g_autofree uint8_t *bytes = g_try_malloc(used);
-    int r = bytes != NULL ? chain_read(image, bytes, used, offset) : -ENOMEM;
-    if (r < 0) {
-        return r;
-    }
-    Allocation allocation = {.offset = offset, .length = used}, *list = &allocation;
-    extent_list_init(&allocation.extents);
-    r = qcow2_allocate(image, &list, 1); /* writes the zeroes behind the end */
-    if (r == 0) {
-        r = qcow2_write_data(image, allocation.extents.items[0], bytes);
-        if (r == 0) {
-            r = qcow2_commit(image, &list, 1);
-        } else {
-            qcow2_abandon(image, &list, 1);
-        }
-    }
-    extent_list_clear(&allocation.extents);
-    return r;
-}
-
 static int zero_in_place(Image *image, const Qcow2Cluster *cluster, uint64_t used)
 {
     const Qcow2State *s = image->state;
@@ -174,7 +152,7 @@ static int zero_in_place(Image *image, const Qcow2Cluster *cluster, uint64_t use
     return zeroes != NULL ? qcow2_write_data(image, end, zeroes) : -ENOMEM;
 }
 
-/* What the cluster that the end of the disk cuts holds behind the end. */
+/* What the cluster that the end of the disk cuts holds behind the end. A new one gets zeroes there from allocate. */
 static int zero_last(Image *image)
 {
     const Qcow2State *s = image->state;
@@ -195,12 +173,11 @@ static int zero_last(Image *image)
     case QCOW2_CLUSTER_ZERO_ALLOC:
         return 0;
     case QCOW2_CLUSTER_UNALLOCATED:
-        return qcow2_backing_end(image) > image->size ? copy_last(image, offset, used) : 0;
+        return qcow2_backing_end(image) > image->size ? copy_up(image, offset, used) : 0;
     case QCOW2_CLUSTER_DATA:
-        return cluster.copied ? zero_in_place(image, &cluster, used)
-                              : copy_last(image, offset, used);
+        return cluster.copied ? zero_in_place(image, &cluster, used) : copy_up(image, offset, used);
     default:
-        return copy_last(image, offset, used);
+        return copy_up(image, offset, used);
     }
 }
 

@@ -301,6 +301,14 @@ void table_tree_abandon(Image *image, Allocation **list, unsigned count)
 
 /* ---- discard ---- */
 
+uint64_t table_tree_backing_end(const Image *image)
+{
+    if (image->backing) {
+        return image->backing->size;
+    }
+    return image->backing_name ? UINT64_MAX : 0;
+}
+
 int table_tree_punch(Image *image, uint64_t offset, uint64_t length, StorePunch how)
 {
     TableTree *tree = table_tree(image);

@@ -101,6 +101,9 @@ int table_tree_may_change(Image *image);
 /* After each change. [exclusive] */
 void table_tree_changed(Image *image);
 
+/* Where the backing ends: 0 without one, UINT64_MAX where it was not opened and may have any length. */
+uint64_t table_tree_backing_end(const Image *image);
+
 /* Gives the bytes of the plain clusters in a range back to the host; the clusters stay where they are. */
 int table_tree_punch(Image *image, uint64_t offset, uint64_t length, StorePunch how);
 

@@ -12,8 +12,8 @@ from cli import COWNBD, Workdir, cownbd, expect, expect_equal, expect_refused, l
 
 SIZE = 9 << 20
 QEMU_NAME = {"vhd": "vpc"}
-CHECKED_BY_QEMU = ("qcow2", "vdi")
-WRITTEN = ("raw", "qcow2", "vhd", "vdi", "qcow")
+CHECKED_BY_QEMU = ("qcow2", "vdi", "qed")
+WRITTEN = ("raw", "qcow2", "vhd", "vdi", "qcow", "qed")
 
 
 def make_source(path, seed=1):
@@ -55,7 +55,7 @@ def test_matrix():
 
 
 def test_reads_qemu():
-    for fmt in ("qcow2", "vpc", "vdi", "vmdk", "qcow"):
+    for fmt in ("qcow2", "vpc", "vdi", "vmdk", "qcow", "qed"):
         must("qemu-img", "convert", "-f", "raw", "-O", fmt, "source", "theirs")
         ours("convert", "-q", "theirs", "back")
         same("source", "back", "raw")
@@ -90,7 +90,7 @@ def test_compressed():
 
 def test_backing():
     make_source("base", seed=2)
-    for fmt in ("qcow2", "vhd", "qcow"):
+    for fmt in ("qcow2", "vhd", "qcow", "qed"):
         ours("convert", "-q", "-O", fmt, "-b", "base", "-F", "raw", "source", "over")
         ours("convert", "-q", "-f", fmt, "over", "back")
         same("source", "back", "raw")

@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Images of vhd, vhdx, vdi and qcow go both ways: what we make and write, qemu-img and 7-Zip read; what qemu makes, we read.
+"""Images of vhd, vhdx, vdi, qcow and qed go both ways: what we make and write, qemu-img and 7-Zip read; what qemu makes, we read.
 
 qemu reads no differencing vhd or vhdx, so 7-Zip says what such a chain holds; and neither reads a differencing vdi.
 """
@@ -11,7 +11,7 @@ import time
 from cli import COWNBD, Workdir, expect, expect_equal, expect_refused, must, ours, run
 
 SIZE = 20 << 20
-QEMU_NAME = {"vhd": "vpc", "vhdx": "vhdx", "vdi": "vdi", "qcow": "qcow"}
+QEMU_NAME = {"vhd": "vpc", "vhdx": "vhdx", "vdi": "vdi", "qcow": "qcow", "qed": "qed"}
 QEMU_CREATE = {"vpc": ("-o", "force_size=on")}
 
 
@@ -75,7 +75,7 @@ def check_ours(name):
     if name in ("vhd", "vhdx"):
         expect_equal(by_7zip(base), want, "7-Zip reads another", base)
         expect_equal(by_7zip(child), chain, "7-Zip reads another", child)
-    elif name == "qcow":
+    elif name in ("qcow", "qed"):
         expect_equal(by_qemu(child, name), chain, "qemu-img reads another", child)
     else:
         expect_equal(by_7zip(base), want, "7-Zip reads another", base)

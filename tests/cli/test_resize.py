@@ -86,7 +86,7 @@ def refusals():
     expect_refused(cownbd("resize", "none.qcow2", "9M"), "none.qcow2")
     expect_equal(size_of("r.qcow2"), 8 * MB)
     must("qemu-img", "create", "-q", "-f", "qcow", "r.qcow", "8M")
-    expect_refused(cownbd("resize", "r.qcow", "9M"), "qcow image keeps its size", "qcow2, raw")
+    expect_refused(cownbd("resize", "r.qcow", "9M"), "qcow image keeps its size", "qcow2, qed, raw")
     must("qemu-img", "create", "-q", "-f", "qcow2", "-o", "compat=0.10", "old.qcow2", "8M")
     must("qemu-img", "snapshot", "-c", "one", "old.qcow2")
     expect_refused(cownbd("resize", "old.qcow2", "9M"), "snapshot 'one'")

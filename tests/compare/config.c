@@ -69,6 +69,8 @@ const Config configs[] = {
      "subformat=twoGbMaxExtentSparse,grain_size=16k,extent_size=768k", FILL_BACKING, "vmdk"},
     {"vmdk-flat", "vmdk", 4 * KIB, 2 * MIB + 512, "subformat=twoGbMaxExtentFlat,extent_size=1M",
      FILL_NONE, NULL},
+    {"qed-backing", "qed", 4 * KIB, 4 * MIB + 512, "cluster_size=4k,table_size=2", FILL_BACKING,
+     "raw"},
     {NULL, NULL, 0, 0, NULL, FILL_NONE, NULL},
 };
 
@@ -191,7 +193,7 @@ bool config_qemu_reads(const Config *config)
 
 bool config_qemu_checks(const Config *config)
 {
-    return strcmp(config->format, "qcow2") == 0;
+    return strcmp(config->format, "qcow2") == 0 || strcmp(config->format, "qed") == 0;
 }
 
 void config_make_template(const Config *config, const char *directory)

@@ -18,6 +18,7 @@ typedef struct Setup {
     uint64_t disk_size;
     const char *cluster_size; /* or the size of a block, as create takes it; NULL: has none */
     const char *refcount_bits;
+    const char *table_size; /* of qed */
     const char *compat;
     const char *lazy_refcounts; /* "on" or NULL */
     const char *zeroed_grain;   /* the same, of vmdk */

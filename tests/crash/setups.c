@@ -78,6 +78,12 @@ const Setup setups[] = {
            .requests = 80),
     BLOCKS("vmdk", "vmdk-4k-tiny-cache", 4096 * KIB, "4096", .metadata_cache = TINY_CACHE,
            .requests = 120),
+    BLOCKS("qed", "qed-4k-t1", 2112 * KIB, "4096", .table_size = "1"),
+    BLOCKS("qed", "qed-4k-t2-tiny-cache", 512 * KIB, "4096", .table_size = "2",
+           .metadata_cache = TINY_CACHE),
+    BLOCKS("qed", "qed-4k-overlay-qed", 512 * KIB, "4096", .backing = "qed"),
+    BLOCKS("qed", "qed-64k-overlay-raw-odd", 700 * KIB + 512, "65536", .table_size = "2",
+           .backing = "raw"),
     {.name = NULL},
 };
 

@@ -19,8 +19,8 @@ static void write_file(const char *directory, const char *name, const void *byte
 
 static const char *image_name(const Fixture *fixture)
 {
-    static const char *const names[] = {"image.raw",  "image.qcow2", "image.vhd", "image.vdi",
-                                        "image.qcow", "image.vhdx",  "image.vmdk"};
+    static const char *const names[] = {"image.raw",  "image.qcow2", "image.vhd",  "image.vdi",
+                                        "image.qcow", "image.vhdx",  "image.vmdk", "image.qed"};
     unsigned i = 0;
     while (i + 1 < G_N_ELEMENTS(names) && !g_str_has_suffix(names[i], fixture->setup->format)) {
         i++;
@@ -103,7 +103,9 @@ bool verify_qemu(Verifier *verifier, Store *store, Findings *findings)
     const char *compare[] = {"qemu-img", "compare", "-f",       format, "-F",
                              "raw",      image,     "contents", NULL};
     verifier->qemu_checks++;
-    bool has_check = strcmp(format, "qcow2") == 0; /* that does not call a leak corruption */
+    /* One that does not call a leak corruption. */
+    bool has_check = strcmp(format, "qcow2") == 0 ||
+                     (strcmp(format, "qed") == 0 && fixture_qemu_reads(fixture->setup));
     return (!has_check || run_qemu(verifier->directory, check, 3, findings)) &&
            (!fixture_qemu_reads(fixture->setup) ||
             run_qemu(verifier->directory, compare, 0, findings)) &&
@@ -115,8 +117,8 @@ void verifier_clear(Verifier *verifier)
     static const char *const names[] = {
         "image.raw",    "image.qcow2",  "image.vhd",     "image.vdi",    "image.qcow",
         "image.vhdx",   "backing.raw",  "backing.qcow2", "backing.vhd",  "backing.vdi",
-        "backing.qcow", "backing.vhdx", "image.vmdk",    "backing.vmdk", "contents",
-        "snapshot",     "expected"};
+        "backing.qcow", "backing.vhdx", "image.vmdk",    "backing.vmdk", "image.qed",
+        "backing.qed",  "contents",     "snapshot",      "expected"};
     for (unsigned i = 0; verifier->directory && i < G_N_ELEMENTS(names); i++) {
         g_autofree char *path = g_build_filename(verifier->directory, names[i], NULL);
         g_unlink(path);

@@ -1,0 +1,113 @@
+/*
+ * What unit tests of formats do with images that lie in memory: open one, see it refused, look at a byte, write a unit,
+ * check it. Whatever fails ends the test.
+ */
+#ifndef TESTS_UNIT_IMAGES_H
+#define TESTS_UNIT_IMAGES_H
+
+#include <check.h>
+#include <string.h>
+
+#include "formats/format.h"
+#include "map/image.h"
+#include "tests/lib/store-memory.h"
+
+static inline Image *images_try(const Format *format, Store *store, Image *backing, bool write,
+                                bool repair, GError **error)
+{
+    ImageOpen how = {.format = format, .write = write, .repair = repair};
+    return image_open_store(store, &how, backing, error);
+}
+
+static inline Image *images_open(const Format *format, Store *store, Image *backing, bool write)
+{
+    g_autoptr(GError) error = NULL;
+    Image *image = images_try(format, store, backing, write, false, &error);
+    ck_assert_msg(image != NULL, "%s", image ? "" : error->message);
+    return image;
+}
+
+/* A raw backing of that many bytes of one value. */
+static inline Image *images_backing(uint8_t fill, uint64_t size)
+{
+    g_autofree uint8_t *bytes = g_malloc(size);
+    memset(bytes, fill, size);
+    g_autoptr(Store) store = store_memory_new("base.raw", bytes, size);
+    return images_open(&format_raw, store, NULL, false);
+}
+
+/* One line, with these words. */
+static inline void images_assert_refused(const Format *format, const uint8_t *bytes, uint64_t size,
+                                         bool write, const char *words)
+{
+    g_autoptr(GError) error = NULL;
+    g_autoptr(Store) store = store_memory_new("test", bytes, size);
+    g_autoptr(Image) image = images_try(format, store, NULL, write, false, &error);
+    ck_assert_msg(image == NULL, "'%s' was not refused", words);
+    ck_assert_msg(strstr(error->message, words) != NULL, "'%s' is not in: %s", words,
+                  error->message);
+    ck_assert_msg(!strchr(error->message, '\n'), "more than one line: %s", error->message);
+}
+
+static inline uint8_t images_byte(Image *image, uint64_t offset)
+{
+    uint8_t byte = 0xff;
+    int r = chain_read(image, &byte, 1, offset);
+    ck_assert_msg(r == 0, "offset %" G_GUINT64_FORMAT ": %d", offset, r);
+    return byte;
+}
+
+static inline int images_read_error(Image *image, uint64_t offset)
+{
+    uint8_t byte;
+    return chain_read(image, &byte, 1, offset);
+}
+
+/* A whole unit, from allocate to commit. Where it lies. */
+static inline uint64_t images_write(Image *image, uint64_t offset, uint8_t fill)
+{
+    const Format *format = image->format;
+    Allocation a = {.offset = offset, .length = image->allocation_unit}, *list = &a;
+    extent_list_init(&a.extents);
+    ck_assert_int_eq(format->allocate(image, &list, 1), 0);
+    g_autofree uint8_t *data = g_malloc(a.length);
+    memset(data, fill, a.length);
+    uint64_t place = a.extents.items[0].host_offset;
+    ck_assert_int_eq(store_write(image->store, data, a.length, place), 0);
+    ck_assert_int_eq(format->commit(image, &list, 1), 0);
+    extent_list_clear(&a.extents);
+    return place;
+}
+
+static inline CheckResult images_check(const Format *format, Store *store, CheckRepair repair)
+{
+    CheckResult result = {0};
+    g_autoptr(GError) error = NULL;
+    bool write = repair != CHECK_REPORT_ONLY;
+    g_autoptr(Image) image = images_try(format, store, NULL, write, write, &error);
+    ck_assert_msg(image != NULL, "%s", error ? error->message : "");
+    ck_assert_msg(format->check(image, repair, &result, &error), "%s", error ? error->message : "");
+    ck_assert_int_eq(image_finish(image), 0);
+    return result;
+}
+
+/* Create fails with these words. options: NULL, or "name=value". */
+static inline void images_assert_create_refused(const Format *format, const FormatCreate *how,
+                                                const char *option, const char *words)
+{
+    g_autoptr(GHashTable) options = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
+    if (option) {
+        char **pair = g_strsplit(option, "=", 2);
+        g_hash_table_insert(options, pair[0], pair[1]);
+        g_free(pair);
+    }
+    FormatCreate with = *how;
+    with.options = options;
+    g_autoptr(Store) store = store_memory_new("test", NULL, 0);
+    g_autoptr(GError) error = NULL;
+    ck_assert_msg(!format->create(store, &with, &error), "'%s' was not refused", words);
+    ck_assert_msg(strstr(error->message, words) != NULL, "'%s' is not in: %s", words,
+                  error->message);
+}
+
+#endif
