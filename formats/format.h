@@ -122,6 +122,26 @@ typedef struct CheckResult {
     unsigned messages; /* so far; check_result_say counts them */
 } CheckResult;
 
+/* Images that are made in one go, from their front to their end, so that they can go into a pipe. The
+ * mover gives those units that hold data, in order; it writes what the format makes of them one behind
+ * the other. Memory only. */
+typedef struct FormatStream FormatStream; /* one that is being made: the format's own */
+
+typedef struct FormatStreaming {
+    /* Whether create would make such an image. */
+    bool (*wanted)(const FormatCreate *how);
+    FormatStream *(*begin)(const FormatCreate *how, GError **error);
+    uint32_t (*unit)(const FormatStream *stream); /* bytes, a power of two */
+    /* Appends what is stored of the unit at this offset of the disk, a whole one. 0 or -errno. Any
+     * number at once, beside all else. */
+    int (*encode)(const FormatStream *stream, uint64_t offset, const uint8_t *unit, GByteArray *out);
+    /* Next comes this unit, with so many bytes: appends what must stand before it. 0 or -errno. */
+    int (*place)(FormatStream *stream, uint64_t offset, uint64_t length, GByteArray *out);
+    /* Appends what comes last. 0 or -errno. */
+    int (*end)(FormatStream *stream, GByteArray *out);
+    void (*free)(FormatStream *stream);
+} FormatStreaming;
+
 struct Format {
     const char *name;
 
@@ -249,6 +269,7 @@ struct Format {
     const FormatOption *create_options; /* ends with a NULL name; NULL when there is no create */
     /* Writes a new image into an empty store, and syncs it. */
     bool (*create)(Store *store, const FormatCreate *how, GError **error);
+    const FormatStreaming *streaming; /* NULL: no images of this format are made that way */
 
     /* Looks at all metadata; with repair, mends it. False with *error: could not be checked at all.
      */

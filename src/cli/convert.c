@@ -2,11 +2,15 @@
  * cownbd convert: copies what a disk reads as into a new image, or into one that is there.
  *
  * The new image is a file without a name until it is complete and synced; then it gets its name, or
- * replaces what had it. A conversion that fails, or is killed, leaves what was there.
+ * replaces what had it. A conversion that fails, or is killed, leaves what was there. Images that can
+ * be made from their front to their end go to stdout, too.
  */
+#include <errno.h>
 #include <inttypes.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/bytes.h"
 #include "base/errors.h"
@@ -20,6 +24,7 @@
 #include "cli/tool-options.h"
 #include "formats/option.h"
 #include "tools/copy.h"
+#include "tools/stream.h"
 
 #define GRAIN_DEFAULT 4096
 #define GRAIN_MAX     (UINT64_C(1) << 20)
@@ -116,14 +121,46 @@ static bool check_size(const Convert *convert, GError **error)
            error_set(error, EINVAL, "-o size: the new disk has the size of SRC, or of --range");
 }
 
+/* Whether the image is made from its front to its end. */
+static bool is_streamed(const Convert *convert)
+{
+    const Format *format = convert->format;
+    FormatCreate how = {.options = convert->options};
+    return !convert->existing && format->streaming && format->streaming->wanted(&how);
+}
+
+static bool to_stdout(const Convert *convert)
+{
+    return strcmp(convert->path, "-") == 0;
+}
+
 static bool check_compress(const Convert *convert, GError **error)
 {
-    if (convert->compress && convert->format && !convert->format->encode) {
+    const Format *format = convert->format;
+    if (convert->compress && format && !format->encode && !is_streamed(convert)) {
         return error_set(error, ENOTSUP,
-                         "-c: cownbd cannot compress images of format %s: use -O qcow2",
-                         convert->format->name);
+                         "-c: cownbd cannot compress images of format %s: use -O qcow2, or -O vmdk "
+                         "-o subformat=streamOptimized",
+                         format->name);
     }
     return true;
+}
+
+static bool check_stdout(const Convert *convert, GError **error)
+{
+    if (!to_stdout(convert)) {
+        return true;
+    }
+    if (convert->existing || !is_streamed(convert)) {
+        return error_set(error, EINVAL,
+                         "-: only an image that is made from its front to its end goes to stdout: "
+                         "use -O vmdk -o subformat=streamOptimized");
+    }
+    if (convert->progress.kind == PROGRESS_JSON) {
+        return error_set(error, EINVAL, "-: --json prints to stdout, where the image goes");
+    }
+    return !isatty(STDOUT_FILENO) ||
+           error_set(error, EINVAL, "-: stdout is a terminal: must be a pipe or a file");
 }
 
 static bool check_flags(Convert *convert, GError **error)
@@ -146,7 +183,8 @@ static bool open_source(Convert *convert, const CliCommon *common, GError **erro
         return false;
     }
     convert->source = image_open(convert->source_path, &how, error);
-    return convert->source && tool_not_in_chain(convert->source, convert->path, error);
+    return convert->source &&
+           (to_stdout(convert) || tool_not_in_chain(convert->source, convert->path, error));
 }
 
 static bool decide_range(Convert *convert, GError **error)
@@ -172,15 +210,15 @@ static bool open_backing(Convert *convert, const CliCommon *common, GError **err
     return convert->backing != NULL;
 }
 
-static bool fail_copy(const Convert *convert, const Image *target, int result,
+static bool fail_copy(const Convert *convert, const char *target, int result,
                       const CopyFailure *failure, GError **error)
 {
     if (result == -EINTR) {
         return error_set(error, EINTR, "interrupted: %s is as it was", convert->path);
     }
-    const Image *image = failure->writing ? target : convert->source;
+    const char *path = failure->writing ? target : convert->source->path;
     uint64_t offset = failure->offset + (failure->writing ? 0 : convert->offset);
-    return error_set_errno(error, -result, "%s: cannot %s near offset %" PRIu64, image->path,
+    return error_set_errno(error, -result, "%s: cannot %s near offset %" PRIu64, path,
                            failure->writing ? "write" : "read", offset);
 }
 
@@ -202,7 +240,7 @@ static bool fill(Convert *convert, Image *target, bool blank, uint64_t length, G
     int r = length > 0 ? copy_disk(convert->source, target, &options, &failure) : 0;
     progress_end(&convert->progress);
     if (r < 0) {
-        return fail_copy(convert, target, r, &failure, error);
+        return fail_copy(convert, target->path, r, &failure, error);
     }
     r = image_finish(target);
     return r == 0 || error_set_errno(error, -r, "%s: cannot write the last of it", target->path);
@@ -241,6 +279,93 @@ static bool convert_new(Convert *convert, const CliCommon *common, GError **erro
            target_commit(&target, error);
 }
 
+/* ---- from the front to the end -------------------------------------------------------------- */
+
+typedef struct Appender {
+    Store *store;
+    uint64_t at;
+} Appender;
+
+static int append_to_store(void *opaque, const void *bytes, size_t n)
+{
+    Appender *appender = opaque;
+    uint64_t at = appender->at;
+    appender->at += n;
+    return store_write(appender->store, bytes, n, at);
+}
+
+static int write_to_stdout(void *opaque, const void *bytes, size_t n)
+{
+    const uint8_t *at = bytes;
+    while (n > 0) {
+        ssize_t done = write(STDOUT_FILENO, at, n);
+        if (done < 0 && errno != EINTR) {
+            return -errno;
+        }
+        at += MAX(done, 0);
+        n -= MAX(done, 0);
+    }
+    return 0;
+}
+
+/* Makes the image out of what sink takes. */
+static bool fill_stream(Convert *convert, FormatFiles *files, StreamOptions *options,
+                        GError **error)
+{
+    const FormatStreaming *streaming = convert->format->streaming;
+    FormatCreate how = {
+        .size = convert->length,
+        .backing_name = convert->backing_name,
+        .backing_format = convert->backing_format,
+        .backing = convert->backing,
+        .options = convert->options,
+        .files = files,
+    };
+    FormatStream *stream = streaming->begin(&how, error);
+    if (!stream) {
+        g_prefix_error(error, "%s: ", convert->path);
+        return false;
+    }
+    options->source_offset = convert->offset;
+    options->length = convert->length;
+    options->all = convert->grain == 0;
+    options->threads = convert->threads;
+    options->progress = progress_step;
+    options->context = &convert->progress;
+    CopyFailure failure = {0};
+    int r = stream_disk(convert->source, streaming, stream, options, &failure);
+    streaming->free(stream);
+    progress_end(&convert->progress);
+    return r == 0 || fail_copy(convert, convert->path, r, &failure, error);
+}
+
+static bool convert_stream(Convert *convert, GError **error)
+{
+    g_auto(CreateTarget) target = {0};
+    if (to_stdout(convert)) {
+        signal(SIGPIPE, SIG_IGN); /* a reader that goes away is an error like others */
+        StreamOptions options = {.write = write_to_stdout};
+        return fill_stream(convert, NULL, &options, error);
+    }
+    if (!target_open(&target, convert->path, error)) {
+        return false;
+    }
+    if (!target_is_new(&target)) {
+        return error_set(error, EINVAL,
+                         "%s: is a device, and readers look for the footer at the end of a file: "
+                         "use another subformat",
+                         convert->path);
+    }
+    Appender appender = {.store = target.store};
+    StreamOptions options = {.write = append_to_store, .sink = &appender};
+    if (!fill_stream(convert, &target.files, &options, error)) {
+        return false;
+    }
+    int r = store_sync(target.store);
+    return r < 0 ? error_set_errno(error, -r, "%s: cannot write the last of it", convert->path)
+                 : target_commit(&target, error);
+}
+
 static bool convert_existing(Convert *convert, const CliCommon *common, GError **error)
 {
     ImageOpen how = {
@@ -267,11 +392,14 @@ static bool convert_existing(Convert *convert, const CliCommon *common, GError *
 
 static bool convert_image(Convert *convert, const CliCommon *common, GError **error)
 {
-    return attach_server_not_attached(convert->path, error) &&
-           open_source(convert, common, error) && decide_range(convert, error) &&
-           open_backing(convert, common, error) &&
-           (convert->existing ? convert_existing(convert, common, error)
-                              : convert_new(convert, common, error));
+    if ((!to_stdout(convert) && !attach_server_not_attached(convert->path, error)) ||
+        !open_source(convert, common, error) || !decide_range(convert, error) ||
+        !open_backing(convert, common, error)) {
+        return false;
+    }
+    return convert->existing      ? convert_existing(convert, common, error)
+           : is_streamed(convert) ? convert_stream(convert, error)
+                                  : convert_new(convert, common, error);
 }
 
 static int run(Convert *convert, const CliCommon *common)
@@ -294,11 +422,15 @@ static const CliUsage usage = {
     .arguments = "SRC DST",
     .summary =
         "Copies what a disk reads as into a new image. Holes stay holes, zeroes become holes.\n"
-        "DST gets its name when it is complete: a conversion that is killed leaves what was there.",
-    .example = "  cownbd convert -O qcow2 disk.vmdk disk.qcow2\n"
-               "  cownbd convert -O qcow2 -c --compression zstd disk.img small.qcow2\n"
-               "  cownbd convert -O raw --range 1M:64M disk.qcow2 part.img\n"
-               "  cownbd convert -n -O raw disk.qcow2 /dev/vg/disk",
+        "DST gets its name when it is complete: a conversion that is killed leaves what was "
+        "there.\n"
+        "DST may be -, stdout, for an image that is made from its front to its end.",
+    .example =
+        "  cownbd convert -O qcow2 disk.vmdk disk.qcow2\n"
+        "  cownbd convert -O qcow2 -c --compression zstd disk.img small.qcow2\n"
+        "  cownbd convert -O vmdk -o subformat=streamOptimized disk.img - | ssh host import\n"
+        "  cownbd convert -O raw --range 1M:64M disk.qcow2 part.img\n"
+        "  cownbd convert -n -O raw disk.qcow2 /dev/vg/disk",
     .flags = CLI_FLAG_FORMAT | CLI_FLAG_JSON | CLI_FLAG_SHARE | CLI_FLAG_ALLOW | CLI_FLAG_SNAPSHOT |
              CLI_FLAG_SECRET,
 };
@@ -364,5 +496,8 @@ int cli_convert(int argc, char **argv)
     convert.source_path = argv[1];
     convert.path = argv[2];
     convert.progress.kind = progress_kind(convert.show_progress, convert.quiet, common.json);
+    if (!check_stdout(&convert, &error)) {
+        return cli_fail_usage(&usage, "%s", error->message);
+    }
     return run(&convert, &common);
 }

@@ -8,6 +8,9 @@
  * What must stay true: a piece is handed out once; when pieces stop being handed out, those before
  * have all been given to a thread, and bulk_run waits for these; so the lowest failed piece is the
  * first one of the range.
+ *
+ * For pieces that must be done with in order, a thread waits until no other one has a piece before its
+ * own. As they are handed out in order, the first of them never waits.
  */
 #include "tools/bulk.h"
 
@@ -21,24 +24,31 @@
 #include "base/cleanup.h"
 
 #define PROGRESS_MS 200
+#define NO_PIECE    UINT64_MAX
+
+typedef struct BulkThread BulkThread;
 
 typedef struct BulkState {
     const Bulk *bulk;
     uint64_t end;
     pthread_mutex_t lock;
     pthread_cond_t ended; /* a thread has ended */
-    uint64_t next;        /* the first piece that nobody has */
-    uint64_t done;        /* bytes */
+    pthread_cond_t moved; /* a piece is done with */
+    BulkThread *threads;
+    unsigned count;
+    uint64_t next; /* the first piece that nobody has */
+    uint64_t done; /* bytes */
     unsigned running;
     int result;         /* of the first piece of the range that said more than 0 */
     uint64_t result_at; /* where it begins */
 } BulkState;
 
-typedef struct BulkThread {
+struct BulkThread {
     BulkState *state;
     unsigned slot;
+    uint64_t at; /* where its piece begins; NO_PIECE */
     pthread_t thread;
-} BulkThread;
+};
 
 static uint64_t piece_end(const BulkState *state, uint64_t offset)
 {
@@ -76,6 +86,35 @@ static void note_result(BulkState *state, int result, uint64_t at)
     }
 }
 
+/* The lock is held. */
+static bool is_first(const BulkThread *thread)
+{
+    const BulkState *state = thread->state;
+    for (unsigned i = 0; i < state->count; i++) {
+        if (state->threads[i].at < thread->at) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* The lock is held: the thread's piece has been worked on, and it is its turn to be done with. */
+static int finish_in_order(BulkThread *thread, uint64_t end)
+{
+    BulkState *state = thread->state;
+    const Bulk *bulk = state->bulk;
+    while (!is_first(thread)) {
+        pthread_cond_wait(&state->moved, &state->lock);
+    }
+    if (state->result != 0 && state->result_at < thread->at) {
+        return 0;
+    }
+    pthread_mutex_unlock(&state->lock);
+    int r = bulk->in_order(bulk->opaque, thread->slot, thread->at, end - thread->at);
+    pthread_mutex_lock(&state->lock);
+    return r;
+}
+
 static void *thread_main(void *argument)
 {
     BulkThread *thread = argument;
@@ -84,11 +123,17 @@ static void *thread_main(void *argument)
     uint64_t offset, end;
     pthread_mutex_lock(&state->lock);
     while (take_piece(state, &offset, &end)) {
+        thread->at = offset;
         pthread_mutex_unlock(&state->lock);
         uint64_t next = end;
         int r = bulk->work(bulk->opaque, thread->slot, offset, end - offset, &next);
         pthread_mutex_lock(&state->lock);
+        if (r == 0 && bulk->in_order) {
+            r = finish_in_order(thread, end);
+        }
         note_result(state, r, offset);
+        thread->at = NO_PIECE;
+        pthread_cond_broadcast(&state->moved);
         state->done += end - offset;
         skip_to(state, next);
     }
@@ -138,6 +183,7 @@ static void state_init(BulkState *state, const Bulk *bulk)
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     pthread_mutex_init(&state->lock, NULL);
     pthread_cond_init(&state->ended, &monotonic);
+    pthread_cond_init(&state->moved, NULL);
     pthread_condattr_destroy(&monotonic);
 }
 
@@ -147,15 +193,17 @@ int bulk_run(const Bulk *bulk, uint64_t *at)
     unsigned wanted = min_u64(bulk->threads, div_round_up(bulk->length, bulk->piece)), started = 0;
     BulkThread *threads = g_new0(BulkThread, wanted + 1);
     state_init(&state, bulk);
+    state.threads = threads;
     pthread_mutex_lock(&state.lock);
     for (; started < wanted; started++) {
-        threads[started] = (BulkThread){.state = &state, .slot = started};
+        threads[started] = (BulkThread){.state = &state, .slot = started, .at = NO_PIECE};
         int r = pthread_create(&threads[started].thread, NULL, thread_main, &threads[started]);
         if (r != 0) { /* those that there are do the work */
             note_result(&state, started == 0 ? -r : 0, bulk->offset);
             break;
         }
         state.running++;
+        state.count++;
     }
     pthread_mutex_unlock(&state.lock);
     wait_for_threads(&state);
@@ -163,6 +211,7 @@ int bulk_run(const Bulk *bulk, uint64_t *at)
         pthread_join(threads[i].thread, NULL);
     }
     pthread_cond_destroy(&state.ended);
+    pthread_cond_destroy(&state.moved);
     pthread_mutex_destroy(&state.lock);
     g_free(threads);
     if (at != NULL) {

@@ -25,6 +25,9 @@ typedef struct Bulk {
      * it knows that nothing is to do up to there. slot is below `threads`, and belongs to one thread
      * at a time. */
     int (*work)(void *opaque, unsigned slot, uint64_t offset, uint64_t length, uint64_t *next);
+    /* Called with what work has done well, in the order of the pieces and for one at a time; not behind
+     * one that failed. 0 or -errno. NULL: pieces are done with when work is. */
+    int (*in_order)(void *opaque, unsigned slot, uint64_t offset, uint64_t length);
     void *opaque;
 
     /* Called by the thread that called bulk_run, a few times a second and once at the end; true:
