@@ -7,6 +7,8 @@
  *     vmdk-entry.c    directory, tables and space of a sparse extent that is written
  *     vmdk-cid.c      the content ID
  *     vmdk-scan.c     who uses which part of a sparse extent: for writers and for check
+ *     vmdk-plan.c     what a new image shall be
+ *     vmdk-stream.c   a new image made from its front to its end
  *     vmdk-create.c, vmdk-check.c
  */
 #ifndef FORMATS_VMDK_IMPL_H
@@ -160,9 +162,50 @@ int vmdk_trim(VmdkSparse *sparse); /* cuts off what was grown ahead of need */
 bool vmdk_is_dirty(const Image *image);
 void vmdk_update_dirty(VmdkState *state);
 
-/* ---- vmdk-create.c, vmdk-check.c ---- */
+/* ---- vmdk-plan.c: what a new image shall be ---- */
+
+#define VMDK_NEW_ENTRIES            512u /* of a table */
+#define VMDK_NEW_TABLE_SECTORS      (VMDK_NEW_ENTRIES * 4 / VMDK_SECTOR)
+#define VMDK_NEW_DESCRIPTOR         1u /* sector of an embedded one */
+#define VMDK_NEW_DESCRIPTOR_SECTORS 20u
+
+typedef struct VmdkSubformat {
+    const char *name;
+    bool sparse;
+    bool split;
+    bool compressed;
+    const char *suffix; /* of an extent's name; NULL: the image itself is the extent */
+} VmdkSubformat;
+
+typedef struct VmdkPlan {
+    const VmdkSubformat *subformat;
+    uint64_t size, grain, extent_size;
+    const char *adapter, *hw_version, *tools_version;
+    bool zeroed_grain;
+} VmdkPlan;
+
+/* Where the parts of a sparse extent lie, in sectors. */
+typedef struct VmdkLayout {
+    uint64_t capacity, tables, directory_sectors;
+    uint64_t redundant, directory, grains;
+} VmdkLayout;
 
 extern const FormatOption vmdk_create_options[];
+/* The plan points into how. */
+bool vmdk_plan_make(VmdkPlan *plan, const FormatCreate *how, GError **error);
+/* How many extents, and how many bytes of the disk one of them has. */
+uint64_t vmdk_plan_extents(const VmdkPlan *plan);
+uint64_t vmdk_plan_length(const VmdkPlan *plan, uint64_t number);
+VmdkLayout vmdk_plan_layout(const VmdkPlan *plan, uint64_t length);
+/* names: of the extents, in order. */
+GString *vmdk_descriptor_text(const VmdkPlan *plan, const FormatCreate *how,
+                              const GPtrArray *names);
+/* For an image that is its own extent. */
+GString *vmdk_descriptor_embedded(const VmdkPlan *plan, const FormatCreate *how, const char *path);
+
+/* ---- vmdk-create.c, vmdk-stream.c, vmdk-check.c ---- */
+
+extern const FormatStreaming vmdk_streaming;
 bool vmdk_create(Store *store, const FormatCreate *how, GError **error);
 bool vmdk_measure(const FormatCreate *how, FormatMeasure *measure, GError **error);
 bool vmdk_check(Image *image, CheckRepair repair, CheckResult *result, GError **error);

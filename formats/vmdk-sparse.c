@@ -40,23 +40,22 @@
 #include "base/errors.h"
 #include "base/log.h"
 
-#define FLAG_NEWLINE_TEST   0x1u
-#define FLAG_REDUNDANT      0x2u
-#define FLAG_ZERO_GRAINS    0x4u
-#define FLAG_COMPRESSED     0x10000u
-#define FLAG_MARKERS        0x20000u
+#define FLAG_NEWLINE_TEST  0x1u
+#define FLAG_REDUNDANT     0x2u
+#define FLAG_ZERO_GRAINS   0x4u
+#define FLAG_COMPRESSED    0x10000u
+#define FLAG_MARKERS       0x20000u
 
-#define DIRECTORY_IN_FOOTER UINT64_MAX
-#define MARKER_FOOTER       3u
-#define MARKER_SIZE         512u /* of the special ones */
-#define GRAIN_MARKER_SIZE   12u  /* sector, length of the stream */
+#define MARKER_FOOTER      3u
+#define MARKER_SIZE        512u /* of the special ones */
+#define GRAIN_MARKER_SIZE  12u  /* sector, length of the stream */
 
-#define GRAIN_MIN           4096u /* bytes */
-#define ENTRIES_MAX         512u  /* in a grain table */
-#define CACHE_BLOCK         4096u
-#define CACHE_BLOCK_WRITER  VMDK_SECTOR /* a page may hold guest data, too */
-#define MARKERS_READ        16u         /* in one answer: each costs a read */
-#define DIRECTORY_RUN       4096u       /* empty directory entries in one answer */
+#define GRAIN_MIN          4096u /* bytes */
+#define ENTRIES_MAX        512u  /* in a grain table */
+#define CACHE_BLOCK        4096u
+#define CACHE_BLOCK_WRITER VMDK_SECTOR /* a page may hold guest data, too */
+#define MARKERS_READ       16u         /* in one answer: each costs a read */
+#define DIRECTORY_RUN      4096u       /* empty directory entries in one answer */
 
 typedef struct __attribute__((packed)) VmdkHeaderDisk {
     uint32_t magic, version, flags;
@@ -129,7 +128,7 @@ static bool read_footer(Store *store, VmdkHeaderDisk *disk, GError **error)
     if (!read_header(store, offset, "footer", disk, error)) {
         return false;
     }
-    if (le64toh(disk->directory_offset) == DIRECTORY_IN_FOOTER) {
+    if (le64toh(disk->directory_offset) == VMDK_DIRECTORY_IN_FOOTER) {
         return error_set(error, EUCLEAN, "%s: gdOffset of the footer is -1: must be a sector",
                          store->name);
     }
@@ -290,7 +289,7 @@ void vmdk_header_pack(const VmdkHeader *header, uint8_t *sector)
     VmdkHeaderDisk disk = {
         .magic = htole32(VMDK_MAGIC),
         .version = htole32(version),
-        .flags = htole32(FLAG_NEWLINE_TEST | FLAG_REDUNDANT |
+        .flags = htole32(FLAG_NEWLINE_TEST | (header->redundant ? FLAG_REDUNDANT : 0) |
                          (header->zero_grains ? FLAG_ZERO_GRAINS : 0) |
                          (header->compressed ? FLAG_COMPRESSED | FLAG_MARKERS : 0)),
         .capacity = htole64(header->capacity),
@@ -341,7 +340,7 @@ static bool open_hosted(VmdkSparse *sparse, bool write, GError **error)
         !check_version(store->name, &disk, error)) {
         return false;
     }
-    if (le64toh(disk.directory_offset) == DIRECTORY_IN_FOOTER &&
+    if (le64toh(disk.directory_offset) == VMDK_DIRECTORY_IN_FOOTER &&
         !read_footer(store, &disk, error)) {
         return false;
     }

@@ -22,8 +22,7 @@
 #include "formats/vmdk-impl.h"
 
 #define OVERHEAD          128u /* sectors before the first grain, as VMware's */
-#define ENTRIES           512u
-#define TABLE_SIZE        (ENTRIES * 4)
+#define TABLE_SIZE        (VMDK_NEW_TABLE_SECTORS * VMDK_SECTOR)
 #define NO_TABLE          UINT64_MAX
 #define GRAIN_MARKER_SIZE 12u
 #define ZLIB_WINDOW_BITS  15
@@ -89,7 +88,7 @@ static bool stream_wanted(const FormatCreate *how)
 static void make_head(FormatStream *stream, const GString *descriptor)
 {
     add_header(stream->head, &stream->header);
-    add_padded(stream->head, descriptor->str, descriptor->len);
+    g_byte_array_append(stream->head, (const uint8_t *)descriptor->str, descriptor->len);
     add_zeroes(stream->head, OVERHEAD * VMDK_SECTOR - stream->head->len);
 }
 
@@ -108,21 +107,22 @@ static FormatStream *stream_begin(const FormatCreate *how, GError **error)
     }
     stream->capacity = plan.size;
     stream->grain = plan.grain;
-    stream->tables = div_round_up(plan.size, plan.grain * ENTRIES);
+    stream->tables = div_round_up(plan.size, plan.grain * VMDK_NEW_ENTRIES);
     stream->table_index = NO_TABLE;
     stream->directory = g_try_new0(uint32_t, stream->tables);
     if (!stream->directory) {
         error_set_errno(error, ENOMEM, "cannot keep the grain directory");
         return NULL;
     }
-    g_autoptr(GString) descriptor = vmdk_descriptor_text(&plan, how, "disk.vmdk");
+    /* It fits: only the name of a backing file has no bounds. */
+    g_autoptr(GString) descriptor = vmdk_descriptor_embedded(&plan, how, "disk.vmdk");
     stream->header = (VmdkHeader){
         .compressed = true,
         .capacity = plan.size / VMDK_SECTOR,
         .grain = plan.grain / VMDK_SECTOR,
-        .descriptor = 1,
-        .descriptor_sectors = div_round_up(descriptor->len, VMDK_SECTOR),
-        .entries_per_table = ENTRIES,
+        .descriptor = VMDK_NEW_DESCRIPTOR,
+        .descriptor_sectors = VMDK_NEW_DESCRIPTOR_SECTORS,
+        .entries_per_table = VMDK_NEW_ENTRIES,
         .directory = VMDK_DIRECTORY_IN_FOOTER,
         .overhead = OVERHEAD,
     };
@@ -192,7 +192,7 @@ static int place_table(FormatStream *stream, GByteArray *out)
 
 static int stream_place(FormatStream *stream, uint64_t offset, uint64_t length, GByteArray *out)
 {
-    uint64_t grain = offset / stream->grain, table = grain / ENTRIES;
+    uint64_t grain = offset / stream->grain, table = grain / VMDK_NEW_ENTRIES;
     int r = place_head(stream, out);
     if (r == 0 && table != stream->table_index) {
         r = place_table(stream, out);
@@ -201,7 +201,7 @@ static int stream_place(FormatStream *stream, uint64_t offset, uint64_t length, 
         return r;
     }
     stream->table_index = table;
-    store_le32(stream->table + grain % ENTRIES * 4, stream->position / VMDK_SECTOR);
+    store_le32(stream->table + grain % VMDK_NEW_ENTRIES * 4, stream->position / VMDK_SECTOR);
     stream->position += length;
     return stream->position / VMDK_SECTOR > UINT32_MAX ? -EFBIG : 0;
 }

@@ -400,5 +400,6 @@ const Format format_vmdk = {
     .measure = vmdk_measure,
     .create_options = vmdk_create_options,
     .create = vmdk_create,
+    .streaming = &vmdk_streaming,
     .check = vmdk_check,
 };

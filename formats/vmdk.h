@@ -102,11 +102,13 @@ struct VmdkSparse {
     int (*find_grain)(const VmdkSparse *sparse, uint64_t entry, VmdkGrain *grain);
 };
 
-#define VMDK_MAGIC          0x564d444bu /* "KDMV", as the file has it, read in little endian */
-#define VMDK_COWD_MAGIC     0x44574f43u /* "COWD" */
-#define VMDK_SESPARSE_MAGIC UINT64_C(0xcafebabe)
+#define VMDK_MAGIC               0x564d444bu /* "KDMV", as the file has it, read in little endian */
+#define VMDK_COWD_MAGIC          0x44574f43u /* "COWD" */
+#define VMDK_SESPARSE_MAGIC      UINT64_C(0xcafebabe)
 
-#define VMDK_GRAIN_MAX      (16u << 20) /* bytes; 64 KiB is usual */
+#define VMDK_DIRECTORY_IN_FOOTER UINT64_MAX /* gdOffset of a stream's header */
+
+#define VMDK_GRAIN_MAX           (16u << 20) /* bytes; 64 KiB is usual */
 
 /* Whether a file that begins with these bytes is a sparse extent, of whatever kind. */
 bool vmdk_sparse_probe(const uint8_t *head, size_t n);
