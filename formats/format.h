@@ -134,7 +134,8 @@ typedef struct FormatStreaming {
     uint32_t (*unit)(const FormatStream *stream); /* bytes, a power of two */
     /* Appends what is stored of the unit at this offset of the disk, a whole one. 0 or -errno. Any
      * number at once, beside all else. */
-    int (*encode)(const FormatStream *stream, uint64_t offset, const uint8_t *unit, GByteArray *out);
+    int (*encode)(const FormatStream *stream, uint64_t offset, const uint8_t *unit,
+                  GByteArray *out);
     /* Next comes this unit, with so many bytes: appends what must stand before it. 0 or -errno. */
     int (*place)(FormatStream *stream, uint64_t offset, uint64_t length, GByteArray *out);
     /* Appends what comes last. 0 or -errno. */
