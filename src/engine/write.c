@@ -315,6 +315,9 @@ static bool write_at_once(Change *change)
     const Request *request = change->request;
     NewWrite *new = new_write(request);
     uint64_t change_end = change->offset + change->length, end = min_u64(new->end, change_end);
+    if (request_disk(request)->image->encryption != NULL) {
+        return false; /* what is written is not what the client sent: transfer_write knows */
+    }
     if (!edge_needs_nothing(change, change->offset, new->start - change->offset) ||
         !edge_needs_nothing(change, end, change_end - end)) {
         return false;
