@@ -33,11 +33,11 @@
 #include "store/store.h"
 
 /* A range for which space is wanted. The engine rounds it out to the allocation unit (clipped at
- * the end of the disk) and guarantees that no other request uses or changes any of it until commit
+ * the end of the disk; to the largest unit where unit_at says so) and guarantees that no other request uses or changes any of it until commit
  * or abandon. */
 typedef struct Allocation {
     uint64_t offset, length; /* guest range, whole units; in */
-    /* Not 0: the range is one unit, and encode has made this many bytes of it; in. Only for formats
+    /* Not 0: the range is one largest unit, and encode has made this many bytes of it; in. Only for formats
      * with encode, and only tools ask for it. */
     uint32_t stored_length;
     ExtentList extents; /* where the data goes: DATA|NEW, FRESH where true; covers the range; out.
@@ -169,6 +169,11 @@ struct Format {
      * length, and the longest run that costs nothing more. The range lies inside the disk. Never
      * sets depth. */
     int (*map)(Image *image, uint64_t offset, uint64_t length, ExtentList *list);
+
+    /* The unit in which space at a guest offset can be allocated now: image->allocation_unit, or image->largest_unit
+     * where data is shared or compressed, so that a part of it cannot go elsewhere alone. No byte of a unit that must
+     * be whole is WRITABLE. Exclusive, like allocate. NULL: always allocation_unit. */
+    int (*unit_at)(Image *image, uint64_t offset, uint64_t *unit);
 
     /* Reserves space for each range, all of them new or not WRITABLE now. Fills in extents and
      * result of each; returns the first error, with nothing reserved for those whose result is an

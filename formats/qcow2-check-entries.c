@@ -9,24 +9,24 @@
 
 /* ---- entries that cannot be ---- */
 
-static void say_mended(Qcow2Check *check, const char *what, uint64_t at, uint64_t entry,
-                       CheckVerdict verdict)
+static void say_mended(Qcow2Check *check, const char *what, uint64_t at, const char *entry,
+                       const char *mended, CheckVerdict verdict)
 {
-    check_say(check,
-              "Repairing %s entry at %" PRIu64 ", 0x%" PRIx64 ", which %s: now 0x%" PRIx64 "%s",
-              what, at, entry, verdict.reason, verdict.mended,
-              verdict.lost ? "; what it pointed to is lost" : "");
+    check_say(check, "Repairing %s entry at %" PRIu64 ", %s, which %s: now %s%s", what, at, entry,
+              verdict.reason, mended, verdict.lost ? "; what it pointed to is lost" : "");
 }
 
 static bool mend_table(Qcow2Check *check, const CheckTable *table, uint8_t *entries, void *opaque)
 {
     bool changed = false;
-    for (uint64_t i = 0; check_only_table(check, table) && i < check->cluster_size; i += 8) {
-        uint64_t entry = load_be64(entries + i);
+    for (uint64_t i = 0; check_only_table(check, table) && i < check_table_entries(check); i++) {
+        Qcow2Entry entry = qcow2_entry_load(check->s, entries, i);
         CheckVerdict verdict = check_l2_entry(check, entry);
         if (verdict.reason) {
-            say_mended(check, "L2", table->offset + i, entry, verdict);
-            store_be64(entries + i, verdict.mended);
+            g_autofree char *was = check_entry_text(check, entry);
+            g_autofree char *now = check_entry_text(check, verdict.mended);
+            say_mended(check, "L2", table->offset + i * check->s->entry_size, was, now, verdict);
+            qcow2_entry_store(check->s, entries, i, verdict.mended);
             changed = true;
         }
     }
@@ -72,11 +72,13 @@ static uint64_t mend_l1_entry(Qcow2Check *check, uint64_t at, uint64_t entry, vo
     if (!verdict.reason) {
         return entry;
     }
-    say_mended(check, "L1", at, entry, verdict);
+    g_autofree char *was = g_strdup_printf("0x%" PRIx64, entry);
+    g_autofree char *now = g_strdup_printf("0x%" PRIx64, verdict.mended.word);
+    say_mended(check, "L1", at, was, now, verdict);
     if (verdict.lost) {
         *(bool *)tables_lost = true;
     }
-    return verdict.mended;
+    return verdict.mended.word;
 }
 
 int check_mend_entries(Qcow2Check *check, bool *tables_lost)
@@ -120,16 +122,17 @@ static bool copied_table(Qcow2Check *check, const CheckTable *table, uint8_t *en
     if (table->active == 0 || !check_only_table(check, table)) {
         return false;
     }
-    for (uint64_t i = 0; i < check->cluster_size; i += 8) {
-        uint64_t entry = load_be64(entries + i);
-        if ((entry & QCOW2_COMPRESSED) || (entry & QCOW2_OFFSET_MASK) == 0 ||
+    for (uint64_t i = 0; i < check_table_entries(check); i++) {
+        Qcow2Entry entry = qcow2_entry_load(check->s, entries, i);
+        if ((entry.word & QCOW2_COMPRESSED) || (entry.word & QCOW2_OFFSET_MASK) == 0 ||
             check_l2_entry(check, entry).reason) {
             continue;
         }
-        uint64_t right = with_copied(check, entry);
-        if (right != entry) {
-            check_say(check, "Repairing OFLAG_COPIED data cluster: entry=0x%" PRIx64, entry);
-            store_be64(entries + i, right);
+        uint64_t right = with_copied(check, entry.word);
+        if (right != entry.word) {
+            check_say(check, "Repairing OFLAG_COPIED data cluster: entry=0x%" PRIx64, entry.word);
+            entry.word = right;
+            qcow2_entry_store(check->s, entries, i, entry);
             changed = true;
         }
     }

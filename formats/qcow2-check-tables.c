@@ -15,7 +15,7 @@
 
 CheckVerdict check_l1_entry(const Qcow2Check *check, uint64_t entry)
 {
-    CheckVerdict verdict = {.mended = entry & ~QCOW2_L1_RESERVED};
+    CheckVerdict verdict = {.mended.word = entry & ~QCOW2_L1_RESERVED};
     uint64_t offset = entry & QCOW2_OFFSET_MASK;
     if (entry == 0) {
         return verdict;
@@ -28,7 +28,7 @@ CheckVerdict check_l1_entry(const Qcow2Check *check, uint64_t entry)
         verdict.reason = "points behind the end of the file";
     }
     if (verdict.reason) {
-        verdict.mended = 0;
+        verdict.mended.word = 0;
         verdict.lost = offset != 0;
     } else if (entry & QCOW2_L1_RESERVED) {
         verdict.reason = "has reserved bits set";
@@ -36,53 +36,77 @@ CheckVerdict check_l1_entry(const Qcow2Check *check, uint64_t entry)
     return verdict;
 }
 
+/* What cannot be found reads as zeroes, not as what a backing has. */
 static CheckVerdict lost_entry(const Qcow2Check *check, const char *reason)
 {
-    return (CheckVerdict){
-        .mended = check->s->header.version >= 3 ? QCOW2_ZERO : 0,
-        .reason = reason,
-        .lost = true,
-    };
+    const Qcow2State *s = check->s;
+    Qcow2Entry zero = {.word = s->header.version >= 3 ? QCOW2_ZERO : 0};
+    if (s->extended) {
+        zero = (Qcow2Entry){.bitmap = qcow2_subcluster_bitmap(0, QCOW2_SUBCLUSTERS_ALL)};
+    }
+    return (CheckVerdict){.mended = zero, .reason = reason, .lost = true};
 }
 
-static CheckVerdict compressed_entry(const Qcow2Check *check, uint64_t entry)
+static CheckVerdict compressed_entry(const Qcow2Check *check, Qcow2Entry entry)
 {
-    CheckVerdict verdict = {.mended = entry & ~QCOW2_COPIED};
-    Qcow2Cluster cluster = qcow2_l2_decode(check->s, entry);
+    CheckVerdict verdict = {.mended.word = entry.word & ~QCOW2_COPIED};
+    Qcow2Cluster cluster = qcow2_l2_decode(check->s, verdict.mended);
     if (cluster.type != QCOW2_CLUSTER_COMPRESSED) {
         return lost_entry(check, "is compressed, at an impossible offset");
     }
     if (!check_range_ok(check, cluster.host, cluster.stored_length)) {
         return lost_entry(check, "is compressed, behind the end of the file");
     }
-    if (entry & QCOW2_COPIED) {
+    if (entry.word & QCOW2_COPIED) {
         verdict.reason = "is compressed and says COPIED";
+    } else if (entry.bitmap != 0) {
+        verdict.reason = "is compressed and has subclusters";
     }
     return verdict;
 }
 
-static uint64_t l2_reserved(const Qcow2Check *check)
+/* Both bits of a part: its data is there, so it is not given up. */
+static void check_bitmap(CheckVerdict *verdict)
 {
-    return QCOW2_L2_RESERVED | (check->s->header.version < 3 ? QCOW2_ZERO : 0);
+    uint32_t allocated = verdict->mended.bitmap;
+    uint32_t zero = verdict->mended.bitmap >> QCOW2_SUBCLUSTERS;
+    if (allocated != 0 && (verdict->mended.word & QCOW2_OFFSET_MASK) == 0) {
+        verdict->reason = "has allocated subclusters, but no cluster";
+        verdict->mended.bitmap = qcow2_subcluster_bitmap(0, zero | allocated);
+        verdict->lost = true;
+    } else if (allocated & zero) {
+        verdict->reason = "has subclusters that are both allocated and zero";
+        verdict->mended.bitmap = qcow2_subcluster_bitmap(allocated, zero & ~allocated);
+    }
 }
 
-CheckVerdict check_l2_entry(const Qcow2Check *check, uint64_t entry)
+CheckVerdict check_l2_entry(const Qcow2Check *check, Qcow2Entry entry)
 {
-    if (entry & QCOW2_COMPRESSED) {
+    if (entry.word & QCOW2_COMPRESSED) {
         return compressed_entry(check, entry);
     }
-    uint64_t offset = entry & QCOW2_OFFSET_MASK;
+    uint64_t offset = entry.word & QCOW2_OFFSET_MASK;
     if (offset % check->cluster_size != 0) {
         return lost_entry(check, "points into the middle of a cluster");
     }
     if (offset != 0 && !check_range_ok(check, offset, check->cluster_size)) {
         return lost_entry(check, "points behind the end of the file");
     }
-    CheckVerdict verdict = {.mended = entry & ~l2_reserved(check)};
-    if (entry & l2_reserved(check)) {
+    CheckVerdict verdict = {
+        .mended = {entry.word & ~qcow2_l2_reserved(check->s), entry.bitmap},
+    };
+    if (entry.word & qcow2_l2_reserved(check->s)) {
         verdict.reason = "has reserved bits set";
     }
+    check_bitmap(&verdict);
     return verdict;
+}
+
+char *check_entry_text(const Qcow2Check *check, Qcow2Entry entry)
+{
+    return check->s->extended
+               ? g_strdup_printf("0x%" PRIx64 " with bitmap 0x%" PRIx64, entry.word, entry.bitmap)
+               : g_strdup_printf("0x%" PRIx64, entry.word);
 }
 
 /* ---- L1 ---- */
@@ -113,7 +137,7 @@ static void scan_l1_entry(Qcow2Check *check, uint64_t at, uint32_t index, uint64
     if (active && offset != 0) {
         check_copied(check, "L2 table", entry, 1);
     }
-    if (verdict.mended != 0) {
+    if (verdict.mended.word != 0) {
         CheckTable table = {
             .offset = offset,
             .l1_index = index,
@@ -184,9 +208,9 @@ bool check_only_table(Qcow2Check *check, const CheckTable *table)
            table->references;
 }
 
-static void scan_compressed(Qcow2Check *check, const CheckTable *table, uint64_t entry)
+static void scan_compressed(Qcow2Check *check, const CheckTable *table, uint64_t word)
 {
-    Qcow2Cluster cluster = qcow2_l2_decode(check->s, entry);
+    Qcow2Cluster cluster = qcow2_l2_decode(check->s, (Qcow2Entry){.word = word});
     if (cluster.type != QCOW2_CLUSTER_COMPRESSED) {
         return;
     }
@@ -223,22 +247,22 @@ static void scan_standard(Qcow2Check *check, const CheckTable *table, uint64_t e
 static bool scan_table(Qcow2Check *check, const CheckTable *table, uint8_t *entries, void *opaque)
 {
     uint64_t next = 0;
-    for (uint64_t i = 0; i < check->cluster_size; i += 8) {
-        uint64_t entry = load_be64(entries + i);
-        if (entry == 0) {
+    for (uint64_t i = 0; i < check_table_entries(check); i++) {
+        Qcow2Entry entry = qcow2_entry_load(check->s, entries, i);
+        if (entry.word == 0 && entry.bitmap == 0) {
             continue;
         }
         CheckVerdict verdict = check_l2_entry(check, entry);
         if (verdict.reason) {
+            g_autofree char *text = check_entry_text(check, entry);
             check->bad_entries++;
-            check_corruption(check, table->references,
-                             "ERROR L2 entry at %" PRIu64 " is 0x%" PRIx64 ": %s",
-                             table->offset + i, entry, verdict.reason);
+            check_corruption(check, table->references, "ERROR L2 entry at %" PRIu64 " is %s: %s",
+                             table->offset + i * check->s->entry_size, text, verdict.reason);
         }
-        if (entry & QCOW2_COMPRESSED) {
-            scan_compressed(check, table, entry);
+        if (entry.word & QCOW2_COMPRESSED) {
+            scan_compressed(check, table, entry.word);
         } else {
-            scan_standard(check, table, entry, &next);
+            scan_standard(check, table, entry.word, &next);
         }
     }
     return false;

@@ -35,12 +35,12 @@ static uint64_t guest_cluster(const Qcow2Check *check, const CheckTable *table, 
 }
 
 /* The host cluster of plain data, or 0: there is none. */
-static uint64_t data_cluster(const Qcow2Check *check, uint64_t entry)
+static uint64_t data_cluster(const Qcow2Check *check, Qcow2Entry entry)
 {
-    if ((entry & QCOW2_COMPRESSED) || check_l2_entry(check, entry).reason) {
+    if ((entry.word & QCOW2_COMPRESSED) || check_l2_entry(check, entry).reason) {
         return 0;
     }
-    return (entry & QCOW2_OFFSET_MASK) >> check->s->cluster_bits;
+    return (entry.word & QCOW2_OFFSET_MASK) >> check->s->cluster_bits;
 }
 
 /* A table that others refer to may be no table at all; it is one when every entry is possible. */
@@ -49,8 +49,8 @@ static bool is_table(Qcow2Check *check, const CheckTable *table, const uint8_t *
     if (check_only_table(check, table)) {
         return true;
     }
-    for (uint64_t i = 0; i < check->cluster_size; i += 8) {
-        if (check_l2_entry(check, load_be64(entries + i)).reason) {
+    for (uint64_t i = 0; i < check_table_entries(check); i++) {
+        if (check_l2_entry(check, qcow2_entry_load(check->s, entries, i)).reason) {
             return false;
         }
     }
@@ -61,8 +61,8 @@ static bool note_suspects(Qcow2Check *check, const CheckTable *table, uint8_t *e
                           void *opaque)
 {
     Unshare *unshare = opaque;
-    for (uint64_t i = 0; i < check->cluster_size / 8; i++) {
-        uint64_t cluster = data_cluster(check, load_be64(entries + i * 8));
+    for (uint64_t i = 0; i < check_table_entries(check); i++) {
+        uint64_t cluster = data_cluster(check, qcow2_entry_load(check->s, entries, i));
         if (cluster == 0 || counts_wanted(&check->counts, cluster) <= 1) {
             continue;
         }
@@ -121,8 +121,8 @@ static bool move_shared(Qcow2Check *check, const CheckTable *table, uint8_t *ent
     if (!is_table(check, table, entries)) {
         return false;
     }
-    for (uint64_t i = 0; i < check->cluster_size / 8 && unshare->result == 0; i++) {
-        uint64_t entry = load_be64(entries + i * 8);
+    for (uint64_t i = 0; i < check_table_entries(check) && unshare->result == 0; i++) {
+        Qcow2Entry entry = qcow2_entry_load(check->s, entries, i);
         uint64_t cluster = data_cluster(check, entry);
         if (cluster == 0 || !must_move(check, unshare, cluster, guest_cluster(check, table, i))) {
             continue;
@@ -133,7 +133,8 @@ static bool move_shared(Qcow2Check *check, const CheckTable *table, uint8_t *ent
                       "Repairing cluster %" PRIu64 ", which is used twice: guest offset %" PRIu64
                       " gets a copy at %" PRIu64,
                       cluster, guest_cluster(check, table, i) << check->s->cluster_bits, to);
-            store_be64(entries + i * 8, to | (entry & QCOW2_ZERO));
+            entry.word = to | (entry.word & QCOW2_ZERO);
+            qcow2_entry_store(check->s, entries, i, entry);
             changed = true;
         }
     }

@@ -118,13 +118,21 @@ void check_scan_bitmaps(Qcow2Check *check);
 
 /* What is wrong with an entry, and what mending makes of it. */
 typedef struct CheckVerdict {
-    uint64_t mended;    /* the entry as it should be; COPIED is not looked at */
+    Qcow2Entry mended;  /* the entry as it should be; COPIED is not looked at */
     const char *reason; /* NULL: nothing is wrong */
     bool lost;          /* mending gives up what it pointed to */
 } CheckVerdict;
 
 CheckVerdict check_l1_entry(const Qcow2Check *check, uint64_t entry);
-CheckVerdict check_l2_entry(const Qcow2Check *check, uint64_t entry);
+CheckVerdict check_l2_entry(const Qcow2Check *check, Qcow2Entry entry);
+
+/* How a message names an entry; g_free. */
+char *check_entry_text(const Qcow2Check *check, Qcow2Entry entry);
+
+static inline uint64_t check_table_entries(const Qcow2Check *check)
+{
+    return UINT64_C(1) << check->s->l2_bits;
+}
 
 bool check_only_table(Qcow2Check *check, const CheckTable *table); /* nothing else refers to it */
 

@@ -38,6 +38,7 @@ const FormatOption qcow2_create_options[] = {
     {"encrypt.iter-time", "luks: milliseconds that opening it takes: 1 to 20000 (default 2000)"},
     {"encrypt.ivgen-alg", "luks: plain, plain64 (default) or essiv"},
     {"encrypt.ivgen-hash-alg", "luks: hash for essiv (default sha256)"},
+    {"extended_l2", "clusters have 32 parts that are allocated one by one: on or off (default)"},
     {"lazy_refcounts", "put off refcount updates: on or off (default)"},
     {"preallocation", "what to allocate at once: off"},
     {"refcount_bits", "width of a refcount: 1, 2, 4, 8, 16 (default), 32 or 64"},
@@ -48,6 +49,7 @@ typedef struct Plan {
     unsigned version;
     unsigned cluster_bits;
     unsigned refcount_order;
+    bool extended_l2;
     bool lazy_refcounts;
     bool zstd;
     unsigned crypt_method;
@@ -100,6 +102,14 @@ static bool plan_lazy_refcounts(Plan *plan, const char *text, GError **error)
     return true;
 }
 
+static bool plan_extended_l2(Plan *plan, const char *text, GError **error)
+{
+    if (!option_parse_switch(text, &plan->extended_l2)) {
+        return error_set(error, EINVAL, "extended_l2 is '%s': must be on or off", text);
+    }
+    return true;
+}
+
 static bool plan_compression(Plan *plan, const char *text, GError **error)
 {
     plan->zstd = strcmp(text, "zstd") == 0;
@@ -126,6 +136,7 @@ static bool plan_options(Plan *plan, GHashTable *options, GError **error)
         {"cluster_size", plan_cluster_size},    {"compat", plan_version},
         {"refcount_bits", plan_refcount_bits},  {"lazy_refcounts", plan_lazy_refcounts},
         {"compression_type", plan_compression}, {"preallocation", plan_preallocation},
+        {"extended_l2", plan_extended_l2},
     };
     for (unsigned i = 0; i < G_N_ELEMENTS(takers); i++) {
         const char *text = option_lookup(options, takers[i].name);
@@ -150,6 +161,9 @@ static bool plan_check_version(const Plan *plan, GError **error)
     if (plan->lazy_refcounts) {
         return error_set(error, EINVAL, "lazy_refcounts is on with compat=0.10: needs compat=1.1");
     }
+    if (plan->extended_l2) {
+        return error_set(error, EINVAL, "extended_l2 is on with compat=0.10: needs compat=1.1");
+    }
     if (plan->zstd) {
         return error_set(error, EINVAL,
                          "compression_type is zstd with compat=0.10: needs compat=1.1");
@@ -162,17 +176,23 @@ static uint64_t plan_cluster_bytes(const Plan *plan)
     return UINT64_C(1) << plan->cluster_bits;
 }
 
+static unsigned plan_entry_bits(const Plan *plan)
+{
+    return plan->extended_l2 ? 4 : 3;
+}
+
 /* Guest bytes that one L1 entry covers: one cluster full of L2 entries. */
 static uint64_t plan_l1_reach(const Plan *plan)
 {
-    return UINT64_C(1) << (2 * plan->cluster_bits - 3);
+    return UINT64_C(1) << (2 * plan->cluster_bits - plan_entry_bits(plan));
 }
 
-/* The smallest cluster whose L1 table can hold size, or 0. */
-static uint64_t cluster_size_for(uint64_t size)
+/* The smallest cluster whose L1 table can hold the disk, or 0. */
+static uint64_t cluster_size_for(const Plan *plan)
 {
-    for (unsigned bits = QCOW2_MIN_CLUSTER_BITS; bits <= QCOW2_MAX_CLUSTER_BITS; bits++) {
-        if (div_round_up(size, UINT64_C(1) << (2 * bits - 3)) * 8 <= QCOW2_MAX_L1_BYTES) {
+    for (unsigned bits = plan->cluster_bits; bits <= QCOW2_MAX_CLUSTER_BITS; bits++) {
+        uint64_t reach = UINT64_C(1) << (2 * bits - plan_entry_bits(plan));
+        if (div_round_up(plan->size, reach) * 8 <= QCOW2_MAX_L1_BYTES) {
             return UINT64_C(1) << bits;
         }
     }
@@ -183,7 +203,7 @@ static bool plan_l1(Plan *plan, GError **error)
 {
     plan->l1_entries = div_round_up(plan->size, plan_l1_reach(plan));
     if (plan->l1_entries * 8 > QCOW2_MAX_L1_BYTES) {
-        uint64_t enough = cluster_size_for(plan->size);
+        uint64_t enough = cluster_size_for(plan);
         g_autofree char *hint =
             enough ? g_strdup_printf(", or use cluster_size=%" G_GUINT64_FORMAT, enough)
                    : g_strdup("");
@@ -337,7 +357,8 @@ static Qcow2Header plan_header(const Plan *plan)
         .l1_table_offset = plan->l1_entries > 0 ? plan_l1_offset(plan) : 0,
         .refcount_table_offset = plan_cluster_bytes(plan),
         .refcount_table_clusters = plan->reftable_clusters,
-        .incompatible_features = plan->zstd ? QCOW2_INCOMPAT_COMPRESSION : 0,
+        .incompatible_features = (plan->zstd ? QCOW2_INCOMPAT_COMPRESSION : 0) |
+                                 (plan->extended_l2 ? QCOW2_INCOMPAT_EXTENDED_L2 : 0),
         .compatible_features = plan->lazy_refcounts ? QCOW2_COMPAT_LAZY_REFCOUNTS : 0,
         .refcount_order = plan->refcount_order,
         .header_length = plan->version >= 3 ? HEADER_LENGTH : QCOW2_V2_HEADER_LENGTH,
@@ -432,9 +453,18 @@ static bool make_plan(Plan *plan, const FormatCreate *how, GError **error)
         /* others count the disk in sectors and drop the rest */
         .size = align_up(how->size, SECTOR),
     };
-    return plan_options(plan, how->options, error) &&
-           qcow2_encryption_plan(how->options, &plan->crypt_method, error) &&
-           plan_check_version(plan, error) && plan_l1(plan, error);
+    if (!plan_options(plan, how->options, error) ||
+        !qcow2_encryption_plan(how->options, &plan->crypt_method, error) ||
+        !plan_check_version(plan, error)) {
+        return false;
+    }
+    if (plan->extended_l2 && plan->cluster_bits < QCOW2_EXTENDED_CLUSTER_BITS) {
+        return error_set(error, EINVAL,
+                         "extended_l2 is on with cluster_size %" G_GUINT64_FORMAT
+                         ": needs clusters of at least 16k",
+                         plan_cluster_bytes(plan));
+    }
+    return plan_l1(plan, error);
 }
 
 bool qcow2_create(Store *store, const FormatCreate *how, GError **error)
@@ -474,7 +504,7 @@ bool qcow2_create_like(const Image *image, GHashTable *options, GError **error)
 {
     const Qcow2State *s = image->state;
     const Qcow2Header *h = &s->header;
-    const uint64_t made = QCOW2_INCOMPAT_COMPRESSION;
+    const uint64_t made = QCOW2_INCOMPAT_COMPRESSION | QCOW2_INCOMPAT_EXTENDED_L2;
     if (s->snapshots->len > 0 || s->bitmap_count > 0) {
         return error_set(error, ENOTSUP,
                          "%s: has internal snapshots or bitmaps, which would be lost", image->path);
@@ -492,6 +522,7 @@ bool qcow2_create_like(const Image *image, GHashTable *options, GError **error)
     add_option(options, "compat", "%s", h->version >= 3 ? "1.1" : "0.10");
     if (h->version >= 3) {
         bool lazy = h->compatible_features & QCOW2_COMPAT_LAZY_REFCOUNTS;
+        add_option(options, "extended_l2", "%s", s->extended ? "on" : "off");
         add_option(options, "lazy_refcounts", "%s", lazy ? "on" : "off");
         add_option(options, "refcount_bits", "%u", 1u << s->refcount_order);
         add_option(options, "compression_type", "%s",
@@ -522,7 +553,7 @@ bool qcow2_measure(const FormatCreate *how, FormatMeasure *measure, GError **err
         return false;
     }
     uint64_t cluster = plan_cluster_bytes(&plan), size = align_up(plan.size, cluster);
-    uint64_t l2_bytes = align_up(size / cluster * 8, cluster);
+    uint64_t l2_bytes = align_up(size / cluster << plan_entry_bits(&plan), cluster);
     uint64_t l1_bytes = align_up(l2_bytes / cluster * 8, cluster);
     uint64_t luks = plan.crypt_method == QCOW2_CRYPT_LUKS ? LUKS_LENGTH : 0;
     uint64_t tables = cluster + l1_bytes + l2_bytes + align_up(luks, cluster);

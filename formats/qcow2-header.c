@@ -90,10 +90,6 @@ static bool check_features(const uint8_t *head, size_t n, const char *name, cons
         return error_set(error, ENOTSUP,
                          "%s: incompatible_features: external data file: not supported yet", name);
     }
-    if (h->incompatible_features & QCOW2_INCOMPAT_EXTENDED_L2) {
-        return error_set(error, ENOTSUP,
-                         "%s: incompatible_features: extended L2 entries: not supported yet", name);
-    }
     return true;
 }
 
@@ -141,6 +137,12 @@ static bool check_basics(const char *name, const Qcow2Header *h, GError **error)
 {
     if (h->cluster_bits < QCOW2_MIN_CLUSTER_BITS || h->cluster_bits > QCOW2_MAX_CLUSTER_BITS) {
         return error_set(error, EUCLEAN, "%s: cluster_bits is %u: must be 9 to 21", name,
+                         h->cluster_bits);
+    }
+    bool extended = h->incompatible_features & QCOW2_INCOMPAT_EXTENDED_L2;
+    if (extended && h->cluster_bits < QCOW2_EXTENDED_CLUSTER_BITS) {
+        return error_set(error, EUCLEAN,
+                         "%s: cluster_bits is %u: must be 14 to 21 with extended L2 entries", name,
                          h->cluster_bits);
     }
     if (h->refcount_order > QCOW2_MAX_REFCOUNT_ORDER) {
@@ -208,7 +210,8 @@ static bool check_tables(const char *name, const Qcow2Header *h, GError **error)
         return error_set(error, EUCLEAN, "%s: size is %" PRIu64 ": must be below 2^63", name,
                          h->size);
     }
-    uint64_t span = cluster_size * (cluster_size / 8); /* of one L2 table; at most 2^39 */
+    uint32_t entry_size = h->incompatible_features & QCOW2_INCOMPAT_EXTENDED_L2 ? 16 : 8;
+    uint64_t span = cluster_size * (cluster_size / entry_size); /* of one L2 table; at most 2^39 */
     uint64_t l1_needed = div_round_up(h->size, span);
     uint64_t l1_most = QCOW2_MAX_L1_BYTES / 8;
     if (l1_needed > l1_most) {

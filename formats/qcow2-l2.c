@@ -12,6 +12,18 @@
 
 #include "base/log.h"
 
+int qcow2_entry_damaged(Image *image, uint64_t offset, Qcow2Entry entry)
+{
+    g_autofree char *bitmap = qcow2_state(image)->extended
+                                  ? g_strdup_printf(" with bitmap 0x%" PRIx64, entry.bitmap)
+                                  : g_strdup("");
+    return qcow2_corrupt(image,
+                         "the L2 entry of guest offset %" PRIu64 " is 0x%" PRIx64 "%s"
+                         ": reserved bits, a host offset that is not aligned%s",
+                         offset, entry.word, bitmap,
+                         *bitmap ? ", or an impossible bitmap" : "");
+}
+
 void qcow2_cursor_init(Qcow2Cursor *cursor, Image *image)
 {
     *cursor = (Qcow2Cursor){.image = image};
@@ -44,7 +56,7 @@ int qcow2_cursor_seek(Qcow2Cursor *cursor, uint64_t offset)
     if (l2_offset != 0) {
         uint64_t index = (offset >> s->cluster_bits) & (entries - 1);
         r = qcow2_l2_get(cursor->image, l2_offset, index, &cursor->block, &first);
-        entries = s->meta_size / 8;
+        entries = qcow2_entries_per_piece(s);
     }
     if (r == 0) {
         cursor->l1_index = l1_index;
@@ -61,21 +73,19 @@ int qcow2_cursor_get(Qcow2Cursor *cursor, uint64_t offset, Qcow2Cluster *cluster
     if (r < 0) {
         return r;
     }
-    uint64_t entry = 0;
+    Qcow2Entry entry = {0};
     if (cursor->block != NULL) {
-        entry = load_be64(cursor->block->data + ((offset - cursor->start) >> s->cluster_bits) * 8);
+        entry = qcow2_entry_load(s, cursor->block->data,
+                                 (offset - cursor->start) >> s->cluster_bits);
     }
     *cluster = qcow2_l2_decode(s, entry);
     if (cluster->type == QCOW2_CLUSTER_DAMAGED) {
-        return qcow2_corrupt(cursor->image,
-                             "the L2 entry of guest offset %" PRIu64 " is 0x%" PRIx64
-                             ": reserved bits, or a host offset that is not aligned",
-                             offset, entry);
+        return qcow2_entry_damaged(cursor->image, offset, entry);
     }
     return 0;
 }
 
-int qcow2_cursor_set(Qcow2Cursor *cursor, uint64_t offset, uint64_t entry)
+int qcow2_cursor_set(Qcow2Cursor *cursor, uint64_t offset, Qcow2Entry entry)
 {
     Qcow2State *s = cursor->image->state;
     uint64_t l1_index = offset >> (s->cluster_bits + s->l2_bits);
@@ -91,7 +101,7 @@ int qcow2_cursor_set(Qcow2Cursor *cursor, uint64_t offset, uint64_t entry)
     if (r < 0) {
         return r;
     }
-    store_be64(cursor->block->data + ((offset - cursor->start) >> s->cluster_bits) * 8, entry);
+    qcow2_entry_store(s, cursor->block->data, (offset - cursor->start) >> s->cluster_bits, entry);
     bool is_new = g_hash_table_contains(s->l1_new, GSIZE_TO_POINTER(l1_index));
     metacache_dirty(s->meta, cursor->block, is_new ? META_FIRST : META_SECOND);
     return 0;

@@ -5,6 +5,7 @@
  *
  *     L1 entry:  63 COPIED            55..9 offset of the L2 table
  *     L2 entry:  63 COPIED  62 COMPRESSED  55..9 host offset  0 reads as zeroes (version 3)
+ *     extended:  the same without bit 0, and behind it a bitmap (qcow2-subcluster.c)
  *     compressed:            62  61..x  number of additional sectors  x-1..0 host offset, any byte;
  *                            x = 62 - (cluster_bits - 8)
  *
@@ -47,24 +48,29 @@ static Qcow2Cluster decode_compressed(const Qcow2State *s, uint64_t entry)
     };
 }
 
-Qcow2Cluster qcow2_l2_decode(const Qcow2State *s, uint64_t entry)
+Qcow2Cluster qcow2_l2_decode(const Qcow2State *s, Qcow2Entry entry)
 {
-    if (entry & QCOW2_COMPRESSED) {
-        return decode_compressed(s, entry);
+    const Qcow2Cluster damaged = {.type = QCOW2_CLUSTER_DAMAGED};
+    if (entry.word & QCOW2_COMPRESSED) {
+        return entry.bitmap == 0 ? decode_compressed(s, entry.word) : damaged;
     }
     Qcow2Cluster cluster = {
-        .host = entry & QCOW2_OFFSET_MASK,
-        .copied = entry & QCOW2_COPIED,
+        .host = entry.word & QCOW2_OFFSET_MASK,
+        .copied = entry.word & QCOW2_COPIED,
+        .allocated = entry.bitmap,
+        .zero = entry.bitmap >> QCOW2_SUBCLUSTERS,
     };
-    bool zero = entry & QCOW2_ZERO;
-    if ((entry & QCOW2_L2_RESERVED) || cluster.host % s->cluster_size != 0 ||
-        (zero && s->header.version < 3)) {
-        return (Qcow2Cluster){.type = QCOW2_CLUSTER_DAMAGED};
+    cluster.placed = cluster.host != 0;
+    bool zero = s->extended ? cluster.allocated == 0 && cluster.zero != 0 : entry.word & QCOW2_ZERO;
+    if ((entry.word & qcow2_l2_reserved(s)) || cluster.host % s->cluster_size != 0 ||
+        (cluster.allocated & cluster.zero) || (cluster.allocated && !cluster.placed)) {
+        return damaged;
     }
-    if (cluster.host == 0) {
+    if (!cluster.placed) {
         cluster.type = zero ? QCOW2_CLUSTER_ZERO : QCOW2_CLUSTER_UNALLOCATED;
         cluster.copied = false;
     } else {
+        zero |= s->extended && cluster.allocated == 0; /* a kept place, wherever it reads from */
         cluster.type = zero ? QCOW2_CLUSTER_ZERO_ALLOC : QCOW2_CLUSTER_DATA;
     }
     return cluster;
@@ -121,9 +127,9 @@ int qcow2_l2_offset(Image *image, uint64_t l1_index, uint64_t *offset)
  * entry. */
 static uint64_t l2_piece(const Qcow2State *s, uint64_t l2_offset, uint64_t index, uint64_t *first)
 {
-    uint64_t per_piece = s->meta_size / 8;
+    uint64_t per_piece = qcow2_entries_per_piece(s);
     *first = index - index % per_piece;
-    return l2_offset + *first * 8;
+    return l2_offset + *first * s->entry_size;
 }
 
 int qcow2_l2_get(Image *image, uint64_t l2_offset, uint64_t index, MetaBlock **block,
@@ -243,12 +249,12 @@ static int add_compressed(Mapping *m, const Qcow2Cluster *cluster, uint64_t leng
     return 0;
 }
 
-/* Adds `length` bytes that one run of equal entries, beginning with *cluster, answers. */
-static int add_run(Mapping *m, const Qcow2Cluster *cluster, uint64_t length)
+/* Adds `length` bytes of one state, of one run of entries that begins with *cluster. */
+static int add_run(Mapping *m, const Qcow2Cluster *cluster, Qcow2ClusterType type, uint64_t length)
 {
     const Qcow2State *s = m->image->state;
     uint64_t host = cluster->host + m->offset % s->cluster_size;
-    switch (cluster->type) {
+    switch (type) {
     case QCOW2_CLUSTER_UNALLOCATED:
         add(m, (Extent){.type = EXTENT_UNALLOCATED}, length);
         return 0;
@@ -271,13 +277,37 @@ static int add_run(Mapping *m, const Qcow2Cluster *cluster, uint64_t length)
     }
 }
 
+/* Adds what the parts of one cluster answer. */
+static int add_parts(Mapping *m, const Qcow2Cluster *cluster)
+{
+    const Qcow2State *s = m->image->state;
+    uint64_t start = align_down(m->offset, s->cluster_size);
+    uint64_t end = min_u64(m->end, start + s->cluster_size);
+    int r = 0;
+    while (r == 0 && m->offset < end) {
+        unsigned index = (m->offset - start) / s->unit;
+        unsigned run = qcow2_subcluster_run(cluster, index, QCOW2_SUBCLUSTERS);
+        uint64_t run_end = min_u64(end, start + (index + run) * s->unit);
+        r = add_run(m, cluster, qcow2_subcluster_type(s, cluster, index), run_end - m->offset);
+    }
+    return r;
+}
+
+/* Cut by subclusters: each entry is answered on its own. */
+static bool has_parts(const Qcow2Cluster *cluster)
+{
+    return (cluster->allocated != 0 && cluster->allocated != QCOW2_SUBCLUSTERS_ALL) ||
+           (cluster->zero != 0 && cluster->zero != QCOW2_SUBCLUSTERS_ALL);
+}
+
 /* True when b is what follows a, n clusters further on, in one run. */
 static bool continues(const Qcow2State *s, const Qcow2Cluster *a, const Qcow2Cluster *b, uint64_t n)
 {
-    if (a->type != b->type || a->copied != b->copied || a->type == QCOW2_CLUSTER_COMPRESSED) {
+    if (a->type != b->type || a->copied != b->copied || a->type == QCOW2_CLUSTER_COMPRESSED ||
+        a->allocated != b->allocated || a->zero != b->zero) {
         return false;
     }
-    return a->host == 0 || b->host == a->host + n * s->cluster_size;
+    return !a->placed || b->host == a->host + n * s->cluster_size;
 }
 
 /* Answers from one piece of an L2 table, up to its end. */
@@ -285,25 +315,25 @@ static int map_piece(Mapping *m, const MetaBlock *block, uint64_t first)
 {
     const Qcow2State *s = m->image->state;
     uint64_t l2_mask = (UINT64_C(1) << s->l2_bits) - 1;
-    uint64_t i = ((m->offset >> s->cluster_bits) & l2_mask) - first, n = s->meta_size / 8;
+    uint64_t i = ((m->offset >> s->cluster_bits) & l2_mask) - first, n = qcow2_entries_per_piece(s);
     while (i < n && m->offset < m->end && m->list->count - m->first < MAP_EXTENTS_MAX) {
-        Qcow2Cluster cluster = qcow2_l2_decode(s, load_be64(block->data + i * 8));
+        Qcow2Entry entry = qcow2_entry_load(s, block->data, i);
+        Qcow2Cluster cluster = qcow2_l2_decode(s, entry);
         if (cluster.type == QCOW2_CLUSTER_DAMAGED) {
-            return qcow2_corrupt(m->image,
-                                 "the L2 entry of guest offset %" PRIu64 " is 0x%" PRIx64
-                                 ": reserved bits, or a host offset that is not aligned",
-                                 m->offset, load_be64(block->data + i * 8));
+            return qcow2_entry_damaged(m->image, m->offset, entry);
         }
         uint64_t run = 1, start = align_down(m->offset, s->cluster_size);
-        while (i + run < n && start + (run << s->cluster_bits) < m->end) {
-            Qcow2Cluster next = qcow2_l2_decode(s, load_be64(block->data + (i + run) * 8));
+        while (!has_parts(&cluster) && i + run < n && start + (run << s->cluster_bits) < m->end) {
+            Qcow2Cluster next = qcow2_l2_decode(s, qcow2_entry_load(s, block->data, i + run));
             if (!continues(s, &cluster, &next, run)) {
                 break;
             }
             run++;
         }
         uint64_t run_end = min_u64(m->end, start + (run << s->cluster_bits));
-        int r = add_run(m, &cluster, run_end - m->offset);
+        int r = has_parts(&cluster) ? add_parts(m, &cluster)
+                                    : add_run(m, &cluster, qcow2_subcluster_type(s, &cluster, 0),
+                                              run_end - m->offset);
         if (r < 0) {
             return r;
         }

@@ -138,7 +138,7 @@ static int need_l1(Image *image, uint64_t entries)
     return r;
 }
 
-static int zero_in_place(Image *image, const Qcow2Cluster *cluster, uint64_t used)
+static int zero_in_place(Image *image, const Qcow2Cluster *cluster)
 {
     const Qcow2State *s = image->state;
     if (qcow2_overlaps_metadata(image, qcow2_cluster_run(s, cluster)) ||
@@ -146,36 +146,44 @@ static int zero_in_place(Image *image, const Qcow2Cluster *cluster, uint64_t use
         return qcow2_corrupt(image, "the last cluster lies at %" PRIu64 ", on metadata or nowhere",
                              cluster->host);
     }
-    uint64_t rest = s->cluster_size - used;
+    uint64_t used = image->size % s->cluster_size, rest = s->cluster_size - used;
     g_autofree uint8_t *zeroes = g_try_malloc0(rest);
     Extent end = {.offset = image->size, .length = rest, .host_offset = cluster->host + used};
     return zeroes != NULL ? qcow2_write_data(image, end, zeroes) : -ENOMEM;
 }
 
-/* What the cluster that the end of the disk cuts holds behind the end. A new one gets zeroes there from allocate. */
+/* What the cluster that the end of the disk cuts holds behind the end; of subclusters, the one that the end cuts: drop
+ * takes the rest. A new one gets zeroes there from allocate. */
 static int zero_last(Image *image)
 {
     const Qcow2State *s = image->state;
-    uint64_t used = image->size % s->cluster_size, offset = image->size - used;
-    if (used == 0) {
+    if (image->size % s->cluster_size == 0) {
         return 0;
     }
     Qcow2Cursor cursor;
     Qcow2Cluster cluster;
     qcow2_cursor_init(&cursor, image);
-    int r = qcow2_cursor_get(&cursor, offset, &cluster);
+    int r = qcow2_cursor_get(&cursor, image->size, &cluster);
     qcow2_cursor_release(&cursor);
     if (r < 0) {
         return r;
     }
-    switch (cluster.type) {
+    if (qcow2_is_indivisible(s, &cluster)) {
+        uint64_t used = image->size % s->cluster_size;
+        return copy_up(image, image->size - used, used);
+    }
+    uint64_t used = image->size % s->unit, offset = image->size - used;
+    if (used == 0) {
+        return 0;
+    }
+    switch (qcow2_subcluster_type(s, &cluster, offset % s->cluster_size / s->unit)) {
     case QCOW2_CLUSTER_ZERO:
     case QCOW2_CLUSTER_ZERO_ALLOC:
         return 0;
     case QCOW2_CLUSTER_UNALLOCATED:
         return qcow2_backing_end(image) > image->size ? copy_up(image, offset, used) : 0;
     case QCOW2_CLUSTER_DATA:
-        return cluster.copied ? zero_in_place(image, &cluster, used) : copy_up(image, offset, used);
+        return cluster.copied ? zero_in_place(image, &cluster) : copy_up(image, offset, used);
     default:
         return copy_up(image, offset, used);
     }
@@ -193,7 +201,7 @@ static int set_size(Image *image, uint64_t size)
 static int grow(Image *image, uint64_t size)
 {
     const Qcow2State *s = image->state;
-    uint64_t from = align_up(image->size, s->cluster_size), to = align_up(size, s->cluster_size);
+    uint64_t from = align_up(image->size, s->unit), to = align_up(size, s->cluster_size);
     int r = need_l1(image, div_round_up(size, table_span(s)));
     r = r < 0 ? r : zero_last(image);
     r = r < 0 ? r : qcow2_drop(image, from, to, qcow2_backing_end(image));
@@ -271,7 +279,7 @@ static int drop_table(Image *image, uint64_t l1_index)
 static int drop_rest(Image *image, uint64_t end)
 {
     Qcow2State *s = image->state;
-    uint64_t span = table_span(s), from = align_up(image->size, s->cluster_size);
+    uint64_t span = table_span(s), from = align_up(image->size, s->unit);
     uint64_t first = div_round_up(image->size, span);
     int r = 0;
     for (uint64_t i = first; r == 0 && i < div_round_up(end, span); i++) {

@@ -46,13 +46,14 @@ static int table_runs(Image *image, uint64_t offset, GArray *runs)
     const Qcow2State *s = image->state;
     g_autofree uint8_t *table = g_try_malloc(s->cluster_size);
     int r = table != NULL ? store_read(image->store, table, s->cluster_size, offset) : -ENOMEM;
-    for (uint64_t i = 0; r == 0 && i < s->cluster_size; i += 8) {
-        Qcow2Cluster cluster = qcow2_l2_decode(s, load_be64(table + i));
+    for (uint64_t i = 0; r == 0 && i < UINT64_C(1) << s->l2_bits; i++) {
+        Qcow2Entry entry = qcow2_entry_load(s, table, i);
+        Qcow2Cluster cluster = qcow2_l2_decode(s, entry);
         if (cluster.type == QCOW2_CLUSTER_DAMAGED) {
             return damaged(image,
                            "entry %" PRIu64 " of the L2 table at %" PRIu64 " is 0x%" PRIx64
                            ": reserved bits, or a host offset that is not aligned",
-                           i / 8, offset, load_be64(table + i));
+                           i, offset, entry.word);
         }
         qcow2_run_append(runs, qcow2_cluster_run(s, &cluster));
     }
@@ -221,7 +222,7 @@ static int mend_piece(Mend *mend, uint64_t l2_offset, uint64_t index)
     if (r < 0) {
         return r;
     }
-    for (uint64_t i = 0; r == 0 && i < s->meta_size; i += 8) {
+    for (uint64_t i = 0; r == 0 && i < s->meta_size; i += s->entry_size) {
         uint64_t entry = load_be64(block->data + i), mended = entry;
         if (!(entry & QCOW2_COMPRESSED) && (entry & QCOW2_OFFSET_MASK) != 0) {
             r = mended_entry(mend, entry, &mended);
@@ -241,7 +242,7 @@ static int mend_piece(Mend *mend, uint64_t l2_offset, uint64_t index)
 static int mend_table(Mend *mend, uint64_t l1_index, uint64_t l2_offset)
 {
     Qcow2State *s = mend->image->state;
-    uint64_t entries = UINT64_C(1) << s->l2_bits, per_piece = s->meta_size / 8, mended;
+    uint64_t entries = UINT64_C(1) << s->l2_bits, per_piece = qcow2_entries_per_piece(s), mended;
     int r = mended_entry(mend, s->l1[l1_index], &mended);
     if (r == 0 && mended != s->l1[l1_index]) {
         s->l1[l1_index] = mended;

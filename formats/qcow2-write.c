@@ -26,27 +26,36 @@ int qcow2_may_change(Image *image)
     return s->broken < 0 ? s->broken : s->write_error;
 }
 
-/* A cluster that keeps host space of its own, for itself alone: data can go there. */
+/* A cluster that keeps host space of its own, for itself alone: data can go there. Of subclusters, all that is asked
+ * for here can: the rest of the cluster stays as it is. */
 static bool keeps_space(const Image *image, const Qcow2Cluster *cluster)
 {
     const Qcow2State *s = image->state;
-    return cluster->type == QCOW2_CLUSTER_ZERO_ALLOC && cluster->copied &&
+    bool usable = cluster->type == QCOW2_CLUSTER_ZERO_ALLOC ||
+                  (s->extended && cluster->type == QCOW2_CLUSTER_DATA);
+    return usable && cluster->copied &&
            range_within(cluster->host, s->cluster_size, store_size(image->store));
 }
 
+/* The next clusters of the range, from host on; of the first and the last one, the range may want a part. */
 static void add_new(Image *image, Allocation *a, uint64_t host, uint64_t length, bool fresh)
 {
+    Qcow2State *s = image->state;
     uint64_t done = a->extents.count > 0 ? extent_list_end(&a->extents) - a->offset : 0;
+    uint64_t in = (a->offset + done) % s->cluster_size;
     Extent extent = {
         .offset = a->offset + done,
-        .length = min_u64(length, a->length - done),
-        .host_offset = host,
+        .length = min_u64(length - in, a->length - done),
+        .host_offset = host + in,
         .store = image->store,
         .image = image,
         .type = EXTENT_DATA,
         .flags = EXTENT_NEW | (fresh ? EXTENT_FRESH : 0),
     };
     extent_list_add(&a->extents, &extent);
+    for (uint64_t at = 0; s->extended && at < length; at += s->cluster_size) {
+        qcow2_claim(s, extent.offset - in + at, host + at);
+    }
 }
 
 /* Reserves space for count clusters, in as few runs as there are. */
@@ -75,6 +84,27 @@ static int check_own_space(Image *image, const Qcow2Cluster *cluster)
     return 0;
 }
 
+/* Where the cluster of a guest offset has a place already that is its own, or is about to get one. */
+static int find_place(Image *image, Qcow2Cursor *cursor, const Allocation *a, uint64_t offset,
+                      bool *found, uint64_t *host)
+{
+    const Qcow2State *s = image->state;
+    uint64_t end = min_u64(offset + s->cluster_size, image->size);
+    Qcow2Cluster cluster;
+    int r = qcow2_cursor_get(cursor, offset, &cluster);
+    if (r == 0 && qcow2_is_indivisible(s, &cluster) &&
+        (offset < a->offset || end > a->offset + a->length)) {
+        r = -EINVAL; /* against Format.unit_at: the rest of the cluster would be lost */
+    }
+    *found = r == 0 && keeps_space(image, &cluster);
+    if (*found) {
+        *host = cluster.host;
+        return check_own_space(image, &cluster);
+    }
+    *found = r == 0 && s->extended && qcow2_claimed(s, offset, host);
+    return r;
+}
+
 /* Reserves space for the range, whose L2 tables are there. */
 static int reserve(Image *image, Allocation *a, Qcow2Cursor *cursor)
 {
@@ -83,15 +113,16 @@ static int reserve(Image *image, Allocation *a, Qcow2Cursor *cursor)
     if (a->stored_length > 0) {
         return qcow2_compressed_reserve(image, a);
     }
-    for (uint64_t offset = a->offset; offset < end; offset += s->cluster_size) {
-        Qcow2Cluster cluster;
-        int r = qcow2_cursor_get(cursor, offset, &cluster);
-        if (r == 0 && keeps_space(image, &cluster)) {
-            r = check_own_space(image, &cluster);
-            r = r < 0 ? r : add_runs(image, a, pending);
+    for (uint64_t offset = align_down(a->offset, s->cluster_size); offset < end;
+         offset += s->cluster_size) {
+        bool found;
+        uint64_t host;
+        int r = find_place(image, cursor, a, offset, &found, &host);
+        if (r == 0 && found) {
+            r = add_runs(image, a, pending);
             pending = 0;
             if (r == 0) {
-                add_new(image, a, cluster.host, s->cluster_size, false);
+                add_new(image, a, host, s->cluster_size, false);
             }
         } else {
             pending++;
@@ -111,12 +142,13 @@ int qcow2_write_data(Image *image, Extent extent, const uint8_t *bytes)
     return extent_write(&extent, &(struct iovec){(void *)bytes, extent.length}, 1);
 }
 
-/* What the last cluster holds behind the end of the disk would show if the disk grew. */
+/* What the last cluster, or the part of it that was allocated, holds behind the end of the disk would show if the disk
+ * grew. */
 static int zero_behind_the_end(Image *image, const Allocation *a)
 {
     const Qcow2State *s = image->state;
     const Extent *last = &a->extents.items[a->extents.count - 1];
-    uint64_t used = last->length % s->cluster_size, rest = s->cluster_size - used;
+    uint64_t used = extent_end(last) % s->unit, rest = s->unit - used;
     bool reads_zero = (last->flags & EXTENT_FRESH) && !image->encryption;
     if (used == 0 || reads_zero || last->type == EXTENT_ENCODED) {
         return 0;
@@ -157,9 +189,25 @@ static bool is_referred_to(Qcow2Cursor *cursor, uint64_t offset, uint64_t host)
 static Qcow2Run reserved_run(const Qcow2State *s, const Extent *e, uint64_t at)
 {
     uint64_t host = e->host_offset + at;
-    uint64_t length = e->type == EXTENT_ENCODED ? e->stored_length : s->cluster_size;
+    uint64_t length = e->type == EXTENT_ENCODED ? e->stored_length : 1;
     uint64_t first = host >> s->cluster_bits, last = (host + length - 1) >> s->cluster_bits;
     return (Qcow2Run){first, last - first + 1};
+}
+
+/* The next guest cluster of an extent, from offset on: how much of it the extent has. */
+static uint64_t cluster_part(const Qcow2State *s, const Extent *e, uint64_t offset)
+{
+    uint64_t next = align_down(offset, s->cluster_size) + s->cluster_size;
+    return min_u64(next, extent_end(e)) - offset;
+}
+
+/* Of subclusters, the place is given back with its last claim. */
+static bool is_still_wanted(Image *image, Qcow2Cursor *cursor, const Extent *e, uint64_t at)
+{
+    Qcow2State *s = image->state;
+    uint64_t in = (e->offset + at) % s->cluster_size;
+    bool claimed = s->extended && e->type == EXTENT_DATA && qcow2_unclaim(s, e->offset + at);
+    return claimed || is_referred_to(cursor, e->offset + at, e->host_offset + at - in);
 }
 
 static void give_back(Image *image, Allocation *a)
@@ -170,8 +218,8 @@ static void give_back(Image *image, Allocation *a)
     qcow2_cursor_init(&cursor, image);
     for (unsigned i = 0; i < a->extents.count; i++) {
         const Extent *e = &a->extents.items[i];
-        for (uint64_t at = 0; at < e->length; at += s->cluster_size) {
-            if (!is_referred_to(&cursor, e->offset + at, e->host_offset + at)) {
+        for (uint64_t at = 0; at < e->length; at += cluster_part(s, e, e->offset + at)) {
+            if (!is_still_wanted(image, &cursor, e, at)) {
                 qcow2_run_append(runs, reserved_run(s, e, at));
             }
         }
@@ -210,20 +258,32 @@ int qcow2_allocate(Image *image, Allocation **list, unsigned count)
     return first_error;
 }
 
-/* The entry of the cluster that lies `at` bytes into an extent. False: it cannot be said. */
-static bool new_entry(const Qcow2State *s, const Extent *e, uint64_t at, uint64_t *entry)
+/* What the entry of a guest cluster becomes when `length` bytes at `at` of an extent are in it. False: it cannot be said. */
+static bool new_entry(const Qcow2State *s, const Qcow2Cluster *old, const Extent *e, uint64_t at,
+                      uint64_t length, Qcow2Entry *entry)
 {
-    *entry = (e->host_offset + at) | QCOW2_COPIED;
-    return e->type != EXTENT_ENCODED || qcow2_compressed_entry(s, e, entry);
+    *entry = (Qcow2Entry){.bitmap = 0};
+    if (e->type == EXTENT_ENCODED) {
+        return qcow2_compressed_entry(s, e, &entry->word);
+    }
+    uint64_t in = (e->offset + at) % s->cluster_size, host = e->host_offset + at - in;
+    entry->word = host | QCOW2_COPIED;
+    if (s->extended) {
+        uint32_t mask = qcow2_subcluster_mask(s, e->offset + at, length);
+        bool stays = old->placed && old->host == host;
+        entry->bitmap =
+            qcow2_subcluster_bitmap((stays ? old->allocated : 0) | mask, old->zero & ~mask);
+    }
+    return true;
 }
 
-static int commit_cluster(Qcow2Cursor *cursor, const Extent *e, uint64_t at)
+static int commit_cluster(Qcow2Cursor *cursor, const Extent *e, uint64_t at, uint64_t length)
 {
     Qcow2State *s = cursor->image->state;
     Qcow2Cluster old;
-    uint64_t entry;
+    Qcow2Entry entry;
     int r = qcow2_cursor_get(cursor, e->offset + at, &old);
-    if (r == 0 && !new_entry(s, e, at, &entry)) {
+    if (r == 0 && !new_entry(s, &old, e, at, length, &entry)) {
         r = -EFBIG;
     }
     if (r == 0) {
@@ -232,8 +292,8 @@ static int commit_cluster(Qcow2Cursor *cursor, const Extent *e, uint64_t at)
     if (r < 0) {
         return r;
     }
-    bool keeps_its_place = old.host == e->host_offset + at && e->type == EXTENT_DATA &&
-                           old.type != QCOW2_CLUSTER_COMPRESSED;
+    bool keeps_its_place =
+        old.placed && old.host == (entry.word & QCOW2_OFFSET_MASK) && e->type == EXTENT_DATA;
     if (!keeps_its_place) {
         qcow2_free_later(s, qcow2_cluster_run(s, &old));
     }
@@ -242,12 +302,16 @@ static int commit_cluster(Qcow2Cursor *cursor, const Extent *e, uint64_t at)
 
 static int commit_one(Qcow2Cursor *cursor, const Allocation *a)
 {
-    const Qcow2State *s = cursor->image->state;
+    Qcow2State *s = cursor->image->state;
     int r = 0;
-    for (unsigned i = 0; r == 0 && i < a->extents.count; i++) {
+    for (unsigned i = 0; i < a->extents.count; i++) {
         const Extent *e = &a->extents.items[i];
-        for (uint64_t at = 0; r == 0 && at < e->length; at += s->cluster_size) {
-            r = commit_cluster(cursor, e, at);
+        for (uint64_t at = 0, part; at < e->length; at += part) {
+            part = cluster_part(s, e, e->offset + at);
+            r = r < 0 ? r : commit_cluster(cursor, e, at, part);
+            if (s->extended && e->type == EXTENT_DATA) {
+                qcow2_unclaim(s, e->offset + at);
+            }
         }
     }
     return r;

@@ -41,6 +41,7 @@ static void qcow2_close(Image *image)
     g_clear_pointer(&s->l1_new, g_hash_table_destroy);
     g_clear_pointer(&s->table_dirty, g_hash_table_destroy);
     g_clear_pointer(&s->metadata, g_array_unref);
+    g_clear_pointer(&s->claims, g_hash_table_destroy);
     g_clear_pointer(&s->freed, g_array_unref);
     g_clear_pointer(&s->unmapped, g_array_unref);
     g_free(s->l1);
@@ -57,6 +58,7 @@ static Qcow2State *state_new(void)
     s->l1_dirty = g_hash_table_new(NULL, NULL);
     s->l1_new = g_hash_table_new(NULL, NULL);
     s->table_dirty = g_hash_table_new(NULL, NULL);
+    s->claims = g_hash_table_new_full(NULL, NULL, NULL, g_free);
     s->metadata = g_array_new(false, false, sizeof(uint64_t));
     s->freed = g_array_new(false, false, sizeof(Qcow2Run));
     s->unmapped = g_array_new(false, false, sizeof(Qcow2Run));
@@ -77,13 +79,17 @@ static bool read_header(Image *image, GError **error)
     }
     s->cluster_bits = s->header.cluster_bits;
     s->cluster_size = UINT64_C(1) << s->cluster_bits;
-    s->l2_bits = s->cluster_bits - 3;
+    s->extended = s->header.incompatible_features & QCOW2_INCOMPAT_EXTENDED_L2;
+    s->entry_size = s->extended ? 16 : 8;
+    s->l2_bits = s->cluster_bits - (s->extended ? 4 : 3);
+    s->unit = s->extended ? s->cluster_size / QCOW2_SUBCLUSTERS : s->cluster_size;
     s->refcount_order = s->header.refcount_order;
     s->block_bits = s->cluster_bits + 3 - s->refcount_order;
     s->refcount_max = UINT64_MAX >> (64 - (1u << s->refcount_order));
     s->meta_size = min_u64(s->cluster_size, META_BLOCK_MAX);
     image->size = s->header.size;
-    image->allocation_unit = s->cluster_size;
+    image->allocation_unit = s->unit;
+    image->largest_unit = s->cluster_size;
     return qcow2_header_read(image, error);
 }
 
@@ -289,6 +295,7 @@ const Format format_qcow2 = {
     .start_writing = qcow2_start_writing,
     .close = qcow2_close,
     .map = qcow2_map,
+    .unit_at = qcow2_unit_at,
     .allocate = qcow2_allocate,
     .commit = qcow2_commit,
     .abandon = qcow2_abandon,

@@ -14,6 +14,7 @@
  *     qcow2-bitmap*.c   persistent bitmaps (qcow2-bitmap.h)
  *     qcow2-map.c       map, decode
  *     qcow2-l2.c        L1 and L2 tables
+ *     qcow2-subcluster.c  parts of clusters, where L2 entries have a bitmap of them
  *     qcow2-refcount.c  refcounts and their blocks
  *     qcow2-table.c     space for tables, growth of the refcount table
  *     qcow2-alloc.c     search for free clusters
@@ -41,113 +42,10 @@
 #include "base/bytes.h"
 #include "formats/format.h"
 #include "formats/luks-header.h"
+#include "formats/qcow2-disk.h"
 #include "map/image.h"
 #include "store/metacache.h"
 #include "store/store.h"
-
-#define QCOW2_MAGIC                    0x514649fbu /* "QFI\xfb" */
-#define QCOW2_MIN_CLUSTER_BITS         9
-#define QCOW2_MAX_CLUSTER_BITS         21
-#define QCOW2_MAX_REFCOUNT_ORDER       6
-#define QCOW2_MAX_L1_BYTES             (32u << 20)
-#define QCOW2_MAX_REFCOUNT_TABLE_BYTES (8u << 20)
-#define QCOW2_MAX_SNAPSHOTS            65536
-#define QCOW2_SNAPSHOT_HEAD            40 /* of an entry of their table, before what varies */
-#define QCOW2_MAX_SNAPSHOT_EXTRA       1024
-#define QCOW2_MAX_SNAPSHOT_TABLE_BYTES (64u << 20)
-#define QCOW2_MAX_BITMAPS              65535
-#define QCOW2_MAX_BACKING_NAME         1023
-#define QCOW2_V2_HEADER_LENGTH         72
-#define QCOW2_V3_HEADER_LENGTH         104 /* the least of version 3; 112: compression type */
-
-/* incompatible_features */
-#define QCOW2_INCOMPAT_DIRTY       (UINT64_C(1) << 0)
-#define QCOW2_INCOMPAT_CORRUPT     (UINT64_C(1) << 1)
-#define QCOW2_INCOMPAT_DATA_FILE   (UINT64_C(1) << 2)
-#define QCOW2_INCOMPAT_COMPRESSION (UINT64_C(1) << 3)
-#define QCOW2_INCOMPAT_EXTENDED_L2 (UINT64_C(1) << 4)
-#define QCOW2_INCOMPAT_KNOWN       UINT64_C(0x1f)
-/* compatible_features */
-#define QCOW2_COMPAT_LAZY_REFCOUNTS (UINT64_C(1) << 0)
-/* autoclear_features */
-#define QCOW2_AUTOCLEAR_BITMAPS  (UINT64_C(1) << 0)
-#define QCOW2_AUTOCLEAR_DATA_RAW (UINT64_C(1) << 1)
-
-/* header extensions */
-#define QCOW2_EXT_END            0x00000000u
-#define QCOW2_EXT_BACKING_FORMAT 0xe2792acau
-#define QCOW2_EXT_FEATURE_NAMES  0x6803f857u
-#define QCOW2_EXT_BITMAPS        0x23852875u
-#define QCOW2_BITMAPS_EXT_LENGTH 24
-#define QCOW2_EXT_CRYPTO         0x0537be77u
-#define QCOW2_CRYPTO_EXT_LENGTH  16
-#define QCOW2_EXT_DATA_FILE      0x44415441u
-
-/* crypt_method */
-#define QCOW2_CRYPT_NONE       0
-#define QCOW2_CRYPT_AES        1
-#define QCOW2_CRYPT_LUKS       2
-
-#define QCOW2_COMPRESSION_ZLIB 0
-#define QCOW2_COMPRESSION_ZSTD 1
-
-/* L1 and L2 entries, refcount table entries */
-#define QCOW2_COPIED          (UINT64_C(1) << 63) /* refcount is 1: may be changed in place */
-#define QCOW2_COMPRESSED      (UINT64_C(1) << 62) /* L2 only */
-#define QCOW2_ZERO            (UINT64_C(1) << 0)  /* L2 only, version 3 */
-#define QCOW2_OFFSET_MASK     UINT64_C(0x00fffffffffffe00)
-#define QCOW2_L1_RESERVED     UINT64_C(0x7f000000000001ff)
-#define QCOW2_L2_RESERVED     UINT64_C(0x3f000000000001fe) /* without COPIED, COMPRESSED, ZERO */
-#define QCOW2_TABLE_RESERVED  UINT64_C(0x1ff)              /* refcount table entries */
-#define QCOW2_MAX_HOST_OFFSET (UINT64_C(1) << 56)          /* one past what an L2 entry can say */
-
-/* The header as it lies at offset 0, big endian. Version 2 ends before incompatible_features. */
-typedef struct __attribute__((packed)) Qcow2HeaderDisk {
-    uint32_t magic;                   /*   0 */
-    uint32_t version;                 /*   4 */
-    uint64_t backing_file_offset;     /*   8 */
-    uint32_t backing_file_size;       /*  16 */
-    uint32_t cluster_bits;            /*  20 */
-    uint64_t size;                    /*  24 */
-    uint32_t crypt_method;            /*  32 */
-    uint32_t l1_size;                 /*  36 entries */
-    uint64_t l1_table_offset;         /*  40 */
-    uint64_t refcount_table_offset;   /*  48 */
-    uint32_t refcount_table_clusters; /*  56 */
-    uint32_t nb_snapshots;            /*  60 */
-    uint64_t snapshots_offset;        /*  64 */
-    uint64_t incompatible_features;   /*  72 */
-    uint64_t compatible_features;     /*  80 */
-    uint64_t autoclear_features;      /*  88 */
-    uint32_t refcount_order;          /*  96 */
-    uint32_t header_length;           /* 100 */
-    uint8_t compression_type;         /* 104 */
-    uint8_t padding[7];               /* 105 */
-} Qcow2HeaderDisk;
-
-_Static_assert(sizeof(Qcow2HeaderDisk) == 112, "the header of version 3 with its compression type");
-
-/* The same, checked, in the machine's order; for version 2 the later fields have their defaults. */
-typedef struct Qcow2Header {
-    uint32_t version;
-    uint64_t backing_file_offset;
-    uint32_t backing_file_size;
-    uint32_t cluster_bits;
-    uint64_t size;
-    uint32_t crypt_method;
-    uint32_t l1_size;
-    uint64_t l1_table_offset;
-    uint64_t refcount_table_offset;
-    uint32_t refcount_table_clusters;
-    uint32_t nb_snapshots;
-    uint64_t snapshots_offset;
-    uint64_t incompatible_features;
-    uint64_t compatible_features;
-    uint64_t autoclear_features;
-    uint32_t refcount_order;
-    uint32_t header_length;
-    uint8_t compression_type;
-} Qcow2Header;
 
 /* A run of host clusters. */
 typedef struct Qcow2Run {
@@ -168,13 +66,21 @@ typedef struct Qcow2Snapshot {
     char *id, *name;
 } Qcow2Snapshot;
 
+/* An L2 entry. bitmap: extended entries; else 0. */
+typedef struct Qcow2Entry {
+    uint64_t word, bitmap;
+} Qcow2Entry;
+
 typedef enum { QCOW2_SPARSE_UNKNOWN, QCOW2_SPARSE, QCOW2_NOT_SPARSE } Qcow2Sparse;
 
 typedef struct Qcow2State {
     Qcow2Header header; /* what is on the disk */
     uint32_t cluster_bits;
     uint64_t cluster_size;
-    uint32_t l2_bits; /* log2 of entries in an L2 table */
+    bool extended;       /* L2 entries have 16 bytes, clusters have subclusters */
+    uint32_t entry_size; /* bytes of an L2 entry: 8 or 16 */
+    uint32_t l2_bits;    /* log2 of entries in an L2 table */
+    uint64_t unit;       /* bytes that have a state of their own: a subcluster, or a cluster */
     uint32_t refcount_order;
     uint32_t block_bits;   /* log2 of refcounts in a refcount block */
     uint64_t refcount_max; /* the largest that the width can say */
@@ -218,6 +124,9 @@ typedef struct Qcow2State {
     uint64_t fresh_start;  /* bytes; beyond it nothing was ever written */
     uint64_t size_at_open; /* bytes of the store, cluster-aligned */
     uint64_t packed_end; /* host offset where the next compressed cluster may begin (0: nowhere) */
+
+    /* Writers of subclusters only: Qcow2Claim, where data is on its way (qcow2-subcluster.c). */
+    GHashTable *claims;
 
     /* Writers only: pending frees. */
     GArray *freed; /* Qcow2Run: no table in memory refers to them, tables on the disk may */
@@ -357,12 +266,46 @@ typedef enum {
 typedef struct Qcow2Cluster {
     Qcow2ClusterType type;
     bool copied;
-    uint64_t host;          /* bytes; ZERO_ALLOC, DATA, COMPRESSED */
-    uint32_t stored_length; /* COMPRESSED: bytes from host to the end of its last sector */
+    bool placed;              /* ZERO_ALLOC, DATA: there is a host cluster */
+    uint64_t host;            /* bytes; ZERO_ALLOC, DATA, COMPRESSED */
+    uint32_t stored_length;   /* COMPRESSED: bytes from host to the end of its last sector */
+    uint32_t allocated, zero; /* extended entries: subclusters that are so, bit by bit */
 } Qcow2Cluster;
 
-/* What an L2 entry says. Does not look at the size of the file. Pure. */
-Qcow2Cluster qcow2_l2_decode(const Qcow2State *s, uint64_t entry);
+/* What an L2 entry says. Where there are subclusters, the type is DATA when one of them is, and the state of each is
+ * asked of qcow2_subcluster_type. Does not look at the size of the file. Pure. */
+Qcow2Cluster qcow2_l2_decode(const Qcow2State *s, Qcow2Entry entry);
+
+/* qcow2_corrupt, of the entry of a guest offset. */
+int qcow2_entry_damaged(Image *image, uint64_t offset, Qcow2Entry entry);
+
+/* Bits that no entry may have. Pure. */
+static inline uint64_t qcow2_l2_reserved(const Qcow2State *s)
+{
+    return QCOW2_L2_RESERVED | (s->header.version < 3 || s->extended ? QCOW2_ZERO : 0);
+}
+
+/* The entry at index of a table (or of a piece of one). Pure. */
+static inline Qcow2Entry qcow2_entry_load(const Qcow2State *s, const uint8_t *table, uint64_t index)
+{
+    const uint8_t *at = table + index * s->entry_size;
+    return (Qcow2Entry){load_be64(at), s->extended ? load_be64(at + 8) : 0};
+}
+
+static inline void qcow2_entry_store(const Qcow2State *s, uint8_t *table, uint64_t index,
+                                     Qcow2Entry entry)
+{
+    uint8_t *at = table + index * s->entry_size;
+    store_be64(at, entry.word);
+    if (s->extended) {
+        store_be64(at + 8, entry.bitmap);
+    }
+}
+
+static inline uint64_t qcow2_entries_per_piece(const Qcow2State *s)
+{
+    return s->meta_size / s->entry_size;
+}
 
 /* Where the offset of a compressed entry ends and its number of sectors begins. Pure. */
 uint32_t qcow2_compressed_offset_bits(const Qcow2State *s);
@@ -513,10 +456,37 @@ int qcow2_cursor_get(Qcow2Cursor *cursor, uint64_t offset, Qcow2Cluster *cluster
 
 /* Changes its entry in memory; makes the L2 table, or a copy of one that is shared, where that is
  * needed. */
-int qcow2_cursor_set(Qcow2Cursor *cursor, uint64_t offset, uint64_t entry);
+int qcow2_cursor_set(Qcow2Cursor *cursor, uint64_t offset, Qcow2Entry entry);
 
 /* The L1 entry must refer to a table that is ours alone. */
 int qcow2_l2_prepare(Image *image, uint64_t l1_index);
+
+/* ---- subclusters (qcow2-subcluster.c) ---- */
+
+/* Those that a guest range touches, all in one cluster: bits. Pure. */
+uint32_t qcow2_subcluster_mask(const Qcow2State *s, uint64_t offset, uint64_t length);
+
+/* The state of a part, numbered 0 to 31; of the whole cluster where there are no parts. Pure. */
+Qcow2ClusterType qcow2_subcluster_type(const Qcow2State *s, const Qcow2Cluster *cluster,
+                                       unsigned index);
+
+/* How many parts from index on, at most up to `end`, have the state of that one. Pure. */
+unsigned qcow2_subcluster_run(const Qcow2Cluster *cluster, unsigned index, unsigned end);
+
+/* The bitmap of an entry. Pure. */
+uint64_t qcow2_subcluster_bitmap(uint32_t allocated, uint32_t zero);
+
+/* Format.unit_at. [exclusive] */
+int qcow2_unit_at(Image *image, uint64_t offset, uint64_t *unit);
+
+/* Whether the cluster can only be replaced as a whole: some of it is compressed, or shared. Pure. */
+bool qcow2_is_indivisible(const Qcow2State *s, const Qcow2Cluster *cluster);
+
+/* Where parts of a guest cluster are being written now. [exclusive] */
+bool qcow2_claimed(const Qcow2State *s, uint64_t offset, uint64_t *host);
+void qcow2_claim(Qcow2State *s, uint64_t offset, uint64_t host);
+/* One claim less; false: nobody else has one. */
+bool qcow2_unclaim(Qcow2State *s, uint64_t offset);
 
 /* ---- changes (qcow2-write.c) and flush (qcow2-flush.c) ---- */
 
@@ -528,7 +498,7 @@ int qcow2_unmap(Image *image, uint64_t offset, uint64_t length, UnmapFlags flags
 /* Below this guest offset, unallocated may not read as zeroes. */
 uint64_t qcow2_backing_end(const Image *image);
 
-/* Whole clusters lose what they hold, also behind the end of the disk: zero below zero_end,
+/* Whole units lose what they hold, also behind the end of the disk: zero below zero_end,
  * unallocated from there on. The L1 table has entries for all of them. [exclusive] */
 int qcow2_drop(Image *image, uint64_t offset, uint64_t end, uint64_t zero_end);
 

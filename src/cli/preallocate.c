@@ -110,7 +110,7 @@ static int step(Image *image, uint64_t *at, Preallocation how)
 bool preallocate(Image *image, uint64_t from, Preallocation how,
                  void (*progress)(void *context, uint64_t done, uint64_t total), GError **error)
 {
-    uint64_t start = align_up(from, image->allocation_unit), at = start;
+    uint64_t start = align_up(from, image->largest_unit), at = start;
     int r = 0;
     if (image->encryption && how != PREALLOCATE_OFF) {
         return error_set(error, ENOTSUP,

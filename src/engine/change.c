@@ -122,6 +122,31 @@ static int find_what_to_allocate(Disk *disk, Change *change)
     return change->length == 0 && !is_writable(&change->old.items[0]) ? -EIO : 0;
 }
 
+/* Where a larger unit must be allocated as a whole, the change has all of it or nothing: one that it begins in the middle
+ * of makes it too narrow, one that it ends in the middle of is left for the next change. Was it widened, and the larger
+ * unit is divided meanwhile, so that it ends before the client's bytes, then the part starts over, too. */
+static int keep_units_whole(Disk *disk, Change *change)
+{
+    Image *image = disk->image;
+    const Request *request = change->request;
+    uint64_t end = change->offset + change->length, unit;
+    if (image->format->unit_at == NULL || change->length == 0) {
+        return 0;
+    }
+    int r = image->format->unit_at(image, end - 1, &unit);
+    if (r == 0 && end % unit != 0 && end != image->size) {
+        end = align_down(end, unit);
+    }
+    if (r == 0 && end > change->offset) {
+        r = image->format->unit_at(image, change->offset, &unit);
+        end = change->offset % unit == 0 ? end : change->offset;
+    }
+    change->too_narrow = end <= change->offset;
+    bool useful = end > max_u64(change->offset, request->offset + request->progress);
+    change->length = useful ? end - change->offset : 0;
+    return r;
+}
+
 static void gather_allocate(Disk *disk, Change *change, GPtrArray *allocations)
 {
     uint64_t end = change->offset + change->length;
@@ -131,6 +156,7 @@ static void gather_allocate(Disk *disk, Change *change, GPtrArray *allocations)
     }
     if (change->result == 0) {
         change->result = find_what_to_allocate(disk, change);
+        change->result = change->result < 0 ? change->result : keep_units_whole(disk, change);
     } else if (change->result == -EAGAIN) { /* look again: nothing can be allocated */
         change->result = 0;
         change->length = 0;

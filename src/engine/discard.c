@@ -96,15 +96,38 @@ static void unmap_refused(Discard *discard)
     }
 }
 
+/* A step that is only a part of a larger unit, at one end of the range: trimmed it need not be, and zeroes can be written to
+ * it alone. False: it is none. */
+static bool part_refused(Discard *discard, uint64_t start, uint64_t end)
+{
+    const Request *request = discard->request;
+    const Disk *disk = request_disk(request);
+    uint64_t unit = disk->image->largest_unit;
+    bool whole = start % unit == 0 && (end % unit == 0 || end == disk->node.size);
+    if (whole || (request->flags & REQUEST_FAST_ZERO)) {
+        return false;
+    }
+    if (request->type == REQUEST_ZERO && discard->write[0].end == start) {
+        discard->write[0].end = end;
+    } else if (request->type == REQUEST_ZERO) {
+        discard->write[1].at = start;
+    }
+    return true;
+}
+
 static void unmap_step(Discard *discard);
 
 static void step_unmapped(Request *request)
 {
     Discard *discard = request->work;
     int result = discard->change->result;
+    uint64_t start = discard->at;
     discard->at += discard->change->length;
     change_free(discard->change);
     disk_release(request_disk(request), request);
+    if (result == -ENOTSUP && part_refused(discard, start, discard->at)) {
+        result = 0;
+    }
     if (result == -ENOTSUP) {
         unmap_refused(discard);
     } else if (result < 0) {
@@ -128,18 +151,28 @@ static void step_granted(Request *request)
     change_start(change, CHANGE_UNMAP, step_unmapped);
 }
 
+/* The end of a step: parts of larger units, at both ends of the range, are steps of their own. */
+static uint64_t step_end(const Discard *discard)
+{
+    const Image *image = request_disk(discard->request)->image;
+    uint64_t unit = image->allocation_unit, large = image->largest_unit;
+    uint64_t step = unit == 1 ? UINT64_MAX : unit * STEP_UNITS;
+    uint64_t end = discard->at + min_u64(discard->end - discard->at, step);
+    if (discard->at % large != 0) {
+        return min_u64(end, align_up(discard->at, large));
+    }
+    bool to_the_end = end == image->size || end - discard->at < large;
+    return to_the_end ? end : align_down(end, large);
+}
+
 static void unmap_step(Discard *discard)
 {
     Request *request = discard->request;
-    Disk *disk = request_disk(request);
     if (discard->at == discard->end) {
         write_zeroes(discard);
         return;
     }
-    uint64_t unit = disk->image->allocation_unit;
-    uint64_t step = unit == 1 ? UINT64_MAX : unit * STEP_UNITS;
-    uint64_t length = min_u64(discard->end - discard->at, step);
-    change_acquire(request, discard->at, length, step_granted);
+    change_acquire(request, discard->at, step_end(discard) - discard->at, step_granted);
 }
 
 /* Cuts the range into whole units (the last unit of the disk may be short) and what is left at both

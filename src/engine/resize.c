@@ -118,7 +118,7 @@ static void resize_try(Request *request)
         return;
     }
     resize->old_size = size;
-    resize->start = align_down(min_u64(size, request->length), disk->image->allocation_unit);
+    resize->start = align_down(min_u64(size, request->length), disk->image->largest_unit);
     resize->end = size;
     if (resize->start < resize->end) {
         change_acquire(request, resize->start, resize->end - resize->start, resize_granted);

@@ -16,6 +16,9 @@
  * after every byte of the unit, edges included, has been written. Another request may have
  * allocated the same unit between the two locks; the change job maps again and then shortens this
  * change to nothing, and the part starts over.
+ *
+ * Where a format has units of two sizes, the small ones are tried first; a change that is too narrow is made again with
+ * the large ones.
  */
 #include <string.h>
 
@@ -32,6 +35,7 @@ typedef struct NewWrite {
 } NewWrite;
 
 static void write_next_part(Request *request);
+static void write_new(Request *request, uint64_t start, uint64_t end, uint64_t unit);
 
 static const uint8_t *payload_at(const Request *request, uint64_t offset)
 {
@@ -336,11 +340,25 @@ static bool write_at_once(Change *change)
     return true;
 }
 
+/* The same bytes once more, with all of the unit around them. */
+static void widen(Request *request)
+{
+    NewWrite *new = new_write(request);
+    uint64_t start = new->start, end = new->end;
+    change_free(new->change);
+    g_free(new);
+    write_new(request, start, end, request_disk(request)->image->largest_unit);
+}
+
 static void allocated(Request *request)
 {
     NewWrite *new = new_write(request);
     Change *change = new->change;
     uint64_t change_end = change->offset + change->length;
+    if (change->result == 0 && change->too_narrow) {
+        widen(request);
+        return;
+    }
     if (change->result < 0 || change->length == 0) {
         new->end = new->start; /* nothing was done: report, or look again */
         new_write_end(request, change->result);
@@ -367,10 +385,9 @@ static void change_granted(Request *request)
 }
 
 /* [start, end) is not writable: take the units around it for a change. */
-static void write_new(Request *request, uint64_t start, uint64_t end)
+static void write_new(Request *request, uint64_t start, uint64_t end, uint64_t unit)
 {
     Disk *disk = request_disk(request);
-    uint64_t unit = disk->image->allocation_unit;
     uint64_t from = align_down(start, unit);
     /* Never before the end of what is written, although the disk may be shorter by now. */
     uint64_t to = max_u64(end, min_u64(align_up(end, unit), disk->node.size));
@@ -410,7 +427,8 @@ static void write_mapped(Request *request)
         part_done(request, 0, extent_list_end(list));
         break;
     case PART_NEW:
-        write_new(request, start, extent_list_end(list));
+        write_new(request, start, extent_list_end(list),
+                  request_disk(request)->image->allocation_unit);
         break;
     }
 }

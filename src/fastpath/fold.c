@@ -246,7 +246,7 @@ bool fold_run(Store *store, const Exceptions *list, Image *image, const FoldThre
                  .slot_size = slot_size,
                  .first = find_first(list, header.folded_to),
                  .disk_size = image->size,
-                 .unit = image->allocation_unit,
+                 .unit = image->largest_unit,
                  .writer = &writer,
                  .options = options,
                  .result = result};

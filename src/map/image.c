@@ -112,7 +112,8 @@ static bool check_opened(const Image *image, GError **error)
                          "%s: the virtual size is %" G_GUINT64_FORMAT " bytes: must be below 2^63",
                          image->path, image->size);
     }
-    g_assert(is_power_of_two(image->allocation_unit));
+    g_assert(is_power_of_two(image->allocation_unit) && is_power_of_two(image->largest_unit) &&
+             image->largest_unit >= image->allocation_unit);
     return true;
 }
 
@@ -156,6 +157,7 @@ static Image *open_one(Store *store, const char *path, const Format *format, con
         image->format = NULL; /* open freed what it made */
         return NULL;
     }
+    image->largest_unit = max_u64(image->largest_unit, image->allocation_unit);
     if ((how->snapshot && !show_snapshot(image, how->snapshot, error)) ||
         !check_opened(image, error)) {
         return NULL;
@@ -453,7 +455,7 @@ static int check_host_range(const Image *image, Extent *extent)
     if (!add_u64(extent->host_offset, extent->length, &end) || end > INT64_MAX) {
         return refuse_answer(image, extent, "it ends beyond 2^63");
     }
-    uint64_t unit = max_u64(image->allocation_unit, HOST_SECTOR);
+    uint64_t unit = max_u64(image->largest_unit, HOST_SECTOR);
     uint64_t limit = align_up(store_size(extent->store), unit);
     if (extent->host_offset >= limit) {
         return refuse_truncated(image, extent);

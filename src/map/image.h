@@ -68,6 +68,8 @@ struct Image {
     uint64_t size; /* virtual size, bytes */
     /* Bytes, a power of two; 1 where the format allocates nothing (raw). */
     uint64_t allocation_unit;
+    /* A power of two, at least as much: in some places space can only be allocated in units of this (Format.unit_at). */
+    uint64_t largest_unit;
     bool write;
     bool repair;
     bool no_lock;

@@ -143,7 +143,7 @@ static int copy_piece(void *opaque, unsigned slot, uint64_t offset, uint64_t len
 
 int copy_disk(Image *source, Image *target, const CopyOptions *options, CopyFailure *failure)
 {
-    uint64_t piece = buffers_piece(target->allocation_unit);
+    uint64_t piece = buffers_piece(target->largest_unit);
     unsigned threads = buffers_threads(options->threads, piece);
     WriterOptions how = {
         .blank = options->blank,
@@ -160,10 +160,10 @@ int copy_disk(Image *source, Image *target, const CopyOptions *options, CopyFail
         .buffers = buffers,
         .below = below,
         .write_failed = UINT64_MAX,
-        .unit = max_u64(target->allocation_unit, options->grain ? options->grain : 1),
+        .unit = max_u64(target->largest_unit, options->grain ? options->grain : 1),
     };
     Bulk bulk = {
-        .length = min_u64(align_up(options->length, target->allocation_unit), target->size),
+        .length = min_u64(align_up(options->length, target->largest_unit), target->size),
         .piece = piece,
         .threads = threads,
         .work = copy_piece,

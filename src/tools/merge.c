@@ -221,7 +221,7 @@ typedef int MergePiece(void *opaque, unsigned slot, uint64_t offset, uint64_t le
 static int run(Merge *merge, Image *target, MergePiece *work, const MergeOptions *options,
                MergeFailure *failure)
 {
-    uint64_t piece = buffers_piece(target->allocation_unit);
+    uint64_t piece = buffers_piece(target->largest_unit);
     unsigned threads = buffers_threads(options->threads, 2 * piece);
     WriterOptions how = {.over_backing = true, .threads = threads, .piece = piece};
     g_autoptr(Writer) writer = writer_new(target, &how);
@@ -229,10 +229,10 @@ static int run(Merge *merge, Image *target, MergePiece *work, const MergeOptions
     merge->writer = writer;
     merge->buffers = buffers;
     merge->others = others;
-    merge->unit = max_u64(target->allocation_unit, GRAIN);
+    merge->unit = max_u64(target->largest_unit, GRAIN);
     merge->write_failed = UINT64_MAX;
     Bulk bulk = {
-        .length = min_u64(align_up(merge->top->size, target->allocation_unit), target->size),
+        .length = min_u64(align_up(merge->top->size, target->largest_unit), target->size),
         .piece = piece,
         .threads = threads,
         .work = work,

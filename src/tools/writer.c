@@ -65,7 +65,7 @@ typedef struct Range {
 Writer *writer_new(Image *image, const WriterOptions *options)
 {
     Writer *writer = g_new0(Writer, 1);
-    g_assert(image->write && options->piece % image->allocation_unit == 0);
+    g_assert(image->write && options->piece % image->largest_unit == 0);
     writer->image = image;
     writer->options = *options;
     writer->encoded = g_new0(uint8_t *, options->threads);
@@ -105,7 +105,7 @@ static const uint8_t *bytes_at(const Piece *piece, uint64_t offset)
 
 static uint64_t unit_of(const Piece *piece)
 {
-    return piece->writer->image->allocation_unit;
+    return piece->writer->image->largest_unit;
 }
 
 static bool is_writable(const Extent *extent)
@@ -568,7 +568,7 @@ int writer_write(Writer *writer, unsigned slot, uint64_t offset, uint64_t length
         .transfers = g_array_new(false, false, sizeof(Transfer)),
         .news = g_array_new(false, false, sizeof(Range)),
     };
-    g_assert(offset % writer->image->allocation_unit == 0);
+    g_assert(offset % writer->image->largest_unit == 0);
     extent_list_init(&piece.map);
     mark(writer->image, parts);
     int r = write_piece(&piece, slot);

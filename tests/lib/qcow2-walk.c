@@ -15,6 +15,7 @@
 typedef struct Walk {
     const uint8_t *bytes;
     uint64_t size, cluster_size, count;
+    unsigned entry_size; /* of L2 tables */
     uint32_t *references;
     bool comparing; /* the second round */
     bool leaks_ok;
@@ -88,6 +89,15 @@ static bool visit(Walk *w, uint64_t entry, bool active)
     return true;
 }
 
+/* The parts of a cluster: none is allocated and zero, none is allocated without a cluster. */
+static void visit_bitmap(Walk *w, uint64_t entry, uint64_t bitmap)
+{
+    uint32_t allocated = bitmap, zero = bitmap >> 32;
+    if ((allocated & zero) != 0 || (allocated != 0 && (entry & OFFSET_MASK) == 0)) {
+        complain(w, "the bitmap is impossible of the cluster", entry & OFFSET_MASK);
+    }
+}
+
 static void visit_l1(Walk *w, uint64_t l1, uint64_t l1_size, bool active)
 {
     if (!refer(w, l1, l1_size * 8)) {
@@ -97,8 +107,11 @@ static void visit_l1(Walk *w, uint64_t l1, uint64_t l1_size, bool active)
         uint64_t entry = load_be64(w->bytes + l1 + i * 8);
         bool has_table = visit(w, entry, active);
         const uint8_t *l2 = w->bytes + (entry & OFFSET_MASK);
-        for (uint64_t n = 0; has_table && n < w->cluster_size / 8; n++) {
-            visit(w, load_be64(l2 + n * 8), active);
+        for (uint64_t n = 0; has_table && n < w->cluster_size; n += w->entry_size) {
+            visit(w, load_be64(l2 + n), active);
+            if (w->entry_size > 8) {
+                visit_bitmap(w, load_be64(l2 + n), load_be64(l2 + n + 8));
+            }
         }
     }
 }
@@ -127,6 +140,8 @@ char *qcow2_walk(const uint8_t *bytes, uint64_t size, bool leaks_ok)
 {
     Walk w = {.bytes = bytes, .size = size, .leaks_ok = leaks_ok};
     w.cluster_size = UINT64_C(1) << load_be32(bytes + 20);
+    bool extended = load_be32(bytes + 4) > 2 && (load_be64(bytes + 72) & 16) != 0;
+    w.entry_size = extended ? 16 : 8;
     w.count = div_round_up(size, w.cluster_size);
     g_autofree uint32_t *references = w.references = g_new0(uint32_t, w.count);
     visit_all(&w);
