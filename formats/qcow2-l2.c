@@ -20,8 +20,7 @@ int qcow2_entry_damaged(Image *image, uint64_t offset, Qcow2Entry entry)
     return qcow2_corrupt(image,
                          "the L2 entry of guest offset %" PRIu64 " is 0x%" PRIx64 "%s"
                          ": reserved bits, a host offset that is not aligned%s",
-                         offset, entry.word, bitmap,
-                         *bitmap ? ", or an impossible bitmap" : "");
+                         offset, entry.word, bitmap, *bitmap ? ", or an impossible bitmap" : "");
 }
 
 void qcow2_cursor_init(Qcow2Cursor *cursor, Image *image)
@@ -75,8 +74,8 @@ int qcow2_cursor_get(Qcow2Cursor *cursor, uint64_t offset, Qcow2Cluster *cluster
     }
     Qcow2Entry entry = {0};
     if (cursor->block != NULL) {
-        entry = qcow2_entry_load(s, cursor->block->data,
-                                 (offset - cursor->start) >> s->cluster_bits);
+        entry =
+            qcow2_entry_load(s, cursor->block->data, (offset - cursor->start) >> s->cluster_bits);
     }
     *cluster = qcow2_l2_decode(s, entry);
     if (cluster->type == QCOW2_CLUSTER_DAMAGED) {

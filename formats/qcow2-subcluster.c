@@ -32,8 +32,7 @@ uint32_t qcow2_subcluster_mask(const Qcow2State *s, uint64_t offset, uint64_t le
 {
     uint64_t in = offset % s->cluster_size;
     unsigned first = in / s->unit, last = (in + length - 1) / s->unit;
-    return QCOW2_SUBCLUSTERS_ALL >> (QCOW2_SUBCLUSTERS - 1 - last) &
-           QCOW2_SUBCLUSTERS_ALL << first;
+    return QCOW2_SUBCLUSTERS_ALL >> (QCOW2_SUBCLUSTERS - 1 - last) & QCOW2_SUBCLUSTERS_ALL << first;
 }
 
 Qcow2ClusterType qcow2_subcluster_type(const Qcow2State *s, const Qcow2Cluster *cluster,

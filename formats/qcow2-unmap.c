@@ -93,9 +93,10 @@ static int drop_cluster(Unmap *u, const Qcow2Cluster *cluster)
 static uint32_t parts(const Unmap *u, uint64_t end, uint32_t *over_backing)
 {
     const Qcow2State *s = u->image->state;
-    *over_backing = u->offset < u->backing_end
-                        ? qcow2_subcluster_mask(s, u->offset, min_u64(end, u->backing_end) - u->offset)
-                        : 0;
+    *over_backing =
+        u->offset < u->backing_end
+            ? qcow2_subcluster_mask(s, u->offset, min_u64(end, u->backing_end) - u->offset)
+            : 0;
     return qcow2_subcluster_mask(s, u->offset, end - u->offset);
 }
 
@@ -134,8 +135,8 @@ static int drop_parts(Unmap *u, const Qcow2Cluster *cluster, uint64_t end)
     }
     uint32_t allocated = cluster->allocated & ~mask;
     uint32_t zero = u->expose ? cluster->zero & ~mask : cluster->zero | (mask & over_backing);
-    bool loses = compressed ||
-                 (cluster->placed && allocated == 0 && !qcow2_claimed(s, u->offset, &claimed));
+    bool loses =
+        compressed || (cluster->placed && allocated == 0 && !qcow2_claimed(s, u->offset, &claimed));
     if (!loses && allocated == cluster->allocated && zero == cluster->zero) {
         return 0;
     }

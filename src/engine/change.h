@@ -23,9 +23,9 @@ struct Change {
     uint64_t offset, length; /* whole units; ALLOCATE may shorten length, to 0 */
     UnmapFlags unmap_flags;  /* UNMAP */
     int result;              /* 0 or -errno */
-    bool too_narrow;         /* ALLOCATE: length is 0 because a larger unit must be changed as a whole */
-    ExtentList old;          /* ALLOCATE: the map as it was */
-    Allocation allocation;   /* ALLOCATE, COMMIT, ABANDON: where the data goes */
+    bool too_narrow; /* ALLOCATE: length is 0 because a larger unit must be changed as a whole */
+    ExtentList old;  /* ALLOCATE: the map as it was */
+    Allocation allocation; /* ALLOCATE, COMMIT, ABANDON: where the data goes */
     /* ALLOCATE: writes all of the data if that needs neither reading nor waiting; true: it is written, and the change
      * was committed, with that result, when the request is resumed. Called in the job, at most once; may be NULL. [pool] */
     bool (*write_now)(Change *change);

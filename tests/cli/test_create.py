@@ -43,6 +43,8 @@ def matrix():
         compare([f"cluster_size={cluster}", "compat=0.10"], size)
     for lazy, compression in itertools.product(("on", "off"), ("zlib", "zstd")):
         compare([f"lazy_refcounts={lazy},compression_type={compression}"], "1M")
+    for cluster, more in itertools.product(("8k", "16k", "64k", "2M"), ("compat=1.1", "compat=0.10")):
+        compare([f"extended_l2=on,cluster_size={cluster}", more], "40M")  # refused: 8k, 0.10
     compare(["compat=v2"], "1M")
     compare(["compat=v3"], "1M")
     compare(["preallocation=off"], "1M")
@@ -83,7 +85,7 @@ def output():
     expect_equal(ours("create", "-f", "raw", "j.raw", "10k"), "Formatting 'j.raw', fmt=raw size=10240\n")
     expect_equal(os.path.getsize("j.raw"), 10240)
     listed = ours("create", "-f", "qcow2", "-o", "help")
-    for name in ("cluster_size", "compat", "refcount_bits", "lazy_refcounts", "preallocation",
+    for name in ("cluster_size", "compat", "refcount_bits", "lazy_refcounts", "preallocation", "extended_l2",
                  "compression_type", "size"):
         expect(name in listed, name, "not listed by -o help")
 

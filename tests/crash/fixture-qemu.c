@@ -49,7 +49,8 @@ void fixture_make_by_qemu(Fixture *fixture)
     g_autofree char *contents = g_build_filename(directory, "contents", NULL);
     g_autofree char *image = g_build_filename(directory, "image", NULL);
     g_autofree char *options =
-        g_strdup_printf("cluster_size=%s,compat=%s", setup->cluster_size, setup->compat);
+        g_strdup_printf("cluster_size=%s,compat=%s%s", setup->cluster_size, setup->compat,
+                        setup->extended_l2 ? ",extended_l2=on" : "");
     const char *convert[] = {"qemu-img",
                              "convert",
                              "-f",

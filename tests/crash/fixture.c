@@ -69,6 +69,7 @@ static Store *create_image(const Setup *setup, const Format *format, const Image
         set_option(options, "compat", setup->compat);
         set_option(options, "lazy_refcounts", setup->lazy_refcounts);
         set_option(options, "table_size", setup->table_size);
+        set_option(options, "extended_l2", setup->extended_l2);
     }
     uint64_t size = setup->created_size ? setup->created_size : setup->disk_size;
     FormatCreate how = {.size = size, .options = options};

@@ -22,6 +22,7 @@ typedef struct Setup {
     const char *compat;
     const char *lazy_refcounts; /* "on" or NULL */
     const char *zeroed_grain;   /* the same, of vmdk */
+    const char *extended_l2;    /* the same */
     const char *backing;        /* format of the backing, or NULL */
     bool compressed;         /* the image has compressed clusters at the start; made by qemu-img */
     bool snapshot;           /* and an internal snapshot, which shares all clusters; the same */

@@ -336,7 +336,8 @@ START_TEST(map_long_compressed_cluster_of_two_mebibytes_decodes_its_bits)
 {
     Qcow2State s = {.cluster_bits = 21, .cluster_size = 2 << 20, .header = {.version = 3}};
     /* 62 - 13 = 49 bits of offset, 13 of sectors */
-    Qcow2Cluster c = qcow2_l2_decode(&s, (Qcow2Entry){.word = QCOW2_COMPRESSED | UINT64_C(4096) << 49 | 0x123456789});
+    Qcow2Cluster c = qcow2_l2_decode(
+        &s, (Qcow2Entry){.word = QCOW2_COMPRESSED | UINT64_C(4096) << 49 | 0x123456789});
     ck_assert_int_eq(c.type, QCOW2_CLUSTER_COMPRESSED);
     ck_assert_uint_eq(c.host, 0x123456789);
     ck_assert_uint_eq(c.stored_length, 4097 * 512 - 0x123456789 % 512);

@@ -177,10 +177,39 @@ def make_qcow2__refused_missing_backing(golden):
     golden.expect_error("base.qcow2")
 
 
-def make_qcow2__refused_extended_l2(golden):
-    """An incompatible feature that is not supported, refused by its name."""
-    written(golden, "top.qcow2", "qcow2", "extended_l2=on,cluster_size=16k")
-    golden.expect_error("extended L2")
+def extended(golden, *more, options="extended_l2=on,cluster_size=16k"):
+    """Parts of clusters of every kind: written, zero, dropped, over a cluster that has others."""
+    writes = ["write -P 0x66 1000 100", "write -P 0x77 20k 600", "write -z 21k 512", *WRITES, *more]
+    return written(golden, "top.qcow2", "qcow2", options, writes)
+
+
+def make_qcow2__extended_l2(golden):
+    """`qemu-img create -f qcow2 -o extended_l2=on`, then writes of qemu-io to parts of clusters."""
+    extended(golden, "discard 112k 16k", "write -P 0x78 120k 1k")
+    golden.expect_as_qemu("top.qcow2")
+
+
+def make_qcow2__extended_l2_on_raw(golden):
+    """Subclusters over a backing: what is not allocated shows it, what is zero does not."""
+    written(golden, "base.raw", "raw", "", ["write -P 0xbb 0 200k"])
+    written(golden, "top.qcow2", "qcow2", "extended_l2=on", ["write -P 0x11 5000 3000", "write -z 64k 10k",
+            "write -P 0x22 80k 100"], ("base.raw", "raw"))
+    golden.expect_as_qemu("top.qcow2")
+
+
+def make_qcow2__extended_l2_snapshot(golden):
+    """An internal snapshot, then writes: clusters whose place is shared, or was."""
+    top = extended(golden)
+    qemu("qemu-img", "snapshot", "-c", "one", top)
+    io(top, "write -P 0x79 2000 100", "write -z 104k 2k", "write -P 0x7a 400k 3k")
+    golden.expect_as_qemu("top.qcow2")
+
+
+def make_qcow2__extended_l2_compressed(golden):
+    """`qemu-img convert -c -o extended_l2=on`, then a write to a part of a compressed cluster."""
+    converted(golden, "top.qcow2", "qcow2", "extended_l2=on,cluster_size=16k", "-c")
+    io(golden.path("top.qcow2"), "write -P 0x7b 130k 700")
+    golden.expect_as_qemu("top.qcow2")
 
 
 def make_raw__plain(golden):

@@ -32,6 +32,20 @@ def map_lines(entries):
     return lines
 
 
+def without_places(entries):
+    """qemu says where a subcluster that is absent would lie. That is no part of the map: neighbours become one."""
+    joined = []
+    for entry in entries:
+        if not entry["present"]:
+            entry = {key: value for key, value in entry.items() if key != "offset"}
+            last = joined[-1] if joined else None
+            if last and not last["present"] and last["depth"] == entry["depth"]:
+                last["length"] += entry["length"]
+                continue
+        joined.append(entry)
+    return joined
+
+
 class Golden:
     """One folder, made in a scratch directory and put in place when all of it is there."""
 
@@ -67,7 +81,7 @@ class Golden:
                                check=True, capture_output=True).stdout
         raw = self.path("contents")
         subprocess.run(["qemu-img", "convert", "-O", "raw", top, raw], cwd=self.scratch, check=True)
-        self.expect(raw.read_bytes(), json.loads(found))
+        self.expect(raw.read_bytes(), without_places(json.loads(found)))
         raw.unlink()
 
     def expect(self, contents, entries):
