@@ -46,6 +46,13 @@ static bool may_read(const Conn *conn)
     return !conn->paused && !conn->draining && !conn->broken && !conn->local->frozen;
 }
 
+/* So much of the handshake's answers is not sent that the next option must wait. */
+static bool handshake_is_full(const Conn *conn)
+{
+    return conn->in_flight_bytes > HANDSHAKE_QUEUE_MAX ||
+           (conn->in_flight > 0 && !conn_memory_admits(conn, 0));
+}
+
 /* Input */
 
 static size_t skip_some(Conn *conn, size_t length)
@@ -69,7 +76,7 @@ static void consume(Conn *conn, const uint8_t *bytes, size_t length)
             used = skip_some(conn, length);
         } else if (conn->phase == CONN_TRANSMISSION) {
             used = transmission_consume(conn, bytes, length);
-        } else if (conn->in_flight_bytes > HANDSHAKE_QUEUE_MAX) {
+        } else if (handshake_is_full(conn)) {
             used = 0;
             conn_admit(conn, UINT64_MAX);
         } else {
@@ -168,7 +175,7 @@ static bool resumable(const Conn *conn)
         return conn->queue == NULL;
     }
     if (conn->phase != CONN_TRANSMISSION) {
-        return conn->in_flight_bytes <= HANDSHAKE_QUEUE_MAX;
+        return !handshake_is_full(conn);
     }
     uint64_t limit = conn->local->server->limits.client_memory;
     bool fits = conn->in_flight == 0 || conn->in_flight_bytes + conn->resume_charge <= limit;
