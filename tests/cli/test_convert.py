@@ -12,8 +12,8 @@ from cli import COWNBD, Workdir, cownbd, expect, expect_equal, expect_refused, l
 
 SIZE = 9 << 20
 QEMU_NAME = {"vhd": "vpc"}
-CHECKED_BY_QEMU = ("qcow2", "vdi", "qed")
-WRITTEN = ("raw", "qcow2", "vhd", "vdi", "qcow", "qed")
+CHECKED_BY_QEMU = ("qcow2", "vdi", "qed", "parallels")
+WRITTEN = ("raw", "qcow2", "vhd", "vdi", "qcow", "qed", "parallels")
 
 
 def make_source(path, seed=1):
@@ -55,7 +55,7 @@ def test_matrix():
 
 
 def test_reads_qemu():
-    for fmt in ("qcow2", "vpc", "vdi", "vmdk", "qcow", "qed"):
+    for fmt in ("qcow2", "vpc", "vdi", "vmdk", "qcow", "qed", "parallels"):
         must("qemu-img", "convert", "-f", "raw", "-O", fmt, "source", "theirs")
         ours("convert", "-q", "theirs", "back")
         same("source", "back", "raw")

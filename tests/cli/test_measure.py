@@ -23,7 +23,7 @@ def test_like_qemu():
 
 def test_enough():
     for fmt, options in (("qcow2", ()), ("vhd", ()), ("vhd", ("-o", "block_size=64k")), ("vhd", ("-o", "subformat=fixed")),
-                         ("vdi", ()), ("vdi", ("-o", "static=on")), ("qcow", ()), ("qed", ()),
+                         ("vdi", ()), ("vdi", ("-o", "static=on")), ("qcow", ()), ("qed", ()), ("parallels", ()),
                          ("qed", ("-o", "cluster_size=4k,table_size=16")), ("raw", ())):
         for key, grain in (("required", "4k"), ("fully-allocated", "0")):
             ours("convert", "-q", "-O", fmt, *options, "-S", grain, "source", "image")

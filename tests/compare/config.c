@@ -79,6 +79,7 @@ const Config configs[] = {
      FILL_NONE, NULL},
     {"qed-backing", "qed", 4 * KIB, 4 * MIB + 512, "cluster_size=4k,table_size=2", FILL_BACKING,
      "raw"},
+    {"parallels-64k", "parallels", 64 * KIB, 4 * MIB + 512, "cluster_size=64k", FILL_NONE, NULL},
     {NULL, NULL, 0, 0, NULL, FILL_NONE, NULL},
 };
 
@@ -201,7 +202,8 @@ bool config_qemu_reads(const Config *config)
 
 bool config_qemu_checks(const Config *config)
 {
-    return strcmp(config->format, "qcow2") == 0 || strcmp(config->format, "qed") == 0;
+    return strcmp(config->format, "qcow2") == 0 || strcmp(config->format, "qed") == 0 ||
+           strcmp(config->format, "parallels") == 0;
 }
 
 void config_make_template(const Config *config, const char *directory)

@@ -91,6 +91,9 @@ const Setup setups[] = {
     BLOCKS("qed", "qed-4k-overlay-qed", 512 * KIB, "4096", .backing = "qed"),
     BLOCKS("qed", "qed-64k-overlay-raw-odd", 700 * KIB + 512, "65536", .table_size = "2",
            .backing = "raw"),
+    BLOCKS("parallels", "parallels-4k", 512 * KIB, "4096"),
+    BLOCKS("parallels", "parallels-16k-odd", 700 * KIB + 512, "16384", .requests = 120),
+    BLOCKS("parallels", "parallels-64k", 1024 * KIB, "65536", .requests = 60),
     {.name = NULL},
 };
 

@@ -19,8 +19,9 @@ static void write_file(const char *directory, const char *name, const void *byte
 
 static const char *image_name(const Fixture *fixture)
 {
-    static const char *const names[] = {"image.raw",  "image.qcow2", "image.vhd",  "image.vdi",
-                                        "image.qcow", "image.vhdx",  "image.vmdk", "image.qed"};
+    static const char *const names[] = {"image.raw",  "image.qcow2", "image.vhd",
+                                        "image.vdi",  "image.qcow",  "image.vhdx",
+                                        "image.vmdk", "image.qed",   "image.parallels"};
     unsigned i = 0;
     while (i + 1 < G_N_ELEMENTS(names) && !g_str_has_suffix(names[i], fixture->setup->format)) {
         i++;
@@ -115,10 +116,10 @@ bool verify_qemu(Verifier *verifier, Store *store, Findings *findings)
 void verifier_clear(Verifier *verifier)
 {
     static const char *const names[] = {
-        "image.raw",    "image.qcow2",  "image.vhd",     "image.vdi",    "image.qcow",
-        "image.vhdx",   "backing.raw",  "backing.qcow2", "backing.vhd",  "backing.vdi",
-        "backing.qcow", "backing.vhdx", "image.vmdk",    "backing.vmdk", "image.qed",
-        "backing.qed",  "contents",     "snapshot",      "expected"};
+        "image.raw",    "image.qcow2",     "image.vhd",     "image.vdi",    "image.qcow",
+        "image.vhdx",   "backing.raw",     "backing.qcow2", "backing.vhd",  "backing.vdi",
+        "backing.qcow", "backing.vhdx",    "image.vmdk",    "backing.vmdk", "image.qed",
+        "backing.qed",  "image.parallels", "contents",      "snapshot",     "expected"};
     for (unsigned i = 0; verifier->directory && i < G_N_ELEMENTS(names); i++) {
         g_autofree char *path = g_build_filename(verifier->directory, names[i], NULL);
         g_unlink(path);

@@ -1,0 +1,166 @@
+/*
+ * parallels, the expandable images of Parallels and Virtuozzo, of both magics.
+ *
+ *     +--------+-------+-----------+-----------+-----
+ *     | header | table | cluster   | cluster   | ...      clusters lie in the order in which they
+ *     +--------+-------+-----------+-----------+-----     were written first
+ *
+ *     table: where the cluster lies, in sectors (WithoutFreeSpace) or in clusters (WithouFreSpacExt); 0: it is zero
+ *
+ * A file has no parent: who makes snapshots keeps their order elsewhere. A cluster size that is no power of two (63
+ * sectors, 252 KiB) can be read, and not written.
+ *
+ * What must stay true: no number of the table becomes an offset unless the cluster lies in the file, behind the table.
+ */
+#include "formats/parallels.h"
+
+#include <string.h>
+
+#include "base/errors.h"
+#include "base/log.h"
+
+#define MAP_EXTENTS_MAX 256
+
+static int parallels_probe(const uint8_t *head, size_t n, const char *path)
+{
+    bool magic = n >= PARALLELS_HEADER_SIZE &&
+                 (memcmp(head, PARALLELS_MAGIC, PARALLELS_MAGIC_SIZE) == 0 ||
+                  memcmp(head, PARALLELS_MAGIC_OLD, PARALLELS_MAGIC_SIZE) == 0);
+    return magic && load_le32(head + PARALLELS_H_VERSION) == PARALLELS_VERSION ? 100 : 0;
+}
+
+static void state_free(ParallelsState *s)
+{
+    if (s) {
+        block_table_free(s->table);
+        g_free(s);
+    }
+}
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(ParallelsState, state_free)
+
+/* What can be read and must not be written. */
+static bool check_write(const Image *image, const ParallelsHeader *header, GError **error)
+{
+    if (!is_power_of_two(header->cluster_size)) {
+        return error_set(error, ENOTSUP,
+                         "%s: tracks is %" PRIu64 ", no power of two: open it read-only (-r)",
+                         image->path, header->cluster_size / PARALLELS_SECTOR);
+    }
+    if (header->flags & PARALLELS_EMPTY) {
+        return error_set(error, ENOTSUP,
+                         "%s: flags are 0x%x, the image is marked empty: open it read-only (-r)",
+                         image->path, header->flags);
+    }
+    if (header->extension != 0) {
+        return error_set(error, ENOTSUP,
+                         "%s: ext_off is %" PRIu64
+                         ": the dirty bitmaps there would become wrong: open it read-only (-r)",
+                         image->path, header->extension);
+    }
+    return true;
+}
+
+static bool parallels_open(Image *image, GError **error)
+{
+    g_autoptr(ParallelsState) s = g_new0(ParallelsState, 1);
+    ParallelsHeader *header = &s->header;
+    if (!parallels_header_read(image->store, image->path, header, error) ||
+        (image->write && !check_write(image, header, error))) {
+        return false;
+    }
+    s->table = block_table_read(image->store, PARALLELS_HEADER_SIZE, header->entries,
+                                BLOCK_TABLE_LITTLE_ENDIAN, error);
+    if (!s->table) {
+        return false;
+    }
+    image->size = header->size;
+    image->allocation_unit = is_power_of_two(header->cluster_size) ? header->cluster_size : 1;
+    image->state = g_steal_pointer(&s);
+    return true;
+}
+
+static void parallels_close(Image *image)
+{
+    state_free(image->state);
+}
+
+static int refuse_entry(const Image *image, uint32_t block, uint32_t entry)
+{
+    log_limited(LOG_LEVEL_ERROR,
+                "%s: the table says that cluster %u is at %u: must be behind the table and within "
+                "the file, which has %" PRIu64 " bytes",
+                image->path, block, entry, store_size(image->store));
+    return -EIO;
+}
+
+static int add_cluster(Image *image, uint32_t block, uint64_t offset, uint64_t length,
+                       ExtentList *list)
+{
+    const ParallelsHeader *header = &parallels_state(image)->header;
+    uint32_t entry = block_table_get(parallels_state(image)->table, block);
+    Extent extent = {.offset = offset, .length = length, .image = image};
+    if (entry == 0 || header->flags & PARALLELS_EMPTY) {
+        extent_list_add(list, &extent);
+        return 0;
+    }
+    uint64_t host = entry * header->unit, start = block * header->cluster_size;
+    if (host < header->data_offset ||
+        !range_within(host, parallels_needed(image, block), store_size(image->store))) {
+        return refuse_entry(image, block, entry);
+    }
+    extent.type = EXTENT_DATA;
+    extent.host_offset = host + (offset - start);
+    extent.store = image->store;
+    extent.flags = EXTENT_SPARSE | (image->write ? EXTENT_WRITABLE : 0);
+    extent_list_add(list, &extent);
+    return 0;
+}
+
+/* The table is in memory: all of the range costs nothing more, but for the memory of the answer. */
+static int parallels_map(Image *image, uint64_t offset, uint64_t length, ExtentList *list)
+{
+    uint64_t cluster = parallels_state(image)->header.cluster_size, end = offset + length;
+    while (offset < end && list->count < MAP_EXTENTS_MAX) {
+        uint32_t block = offset / cluster;
+        uint64_t block_end = min_u64(end, (block + UINT64_C(1)) * cluster);
+        int r = add_cluster(image, block, offset, block_end - offset, list);
+        if (r < 0) {
+            return list->count > 0 ? 0 : r; /* the bad cluster is refused when it comes first */
+        }
+        offset = block_end;
+    }
+    return 0;
+}
+
+static uint64_t parallels_cluster_size(const Image *image)
+{
+    return parallels_state(image)->header.cluster_size;
+}
+
+static bool parallels_dirty_flag(const Image *image)
+{
+    return parallels_state(image)->header.in_use == PARALLELS_IN_USE;
+}
+
+const Format format_parallels = {
+    .name = "parallels",
+    .probe = parallels_probe,
+    .open = parallels_open,
+    .start_writing = parallels_start_writing,
+    .close = parallels_close,
+    .map = parallels_map,
+    .allocate = parallels_allocate,
+    .commit = parallels_commit,
+    .abandon = parallels_abandon,
+    .unmap = parallels_unmap,
+    .flush = parallels_flush,
+    .finish = parallels_finish,
+    .is_dirty = parallels_is_dirty,
+    .cluster_size = parallels_cluster_size,
+    .dirty_flag = parallels_dirty_flag,
+    .measure = parallels_measure,
+    .create_like = parallels_create_like,
+    .create_options = parallels_create_options,
+    .create = parallels_create,
+    .check = parallels_check,
+};

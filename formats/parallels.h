@@ -1,0 +1,121 @@
+/*
+ * parallels: what its files share. Private to formats/parallels*.c and their tests.
+ *
+ *     parallels.c          probe, open, close, map
+ *     parallels-header.c   the header: read and checked, the mark of a writer
+ *     parallels-write.c    allocate, commit, abandon, unmap; start of writing, flush, finish
+ *     parallels-create.c   create, measure
+ *     parallels-check.c    check and repair
+ */
+#ifndef FORMATS_PARALLELS_H
+#define FORMATS_PARALLELS_H
+
+#include <glib.h>
+#include <inttypes.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/bytes.h"
+#include "formats/blocktable.h"
+#include "formats/format.h"
+#include "map/image.h"
+#include "store/store.h"
+
+#define PARALLELS_MAGIC_OLD   "WithoutFreeSpace" /* the table counts sectors */
+#define PARALLELS_MAGIC       "WithouFreSpacExt" /* the table counts clusters */
+#define PARALLELS_MAGIC_SIZE  16u
+#define PARALLELS_VERSION     2u
+#define PARALLELS_HEADER_SIZE 64u /* the table follows */
+#define PARALLELS_SECTOR      512u
+#define PARALLELS_CLUSTER_MAX (256u << 20)
+#define PARALLELS_IN_USE      0x746f6e59u /* a writer has not come to its end */
+#define PARALLELS_CLOSED      0x312e3276u
+#define PARALLELS_EMPTY       1u /* flag: whatever the table says */
+
+/* Offsets in the header; numbers are little endian */
+#define PARALLELS_H_VERSION   16
+#define PARALLELS_H_HEADS     20
+#define PARALLELS_H_CYLINDERS 24
+#define PARALLELS_H_TRACKS    28
+#define PARALLELS_H_ENTRIES   32
+#define PARALLELS_H_SECTORS   36
+#define PARALLELS_H_IN_USE    44
+#define PARALLELS_H_DATA      48
+#define PARALLELS_H_FLAGS     52
+#define PARALLELS_H_EXTENSION 56
+
+typedef struct ParallelsHeader {
+    uint64_t size;         /* of the disk, bytes */
+    uint64_t cluster_size; /* bytes */
+    uint64_t data_offset;  /* bytes; clusters lie at whole clusters behind it */
+    uint64_t unit;         /* bytes that a table entry counts */
+    uint64_t extension;    /* sector; 0: none */
+    uint32_t entries;      /* of the table */
+    uint32_t in_use, flags;
+} ParallelsHeader;
+
+typedef struct ParallelsState {
+    ParallelsHeader header;
+    BlockTable *table;
+
+    /* Writers only. */
+    uint64_t used_end;    /* host offset: the next cluster goes there */
+    uint64_t fresh_start; /* from here on nothing was ever written */
+    uint64_t size_at_open;
+    bool second_pending; /* the table was written, and no sync has covered it */
+    atomic_bool dirty;   /* flush has something to write */
+} ParallelsState;
+
+static inline ParallelsState *parallels_state(const Image *image)
+{
+    return image->state;
+}
+
+/* Bytes of a cluster that the disk has: the file may end behind them. 0 behind the end of the disk. */
+static inline uint64_t parallels_needed(const Image *image, uint32_t block)
+{
+    uint64_t cluster = parallels_state(image)->header.cluster_size, start = block * cluster;
+    return start < image->size ? min_u64(cluster, image->size - start) : 0;
+}
+
+/* ---- parallels-header.c ---- */
+
+bool parallels_header_read(Store *store, const char *name, ParallelsHeader *header, GError **error);
+
+/* Writes PARALLELS_IN_USE or PARALLELS_CLOSED. Durable when it returns 0. */
+int parallels_set_in_use(Image *image, uint32_t in_use);
+
+/* ---- parallels-write.c ---- */
+
+int parallels_allocate(Image *image, Allocation **list, unsigned count);
+int parallels_commit(Image *image, Allocation **list, unsigned count);
+void parallels_abandon(Image *image, Allocation **list, unsigned count);
+int parallels_unmap(Image *image, uint64_t offset, uint64_t length, UnmapFlags flags);
+bool parallels_start_writing(Image *image, GError **error);
+int parallels_flush(Image *image);
+int parallels_finish(Image *image);
+bool parallels_is_dirty(const Image *image);
+
+/* Clusters from here on may be taken: behind all that the file has. */
+void parallels_space_start(Image *image);
+/* Takes whole clusters at the end of the file. [exclusive] */
+int parallels_space_take(Image *image, uint64_t length, uint64_t *host);
+
+/* ---- parallels-create.c, parallels-check.c ---- */
+
+extern const FormatOption parallels_create_options[];
+bool parallels_measure(const FormatCreate *how, FormatMeasure *measure, GError **error);
+bool parallels_create_like(const Image *image, GHashTable *options, GError **error);
+bool parallels_create(Store *store, const FormatCreate *how, GError **error);
+bool parallels_check(Image *image, CheckRepair repair, CheckResult *result, GError **error);
+
+/* An entry of the table and whose it is, as parallels_sorted lists them. */
+typedef struct ParallelsPlace {
+    uint32_t entry, block;
+} ParallelsPlace;
+
+/* All entries that are not 0, by place. g_free; NULL without memory. */
+ParallelsPlace *parallels_sorted(const ParallelsState *s, uint32_t *count);
+
+#endif
