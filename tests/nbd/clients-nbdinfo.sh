@@ -28,7 +28,7 @@ test_read_only() {
 }
 
 test_a_format_without_writing_is_served_read_only_with_a_warning() {
-    qemu-img create -q -f vmdk disk.vmdk 4M
+    qemu-img create -q -f vmdk -o subformat=streamOptimized disk.vmdk 4M
     serve disk.vmdk
     nbdinfo --is read-only "$(uri)"
     grep -c 'vmdk images cannot be written: served read-only' server0.err
