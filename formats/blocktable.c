@@ -65,6 +65,29 @@ BlockTable *block_table_read(Store *store, uint64_t offset, uint32_t count, Bloc
     return table;
 }
 
+BlockTable *block_table_resized(const BlockTable *table, uint64_t offset, uint32_t count,
+                                uint32_t fill)
+{
+    g_assert(count <= BLOCK_TABLE_MAX);
+    uint32_t sectors = div_round_up(count, SECTOR_ENTRIES);
+    BlockTable *resized = g_new0(BlockTable, 1);
+    *resized = *table;
+    resized->offset = offset;
+    resized->count = count;
+    resized->sectors = resized->dirty_count = sectors;
+    resized->entries = g_try_new(uint32_t, count);
+    resized->dirty = g_malloc(sectors);
+    memset(resized->dirty, 1, sectors);
+    if (!resized->entries && count > 0) {
+        block_table_free(resized);
+        return NULL;
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        resized->entries[i] = i < table->count ? table->entries[i] : fill;
+    }
+    return resized;
+}
+
 void block_table_free(BlockTable *table)
 {
     if (table) {

@@ -24,6 +24,10 @@ typedef struct BlockTable BlockTable;
  * checked that they do. The store must stay open. NULL with *error. May block. */
 BlockTable *block_table_read(Store *store, uint64_t offset, uint32_t count, BlockTableOrder order,
                              GError **error);
+/* A copy in memory of a table, for another place and number of entries; new ones are `fill`. All of it is dirty. NULL:
+ * no memory. */
+BlockTable *block_table_resized(const BlockTable *table, uint64_t offset, uint32_t count,
+                                uint32_t fill);
 void block_table_free(BlockTable *table); /* changes that were not written are dropped */
 
 uint32_t block_table_count(const BlockTable *table);

@@ -264,6 +264,7 @@ struct Format {
      * something there; what it loses is freed as unmap does. image->size says which size is in force when this returns,
      * with either result. Call image_resize. NULL: the size is fixed. */
     bool (*resize)(Image *image, uint64_t size, GError **error);
+    bool resize_moves; /* what stays may get other places: nothing of the disk is used meanwhile */
 
     /* What an image that create made that way would need. May be NULL. */
     bool (*measure)(const FormatCreate *how, FormatMeasure *measure, GError **error);

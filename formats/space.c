@@ -9,6 +9,7 @@
 #include <errno.h>
 
 #include "base/bytes.h"
+#include "formats/format.h"
 
 #define STEP     (UINT64_C(1) << 20)
 #define GROW_MAX (UINT64_C(16) << 20) /* bytes ahead of need */
@@ -59,4 +60,42 @@ int space_copy(Store *store, uint64_t from, uint64_t to, uint64_t length)
         r = r < 0 ? r : store_write(store, bytes, part, to + at);
     }
     return r;
+}
+
+static int write_extents(const ExtentList *extents, const uint8_t *bytes)
+{
+    int r = 0;
+    for (unsigned i = 0; r == 0 && i < extents->count; i++) {
+        const Extent *extent = &extents->items[i];
+        r = store_write(extent->store, bytes + (extent->offset - extents->items[0].offset),
+                        extent->length, extent->host_offset);
+    }
+    return r;
+}
+
+int space_copy_up(Image *image, uint64_t offset, uint64_t length)
+{
+    g_autofree uint8_t *bytes = g_try_malloc(length);
+    int r = bytes ? chain_read(image, bytes, length, offset) : -ENOMEM;
+    if (r < 0) {
+        return r;
+    }
+    Allocation allocation = {.offset = offset, .length = length}, *list = &allocation;
+    extent_list_init(&allocation.extents);
+    r = image->format->allocate(image, &list, 1);
+    if (r == 0) {
+        r = write_extents(&allocation.extents, bytes);
+        if (r == 0) {
+            r = image->format->commit(image, &list, 1);
+        } else {
+            image->format->abandon(image, &list, 1);
+        }
+    }
+    extent_list_clear(&allocation.extents);
+    return r;
+}
+
+bool space_backing_is_longer(const Image *image)
+{
+    return image->backing && image->backing->size > image->size;
 }

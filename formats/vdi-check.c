@@ -28,11 +28,6 @@ typedef struct Check {
     uint32_t end;    /* one past the last that is used */
 } Check;
 
-static bool is_place(uint32_t entry)
-{
-    return entry != VDI_UNALLOCATED && entry != VDI_ZERO;
-}
-
 /* A place cannot be larger than the table is long, or somebody has left out blocks: at most a bit
  * of memory for each block that the file has room for. */
 static uint32_t places_in_file(const Check *check)
@@ -47,7 +42,7 @@ static void check_outside(Check *check)
     BlockTable *table = check->s->table;
     for (uint32_t block = 0; block < block_table_count(table); block++) {
         uint32_t place = block_table_get(table, block);
-        if (!is_place(place)) {
+        if (!vdi_is_place(place)) {
             continue;
         }
         check->result->allocated_clusters++;
@@ -90,7 +85,7 @@ static bool check_shared(Check *check, GError **error)
     BlockTable *table = check->s->table;
     for (uint32_t block = 0; block < block_table_count(table); block++) {
         uint32_t place = block_table_get(table, block);
-        if (!is_place(place) || place >= check->limit) {
+        if (!vdi_is_place(place) || place >= check->limit) {
             continue;
         }
         if (!check->used[place]) {

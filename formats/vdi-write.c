@@ -71,11 +71,6 @@ void vdi_link(VdiState *s, uint32_t block, uint32_t place)
 
 /* ---- allocate, commit, abandon ---- */
 
-static bool is_place(uint32_t entry)
-{
-    return entry != VDI_UNALLOCATED && entry != VDI_ZERO;
-}
-
 /* Takes back what was reserved for the range from the place `first` on: nothing was written there,
  * and nobody has reserved anything since. */
 static void give_back(VdiState *s, const Allocation *a, uint32_t first)
@@ -123,10 +118,10 @@ static int reserve_range(Image *image, Allocation *a)
 
 int vdi_allocate(Image *image, Allocation **list, unsigned count)
 {
-    int first_error = 0;
+    int broken = vdi_state(image)->broken, first_error = 0;
     for (unsigned i = 0; i < count; i++) {
         extent_list_reset(&list[i]->extents);
-        list[i]->result = reserve_range(image, list[i]);
+        list[i]->result = broken < 0 ? broken : reserve_range(image, list[i]);
         if (list[i]->result < 0) {
             extent_list_reset(&list[i]->extents);
         }
@@ -175,7 +170,7 @@ static int unmap_block(Image *image, uint32_t block, uint64_t length, StorePunch
 {
     VdiState *s = image->state;
     uint32_t entry = block_table_get(s->table, block);
-    if (is_place(entry)) {
+    if (vdi_is_place(entry)) {
         uint64_t host = vdi_host_offset(s, entry);
         return store_punch(image->store, host, length, how);
     }
@@ -190,7 +185,7 @@ int vdi_unmap(Image *image, uint64_t offset, uint64_t length, UnmapFlags flags)
     VdiState *s = image->state;
     uint64_t end = offset + length;
     StorePunch how = flags & UNMAP_KEEP_SPACE ? STORE_PUNCH_KEEP_SPACE : STORE_PUNCH_FREE;
-    int r = 0;
+    int r = s->broken;
     while (r == 0 && offset < end) {
         uint64_t part = min_u64(s->header.block_size, end - offset);
         r = unmap_block(image, offset / s->header.block_size, part, how);
@@ -245,7 +240,10 @@ static int phase_two(Image *image)
 int vdi_flush(Image *image)
 {
     VdiState *s = image->state;
-    int r = s->dirty ? phase_one(image) : store_sync(image->store);
+    int r = s->broken;
+    if (r == 0) {
+        r = s->dirty ? phase_one(image) : store_sync(image->store);
+    }
     r = r < 0 ? r : phase_two(image);
     if (r < 0) {
         log_limited(LOG_LEVEL_ERROR, "%s: cannot write metadata: %s", image->path, g_strerror(-r));
@@ -315,7 +313,7 @@ int vdi_finish(Image *image)
     if (image->repair) {
         return 0;
     }
-    int r = vdi_is_dirty(image) ? vdi_flush(image) : 0;
+    int r = vdi_is_dirty(image) || s->broken ? vdi_flush(image) : 0;
     if (r < 0 || !scan(image, NULL)) {
         return r;
     }

@@ -5,6 +5,7 @@
  *     vdi-header.c   the header: read and checked; UUIDs
  *     vdi-parent.c   finding the parent, which has no name in the image
  *     vdi-write.c    allocate, commit, abandon, unmap; start of writing, flush, finish
+ *     vdi-resize.c   another size of the disk
  *     vdi-create.c   create
  *     vdi-check.c    check and repair
  */
@@ -81,6 +82,7 @@ typedef struct VdiState {
     uint64_t size_at_open;
     GHashTable *reserved; /* block -> VdiReserved: space that no table has yet */
     bool second_pending;  /* the table was written, and no sync has covered it */
+    int broken;           /* nobody knows what header the disk has: nothing is written any more */
     atomic_bool dirty;    /* flush has something to write */
 } VdiState;
 
@@ -132,6 +134,15 @@ int vdi_reserve(Image *image, uint32_t block, uint32_t *place, bool *fresh);
 
 /* Puts a reserved block into the table. [exclusive] */
 void vdi_link(VdiState *s, uint32_t block, uint32_t place);
+
+static inline bool vdi_is_place(uint32_t entry)
+{
+    return entry != VDI_UNALLOCATED && entry != VDI_ZERO;
+}
+
+/* ---- vdi-resize.c ---- */
+
+bool vdi_resize(Image *image, uint64_t size, GError **error);
 
 /* ---- vdi-create.c, vdi-check.c ---- */
 

@@ -100,11 +100,6 @@ static bool check_plan(const Plan *plan, const FormatCreate *how, GError **error
     return true;
 }
 
-static void set_checksum(uint8_t *bytes, size_t n, size_t offset)
-{
-    store_be32(bytes + offset, vhd_checksum(bytes, n, offset));
-}
-
 static bool make_uuid(uint8_t *uuid, GError **error)
 {
     if (getrandom(uuid, VHD_UUID_SIZE, 0) != (ssize_t)VHD_UUID_SIZE) {
@@ -124,7 +119,6 @@ static uint32_t vhd_time(int64_t seconds)
 static bool make_footer(Plan *plan, GError **error)
 {
     uint8_t *footer = plan->footer;
-    uint16_t cylinders;
     memcpy(footer, "conectix", 8);
     store_be32(footer + VHD_F_FEATURES, 2);
     store_be32(footer + VHD_F_VERSION, VERSION_1);
@@ -134,14 +128,11 @@ static bool make_footer(Plan *plan, GError **error)
     store_be32(footer + VHD_F_CREATOR_VERS, 0x00060001);
     memcpy(footer + VHD_F_CREATOR_HOST, "Wi2k", 4);
     store_be64(footer + VHD_F_ORIGINAL, plan->size);
-    store_be64(footer + VHD_F_CURRENT, plan->size);
-    vhd_geometry(plan->size, &cylinders, footer + VHD_F_HEADS, footer + VHD_F_SECTORS);
-    store_be16(footer + VHD_F_CYLINDERS, cylinders);
     store_be32(footer + VHD_F_TYPE, plan->type);
     if (!make_uuid(footer + VHD_F_UUID, error)) {
         return false;
     }
-    set_checksum(footer, VHD_FOOTER_SIZE, VHD_F_CHECKSUM);
+    vhd_footer_set_size(footer, plan->size);
     return true;
 }
 
@@ -177,7 +168,7 @@ static bool make_header(Plan *plan, const FormatCreate *how, GError **error)
     if (!make_parent(plan, how, error)) {
         return false;
     }
-    set_checksum(header, VHD_HEADER_SIZE, VHD_H_CHECKSUM);
+    vhd_checksum_set(header, VHD_HEADER_SIZE, VHD_H_CHECKSUM);
     return true;
 }
 

@@ -61,6 +61,9 @@ static int phase_two(Image *image)
 int vhd_flush(Image *image)
 {
     VhdState *s = image->state;
+    if (s->broken < 0) {
+        return s->broken;
+    }
     if (s->footer.type == VHD_FIXED) {
         return store_sync(image->store);
     }
@@ -166,7 +169,7 @@ int vhd_finish(Image *image)
     if (s->footer.type == VHD_FIXED || image->repair) {
         return 0;
     }
-    int r = vhd_is_dirty(image) ? vhd_flush(image) : 0;
+    int r = vhd_is_dirty(image) || s->broken ? vhd_flush(image) : 0;
     uint64_t target = max_u64(s->footer_needed, end_of_blocks(s));
     return r < 0 || target >= s->footer_offset ? r : vhd_trim(image, target);
 }

@@ -124,14 +124,18 @@ static bool choose_footer(const Image *image, VhdState *s, GError **error)
 
 /* Programs that round the size of the disk down to what the geometry says: what lies behind is none
  * of the guest's. The largest geometry means that the disk is larger. */
+static bool geometry_counts(const uint8_t *bytes)
+{
+    return memcmp(bytes + VHD_F_CREATOR, "vpc ", 4) == 0 ||
+           memcmp(bytes + VHD_F_CREATOR, "qemu", 4) == 0;
+}
+
 static uint64_t disk_size(const uint8_t *bytes)
 {
     uint64_t current = load_be64(bytes + VHD_F_CURRENT);
     uint64_t chs = (uint64_t)load_be16(bytes + VHD_F_CYLINDERS) * bytes[VHD_F_HEADS] *
                    bytes[VHD_F_SECTORS] * VHD_SECTOR;
-    bool counts = memcmp(bytes + VHD_F_CREATOR, "vpc ", 4) == 0 ||
-                  memcmp(bytes + VHD_F_CREATOR, "qemu", 4) == 0;
-    return counts && chs != VHD_MAX_GEOMETRY ? chs : current;
+    return geometry_counts(bytes) && chs != VHD_MAX_GEOMETRY ? chs : current;
 }
 
 static bool unpack_footer(const Image *image, VhdFooter *footer, GError **error)
@@ -246,6 +250,7 @@ static bool find_batmap(const Image *image, VhdState *s, uint64_t table_end, GEr
     if (memcmp(bytes, "tdbatmap", 8) != 0) {
         return true;
     }
+    s->has_batmap = true;
     VhdRange map = {load_be64(bytes + BATMAP_OFFSET),
                     (uint64_t)load_be32(bytes + BATMAP_SIZE) * VHD_SECTOR};
     if (map.length > BATMAP_MAX) {
@@ -329,4 +334,21 @@ void vhd_geometry(uint64_t size, uint16_t *cylinders, uint8_t *heads, uint8_t *s
         *heads = h;
     }
     *cylinders = per_head / *heads;
+}
+
+void vhd_checksum_set(uint8_t *bytes, size_t n, size_t checksum_offset)
+{
+    store_be32(bytes + checksum_offset, vhd_checksum(bytes, n, checksum_offset));
+}
+
+void vhd_footer_set_size(uint8_t *bytes, uint64_t size)
+{
+    uint16_t cylinders;
+    if (geometry_counts(bytes)) {
+        memcpy(bytes + VHD_F_CREATOR, "win ", 4);
+    }
+    store_be64(bytes + VHD_F_CURRENT, size);
+    vhd_geometry(size, &cylinders, bytes + VHD_F_HEADS, bytes + VHD_F_SECTORS);
+    store_be16(bytes + VHD_F_CYLINDERS, cylinders);
+    vhd_checksum_set(bytes, VHD_FOOTER_SIZE, VHD_F_CHECKSUM);
 }

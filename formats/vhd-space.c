@@ -28,10 +28,10 @@ int vhd_footer_write(Image *image, uint64_t offset)
     return store_write(image->store, vhd_state(image)->footer.bytes, VHD_FOOTER_SIZE, offset);
 }
 
-/* Where the bitmap of the next block lies when space is free from `from` on. */
-static uint64_t place_from(const VhdState *s, uint64_t from)
+/* Where something lies when space is free from `from` on; what is behind its first `lead` bytes is aligned. */
+static uint64_t place_from(uint64_t from, uint64_t lead)
 {
-    return align_up(from + s->bitmap_size, DATA_ALIGNMENT) - s->bitmap_size;
+    return align_up(from + lead, DATA_ALIGNMENT) - lead;
 }
 
 /* Bytes of bitmap and data. */
@@ -57,12 +57,12 @@ static int move_footer(Image *image, uint64_t offset, uint64_t at_least)
     return 0;
 }
 
-/* Makes room for a block before the footer; *place is where. */
-static int make_room(Image *image, uint64_t *place)
+/* Makes room before the footer; *place is where. */
+static int make_room(Image *image, uint64_t lead, uint64_t length, uint64_t *place)
 {
     VhdState *s = image->state;
-    *place = place_from(s, s->data_end);
-    if (*place + whole_block(s) <= s->footer_offset) {
+    *place = place_from(s->data_end, lead);
+    if (*place + length <= s->footer_offset) {
         return 0;
     }
     /* Only one old footer is remembered. Clear it now, when it is durable that there is a new one.
@@ -73,8 +73,8 @@ static int make_room(Image *image, uint64_t *place)
             return r;
         }
     }
-    *place = place_from(s, max_u64(s->data_end, s->footer_offset + VHD_FOOTER_SIZE));
-    uint64_t one = align_up(*place + whole_block(s), VHD_SECTOR);
+    *place = place_from(max_u64(s->data_end, s->footer_offset + VHD_FOOTER_SIZE), lead);
+    uint64_t one = align_up(*place + length, VHD_SECTOR);
     uint64_t stride = align_up(whole_block(s), DATA_ALIGNMENT);
     uint64_t ahead = min_u64(store_size(image->store) / 16, GROW_MAX);
     if (*place / VHD_SECTOR >= VHD_UNUSED) {
@@ -96,7 +96,7 @@ VhdReserved *vhd_space_reserve(Image *image, uint32_t block, int *result)
         place = g_array_index(s->spare, uint64_t, s->spare->len - 1);
         g_array_set_size(s->spare, s->spare->len - 1);
     } else {
-        *result = make_room(image, &place);
+        *result = make_room(image, s->bitmap_size, whole_block(s), &place);
         if (*result == 0) {
             *result = space_make_fresh(image->store, place, whole_block(s), s->fresh_start);
         }
@@ -109,6 +109,17 @@ VhdReserved *vhd_space_reserve(Image *image, uint32_t block, int *result)
     reserved->bitmap_offset = place;
     g_hash_table_insert(s->reserved, GUINT_TO_POINTER(block), reserved);
     return reserved;
+}
+
+int vhd_space_take(Image *image, uint64_t length, uint64_t *place)
+{
+    VhdState *s = image->state;
+    int r = make_room(image, 0, length, place);
+    if (r == 0) {
+        s->data_end = *place + length;
+        s->footer_needed = max_u64(s->footer_needed, align_up(s->data_end, VHD_SECTOR));
+    }
+    return r;
 }
 
 void vhd_space_give_back(VhdState *s, uint32_t block)

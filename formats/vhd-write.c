@@ -17,6 +17,9 @@
 static int may_change(Image *image)
 {
     VhdState *s = image->state;
+    if (s->broken < 0) {
+        return s->broken;
+    }
     if (s->write_error < 0) { /* there may be space again */
         s->write_error = vhd_flush(image);
     }

@@ -357,6 +357,7 @@ const Format format_vhd = {
     .finish = vhd_finish,
     .is_dirty = vhd_is_dirty,
     .cluster_size = vhd_cluster_size,
+    .resize = vhd_resize,
     .measure = vhd_measure,
     .create_options = vhd_create_options,
     .create = vhd_create,

@@ -9,6 +9,7 @@
  *     vhd-space.c     new blocks, and the footer that moves behind them
  *     vhd-write.c     allocate, commit, abandon, unmap
  *     vhd-flush.c     start of writing, flush, finish
+ *     vhd-resize.c    another size of the disk
  *     vhd-create.c    create
  *     vhd-check.c     check and repair
  */
@@ -111,6 +112,7 @@ typedef struct VhdState {
     uint64_t bitmap_size; /* bytes before them */
     MetaCache *bitmaps;   /* in pieces of a sector */
     GArray *structures;   /* VhdRange: what lies in the file besides blocks */
+    bool has_batmap;      /* of Xen, right behind the table */
 
     /* Writers only. */
     uint64_t data_end;      /* nothing is used from here to the footer */
@@ -121,8 +123,9 @@ typedef struct VhdState {
     GArray *spare;          /* uint64_t: untouched places that were given back */
     GHashTable *unlinked;   /* set: blocks that no table on the disk may show yet */
     bool second_pending;    /* tables were written that no sync has covered */
-    int write_error;        /* an implicit flush failed: changes answer this until one succeeds */
-    atomic_bool dirty;      /* flush has something to write */
+    int broken; /* nobody knows what header or footer the disk has: nothing is written any more */
+    int write_error;   /* an implicit flush failed: changes answer this until one succeeds */
+    atomic_bool dirty; /* flush has something to write */
 } VhdState;
 
 static inline VhdState *vhd_state(const Image *image)
@@ -140,6 +143,12 @@ bool vhd_footer_read(const Image *image, VhdState *s, GError **error);
 
 /* Reads and checks the dynamic header and what it points to; fills in header, structures. */
 bool vhd_header_read(const Image *image, VhdState *s, GError **error);
+
+/* What the footer of a disk of that size says of it; for a creator whose programs take the geometry, another creator. */
+void vhd_footer_set_size(uint8_t *bytes, uint64_t size);
+
+/* Puts the right checksum into a footer or header. */
+void vhd_checksum_set(uint8_t *bytes, size_t n, size_t checksum_offset);
 
 /* The geometry of a disk, as the specification computes it. */
 void vhd_geometry(uint64_t size, uint16_t *cylinders, uint8_t *heads, uint8_t *sectors);
@@ -183,6 +192,9 @@ typedef struct VhdReserved {
  * reads as zeroes. NULL with *result. [exclusive] */
 VhdReserved *vhd_space_reserve(Image *image, uint32_t block, int *result);
 
+/* Space for something else than a block, as it is; the footer lies behind it. 0 or -errno. [exclusive] */
+int vhd_space_take(Image *image, uint64_t length, uint64_t *place);
+
 /* Gives back what was reserved for a block and is untouched; any block may have it then.
  * [exclusive] */
 void vhd_space_give_back(VhdState *s, uint32_t block);
@@ -214,6 +226,10 @@ int vhd_footers_mend(Image *image);
 /* Moves the footer back to target, behind which nothing is used, and cuts the file off there. */
 int vhd_trim(Image *image, uint64_t target);
 void vhd_flush_if_full(Image *image);
+
+/* ---- vhd-resize.c ---- */
+
+bool vhd_resize(Image *image, uint64_t size, GError **error);
 
 /* ---- vhd-create.c, vhd-check.c ---- */
 

@@ -3,6 +3,7 @@
  *
  *      CHANGE on what goes, and on the unit that the old end cuts ──> job behind the exclusive gate:
  *      flush, format->resize, new size of the node ──> release, complete
+ *      (on all of the disk, where the format may move what stays)
  *
  * What is not in the CHANGE goes on meanwhile. Requests that were checked against the old size may be
  * anywhere: who waits for the range looks at the size again once it has it (map.c, change.c), so
@@ -119,6 +120,7 @@ static void resize_try(Request *request)
     }
     resize->old_size = size;
     resize->start = align_down(min_u64(size, request->length), disk->image->largest_unit);
+    resize->start = disk->image->format->resize_moves ? 0 : resize->start;
     resize->end = size;
     if (resize->start < resize->end) {
         change_acquire(request, resize->start, resize->end - resize->start, resize_granted);

@@ -52,7 +52,8 @@ bool fixture_qemu_reads(const Setup *setup)
 
 bool fixture_needs_writer(const Setup *setup)
 {
-    return setup->lazy_refcounts || strcmp(setup->format, "vhdx") == 0;
+    bool two_sizes = setup->resizes && strcmp(setup->format, "vhd") == 0; /* footer and its copy */
+    return setup->lazy_refcounts || two_sizes || strcmp(setup->format, "vhdx") == 0;
 }
 
 static Store *create_image(const Setup *setup, const Format *format, const Image *backing)

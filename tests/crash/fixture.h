@@ -31,7 +31,8 @@ typedef struct Setup {
     unsigned request_unit;   /* where the cluster is too large for that; 0: the cluster */
     uint64_t created_size;   /* of the new image, which grows when it is used; 0: disk_size */
     bool resizes;            /* the disk becomes smaller and larger again during the run */
-    unsigned requests;       /* of a run, fewer where a table fills up soon; 0: the default */
+    bool gaps;         /* what becomes free lies between blocks, and the format has no use for it */
+    unsigned requests; /* of a run, fewer where a table fills up soon; 0: the default */
 } Setup;
 
 typedef struct Fixture {
@@ -54,7 +55,7 @@ const char *fixture_backing_name(const Setup *setup); /* as in the image; static
 bool fixture_qemu_reads(const Setup *setup);
 
 /* Whether a cut leaves something that only the next opening for writing mends: stale refcounts by
- * intent (the dirty bit), a log. */
+ * intent (the dirty bit), a log, footers that say two sizes. */
 bool fixture_needs_writer(const Setup *setup);
 
 /* Opens an image of this fixture that lies in store. */
