@@ -286,7 +286,9 @@ struct Format {
 /* formats.c: the table. */
 extern const Format *const formats[];        /* NULL-terminated */
 const Format *format_find(const char *name); /* NULL when there is none */
-char *format_names(void);                    /* "raw, qcow2, vmdk"; g_free */
+const char *format_name_in_images(
+    const char *name);    /* what an image says of its backing: qemu's name; NULL of NULL */
+char *format_names(void); /* "raw, qcow2, vmdk"; g_free */
 const Format *format_probe(const uint8_t *head, size_t n,
                            const char *path); /* never NULL: raw at worst */
 

@@ -15,10 +15,29 @@ const Format *const formats[] = {
     NULL,
 };
 
-/* qemu's name of a format, where we call it otherwise, so that what an image says is understood. */
+/* qemu's name of a format, where we call it otherwise: images say it of their backing, and other programs read that. */
+static const struct {
+    const char *own, *of_qemu;
+} other_names[] = {{"vhd", "vpc"}};
+
 static const char *own_name(const char *name)
 {
-    return strcmp(name, "vpc") == 0 ? "vhd" : name;
+    for (size_t i = 0; i < G_N_ELEMENTS(other_names); i++) {
+        if (strcmp(name, other_names[i].of_qemu) == 0) {
+            return other_names[i].own;
+        }
+    }
+    return name;
+}
+
+const char *format_name_in_images(const char *name)
+{
+    for (size_t i = 0; name && i < G_N_ELEMENTS(other_names); i++) {
+        if (strcmp(name, other_names[i].own) == 0) {
+            return other_names[i].of_qemu;
+        }
+    }
+    return name;
 }
 
 const Format *format_find(const char *name)

@@ -44,6 +44,7 @@ static void build_extensions(NewHeader *new, const char *format, uint32_t withou
     const Qcow2State *s = new->image->state;
     uint64_t at = s->header.header_length;
     g_byte_array_set_size(new->extensions, 0);
+    format = format_name_in_images(format);
     if (format) {
         append(new->extensions, QCOW2_EXT_BACKING_FORMAT, format, strlen(format));
     }

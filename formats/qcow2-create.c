@@ -371,9 +371,9 @@ static Qcow2Header plan_header(const Plan *plan)
 static GByteArray *build_extensions(const Plan *plan, const FormatCreate *how, size_t room)
 {
     GByteArray *extensions = g_byte_array_new();
-    if (how->backing_format) {
-        append_extension(extensions, QCOW2_EXT_BACKING_FORMAT, how->backing_format,
-                         strlen(how->backing_format));
+    const char *format = format_name_in_images(how->backing_format);
+    if (format) {
+        append_extension(extensions, QCOW2_EXT_BACKING_FORMAT, format, strlen(format));
     }
     if (plan->luks_length > 0) {
         uint8_t where[QCOW2_CRYPTO_EXT_LENGTH];

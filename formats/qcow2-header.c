@@ -310,13 +310,21 @@ static bool read_bitmaps_extension(Image *image, const uint8_t *data, uint32_t l
                        error);
 }
 
+/* By our name of it, where we know the format. */
+static void read_backing_format(Image *image, const char *text, uint32_t length)
+{
+    g_autofree char *name = g_strndup(text, length);
+    const Format *format = format_find(name);
+    g_free(image->backing_format);
+    image->backing_format = format ? g_strdup(format->name) : g_steal_pointer(&name);
+}
+
 static bool read_extension(Image *image, uint32_t type, const uint8_t *data, uint32_t length,
                            GError **error)
 {
     switch (type) {
     case QCOW2_EXT_BACKING_FORMAT:
-        g_free(image->backing_format);
-        image->backing_format = g_strndup((const char *)data, length);
+        read_backing_format(image, (const char *)data, length);
         return true;
     case QCOW2_EXT_CRYPTO:
         return qcow2_crypto_extension(image, data, length, error);

@@ -1,17 +1,27 @@
 #!/usr/bin/python3
-"""Images of vhd, vhdx, vdi, qcow, qed and parallels go both ways: what we make and write, qemu-img and 7-Zip read; what qemu makes, we read.
+"""Images go both ways: what we make and write, qemu-img, 7-Zip and libyal read; what qemu makes, we read and write.
 
-qemu reads no differencing vhd or vhdx, so 7-Zip says what such a chain holds; and neither reads a differencing vdi.
+qemu reads no differencing vhd or vhdx, so 7-Zip and libvhdi say what such a chain holds; none reads a differencing vdi.
+docs/formats.md has the table of who judged what.
 """
 import hashlib
 import os
 import subprocess
 import time
 
+import pyqcow
+import pyvhdi
+import pyvmdk
+
 from cli import COWNBD, Workdir, expect, expect_equal, expect_refused, must, ours, run
 
 SIZE = 20 << 20
 QEMU_NAME = {"vhd": "vpc", "vhdx": "vhdx", "vdi": "vdi", "qcow": "qcow", "qed": "qed", "parallels": "parallels"}
+CONVERTED = [("vhd", "subformat=fixed"), ("vhdx", "subformat=fixed"), ("vhdx", "block_size=1M"), ("vdi", "static=on"),
+             ("qcow2", "cluster_size=4k"), ("qcow2", "compat=0.10"), ("vmdk", "subformat=monolithicSparse"),
+             ("vmdk", "subformat=monolithicFlat"), ("vmdk", "subformat=twoGbMaxExtentSparse"),
+             ("vmdk", "subformat=twoGbMaxExtentFlat")]
+CHECKED_BY_QEMU = ("vhdx", "vdi", "qcow2", "vmdk")
 QEMU_CREATE = {"vpc": ("-o", "force_size=on")}
 
 
@@ -58,6 +68,55 @@ def by_7zip(image):
     return hashlib.sha256(found.stdout).hexdigest()
 
 
+def libyal_open(image):
+    kind = image.rpartition(".")[2]
+    opened = {"vmdk": pyvmdk.handle, "vhd": pyvhdi.file, "vhdx": pyvhdi.file}.get(kind, pyqcow.file)()
+    opened.open(image)
+    if kind == "vmdk":
+        opened.open_extent_data_files()
+    return opened
+
+
+def by_libyal(*images):
+    """A chain, from the top on. An image does not keep its parent alive, the list does."""
+    chain = [libyal_open(image) for image in images]
+    for child, parent in zip(chain, chain[1:]):
+        child.set_parent(parent)
+    expect_equal(chain[0].get_media_size(), SIZE, "libyal: size of", *images)
+    content = hashlib.sha256()
+    for offset in range(0, SIZE, 1 << 20):
+        content.update(chain[0].read_buffer_at_offset(1 << 20, offset))
+    return content.hexdigest()
+
+
+def check_converted(name, options):
+    """A disk copied into an image of ours: everybody reads the same, and qemu-img finds nothing wrong with it."""
+    image = f"converted.{name}"
+    fmt = QEMU_NAME.get(name, name)
+    ours("convert", "-q", "-O", name, "-o", options, "source.raw", image)
+    with open("source.raw", "rb") as file:
+        want = hashlib.sha256(file.read()).hexdigest()
+    must("qemu-img", "compare", "-q", "-f", fmt, "-F", "raw", image, "source.raw")
+    if name in CHECKED_BY_QEMU:
+        must("qemu-img", "check", "-q", "-f", fmt, image)
+    expect_equal(by_7zip(image), want, "7-Zip reads another", image, options)
+    if name != "vdi":
+        expect_equal(by_libyal(image), want, "libyal reads another", image, options)
+
+
+def check_backing_names():
+    """The name of a format inside an image is qemu's; we show our own."""
+    ours("create", "-q", "-f", "vhd", "below.vhd", SIZE)
+    ours("create", "-q", "-f", "qcow2", "-b", "below.vhd", "-F", "vhd", "above.qcow2")
+    ours("bitmap", "add", "above.qcow2", "b")
+    expect("backing file format: vpc" in must("qemu-img", "info", "above.qcow2"), "qemu's name of vhd, created")
+    expect("backing file format: vhd" in ours("info", "above.qcow2"), "our name of vhd")
+    ours("rebase", "-u", "-b", "source.raw", "-F", "raw", "above.qcow2")
+    ours("rebase", "-u", "-b", "below.vhd", "-F", "vhd", "above.qcow2")
+    expect("backing file format: vpc" in must("qemu-img", "info", "above.qcow2"), "qemu's name of vhd, rebased")
+    must("qemu-img", "convert", "-O", "raw", "above.qcow2", "theirs")
+
+
 def check_ours(name):
     base, child = f"base.{name}", f"child.{name}"
     ours("create", "-q", "-f", name, base, SIZE)
@@ -77,8 +136,14 @@ def check_ours(name):
     if name in ("vhd", "vhdx"):
         expect_equal(by_7zip(base), want, "7-Zip reads another", base)
         expect_equal(by_7zip(child), chain, "7-Zip reads another", child)
+        expect_equal(by_libyal(base), want, "libvhdi reads another", base)
+        expect_equal(by_libyal(child, base), chain, "libvhdi reads another", child)
     elif name in ("qcow", "qed"):
         expect_equal(by_qemu(child, name), chain, "qemu-img reads another", child)
+        if name == "qed":
+            must("qemu-img", "check", "-q", child)
+        else:
+            expect_equal(by_libyal(base), want, "libqcow reads another", base)
     else:
         expect_equal(by_7zip(base), want, "7-Zip reads another", base)
     expect_equal(contents(base), want, "the child changed", base)
@@ -114,3 +179,8 @@ with Workdir():
         check_ours(each)
         check_theirs(each)
     check_repair()
+    with open("contents", "rb") as last, open("source.raw", "wb") as source:
+        source.write(last.read())
+    for each in CONVERTED:
+        check_converted(*each)
+    check_backing_names()
