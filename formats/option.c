@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/bytes.h"
+#include "base/errors.h"
 
 static const char *parse_digits(const char *text, uint64_t *value)
 {
@@ -91,4 +92,12 @@ bool option_parse_number(const char *text, uint64_t maximum, uint64_t *value)
 const char *option_lookup(GHashTable *options, const char *name)
 {
     return options ? g_hash_table_lookup(options, name) : NULL;
+}
+
+bool option_check_preallocation(GHashTable *options, GError **error)
+{
+    const char *text = option_lookup(options, "preallocation");
+    return !text || strcmp(text, "off") == 0 ||
+           error_set(error, EINVAL, "preallocation is '%s': only create can make that: must be off",
+                     text);
 }

@@ -23,4 +23,8 @@ bool option_parse_number(const char *text, uint64_t maximum, uint64_t *value);
 /* The value of the option, or NULL; options may be NULL. */
 const char *option_lookup(GHashTable *options, const char *name);
 
+/* Creation makes tables alone: space for the disk is the business of who can write to the new image, and takes the
+ * option away. False: it is there, and not off. */
+bool option_check_preallocation(GHashTable *options, GError **error);
+
 #endif

@@ -40,7 +40,7 @@ const FormatOption qcow2_create_options[] = {
     {"encrypt.ivgen-hash-alg", "luks: hash for essiv (default sha256)"},
     {"extended_l2", "clusters have 32 parts that are allocated one by one: on or off (default)"},
     {"lazy_refcounts", "put off refcount updates: on or off (default)"},
-    {"preallocation", "what to allocate at once: off"},
+    {"preallocation", "space that the disk gets at once: off (default), metadata, falloc or full"},
     {"refcount_bits", "width of a refcount: 1, 2, 4, 8, 16 (default), 32 or 64"},
     {NULL, NULL},
 };
@@ -119,14 +119,6 @@ static bool plan_compression(Plan *plan, const char *text, GError **error)
     return true;
 }
 
-static bool plan_preallocation(Plan *plan, const char *text, GError **error)
-{
-    if (strcmp(text, "off") != 0) {
-        return error_set(error, EINVAL, "preallocation is '%s': only off can be made", text);
-    }
-    return true;
-}
-
 static bool plan_options(Plan *plan, GHashTable *options, GError **error)
 {
     static const struct {
@@ -135,8 +127,7 @@ static bool plan_options(Plan *plan, GHashTable *options, GError **error)
     } takers[] = {
         {"cluster_size", plan_cluster_size},    {"compat", plan_version},
         {"refcount_bits", plan_refcount_bits},  {"lazy_refcounts", plan_lazy_refcounts},
-        {"compression_type", plan_compression}, {"preallocation", plan_preallocation},
-        {"extended_l2", plan_extended_l2},
+        {"compression_type", plan_compression}, {"extended_l2", plan_extended_l2},
     };
     for (unsigned i = 0; i < G_N_ELEMENTS(takers); i++) {
         const char *text = option_lookup(options, takers[i].name);
@@ -453,7 +444,8 @@ static bool make_plan(Plan *plan, const FormatCreate *how, GError **error)
         /* others count the disk in sectors and drop the rest */
         .size = align_up(how->size, SECTOR),
     };
-    if (!plan_options(plan, how->options, error) ||
+    if (!option_check_preallocation(how->options, error) ||
+        !plan_options(plan, how->options, error) ||
         !qcow2_encryption_plan(how->options, &plan->crypt_method, error) ||
         !plan_check_version(plan, error)) {
         return false;

@@ -7,6 +7,7 @@
  */
 #include "base/errors.h"
 #include "formats/format.h"
+#include "formats/option.h"
 
 static int raw_probe(const uint8_t *head, size_t n, const char *path)
 {
@@ -79,7 +80,10 @@ static bool raw_resize(Image *image, uint64_t size, GError **error)
     return r == 0 || refuse_size(image->store, size, r, error);
 }
 
-static const FormatOption raw_create_options[] = {{NULL, NULL}};
+static const FormatOption raw_create_options[] = {
+    {"preallocation", "space that the disk gets at once: off (default), falloc or full"},
+    {NULL, NULL},
+};
 
 static bool raw_create(Store *store, const FormatCreate *how, GError **error)
 {
@@ -88,6 +92,9 @@ static bool raw_create(Store *store, const FormatCreate *how, GError **error)
             error, EINVAL,
             "%s: a raw image cannot have a backing file: use -f qcow2, or leave out -b",
             store->name);
+    }
+    if (!option_check_preallocation(how->options, error)) {
+        return false;
     }
     if (store_size(store) < how->size) { /* a new file is empty; a device may be larger */
         int result = store_truncate(store, how->size);

@@ -14,8 +14,10 @@
 #include "cli/cli.h"
 #include "cli/create-options.h"
 #include "cli/create-target.h"
+#include "cli/fold-progress.h"
 #include "cli/options.h"
 #include "cli/output.h"
+#include "cli/preallocate.h"
 #include "cli/tool-options.h"
 #include "formats/option.h"
 
@@ -29,6 +31,8 @@ typedef struct CreateCommand {
     uint64_t size;
     bool size_known;
     Image *backing; /* opened, or NULL */
+    char *preallocation_name;
+    Preallocation preallocation;
     gboolean quiet, no_backing_check;
 } CreateCommand;
 
@@ -36,6 +40,7 @@ static void create_command_clear(CreateCommand *command)
 {
     g_free(command->backing_name);
     g_free(command->backing_format);
+    g_free(command->preallocation_name);
     image_unref(command->backing);
     g_strfreev(command->option_lists);
     g_clear_pointer(&command->options, g_hash_table_unref);
@@ -80,6 +85,43 @@ static bool decide_size(CreateCommand *command, GError **error)
     return true;
 }
 
+/* What is preallocated is there: it would hide what a backing has. */
+static bool decide_preallocation(CreateCommand *command, GError **error)
+{
+    if (!create_option_take(command->options, "preallocation", &command->preallocation_name,
+                            error) ||
+        !preallocation_parse(command->preallocation_name, &command->preallocation, error)) {
+        return false;
+    }
+    return command->preallocation == PREALLOCATE_OFF || !command->backing_name ||
+           error_set(error, EINVAL,
+                     "preallocation is '%s' with a backing file, which would not be seen: must be "
+                     "off",
+                     command->preallocation_name);
+}
+
+/* The new image gets its space, before it has its name. */
+static bool allocate_image(const CreateCommand *command, const CliCommon *common, Store *store,
+                           GError **error)
+{
+    if (command->preallocation == PREALLOCATE_OFF) {
+        return true;
+    }
+    ImageOpen how = {
+        .format = command->format,
+        .write = true,
+        .secret = secrets_find(common->secrets, command->path),
+    };
+    g_autoptr(Image) image = image_open_store(store, &how, NULL, error);
+    bool shows = !command->quiet && !common->json;
+    if (!image || !preallocate_check(image, command->preallocation, error) ||
+        !preallocate(image, 0, command->preallocation, shows ? fold_progress_print : NULL, error)) {
+        return false;
+    }
+    int r = image_finish(image);
+    return r == 0 || error_set_errno(error, -r, "%s: cannot write metadata", image->path);
+}
+
 static bool write_image(const CreateCommand *command, const CliCommon *common, GError **error)
 {
     g_auto(CreateTarget) target = {0};
@@ -93,7 +135,8 @@ static bool write_image(const CreateCommand *command, const CliCommon *common, G
         .files = &target.files,
     };
     return target_open(&target, command->path, error) &&
-           command->format->create(target.store, &how, error) && target_commit(&target, error);
+           command->format->create(target.store, &how, error) &&
+           allocate_image(command, common, target.store, error) && target_commit(&target, error);
 }
 
 static void print_human(const CreateCommand *command)
@@ -140,8 +183,8 @@ static bool create_image(CreateCommand *command, const CliCommon *common, GError
     return create_options_check(command->format, command->options, error) &&
            create_backing_take(command->options, &command->backing_name, &command->backing_format,
                                error) &&
-           look_at_backing(command, common, error) && decide_size(command, error) &&
-           write_image(command, common, error);
+           decide_preallocation(command, error) && look_at_backing(command, common, error) &&
+           decide_size(command, error) && write_image(command, common, error);
 }
 
 static int run(CreateCommand *command, const CliCommon *common)
@@ -150,6 +193,10 @@ static int run(CreateCommand *command, const CliCommon *common)
     if (!create_image(command, common, &error)) {
         g_prefix_error(&error, "create: ");
         return cli_fail(error);
+    }
+    if (command->preallocation_name) { /* for who prints the options */
+        g_hash_table_insert(command->options, g_strdup("preallocation"),
+                            g_steal_pointer(&command->preallocation_name));
     }
     if (common->json) {
         print_json(command);

@@ -35,6 +35,12 @@ bool preallocation_parse(const char *name, Preallocation *how, GError **error)
 
 bool preallocate_check(const Image *image, Preallocation how, GError **error)
 {
+    if (how != PREALLOCATE_OFF && image->encryption) {
+        return error_set(error, ENOTSUP,
+                         "%s: is encrypted: zeroes of the host would read as noise: preallocation "
+                         "must be off",
+                         image->path);
+    }
     return how != PREALLOCATE_METADATA || image->format->allocate ||
            error_set(error, ENOTSUP,
                      "%s: a %s image has no metadata: preallocation must be off, falloc or full",

@@ -1,5 +1,5 @@
 /*
- * Space for a part of a disk before anybody writes there, for resize. [main]
+ * Space for a part of a disk before anybody writes there, for create and resize. [main]
  */
 #ifndef CLI_PREALLOCATE_H
 #define CLI_PREALLOCATE_H

@@ -78,6 +78,20 @@ def usable():
         expect(check.returncode == 0, cluster, bits, check.stdout, check.stderr)
 
 
+def preallocation():
+    size = (5 << 20) + 512
+    for fmt, how, more in (("raw", "falloc", ""), ("raw", "full", ""), ("qcow2", "metadata", ""),
+                           ("qcow2", "falloc", ",cluster_size=4k"), ("qcow2", "full", ",extended_l2=on")):
+        made = ours("create", "-f", fmt, "-o", f"preallocation={how}{more}", f"p.{fmt}", str(size))
+        expect(f"preallocation={how}" in made, made)
+        expect(how == "metadata" or os.stat(f"p.{fmt}").st_blocks * 512 >= size, fmt, how, "has no space")
+        must("qemu-io", "-f", fmt, "-c", f"read -P 0 0 {size}", f"p.{fmt}")
+        if fmt == "qcow2":
+            must("qemu-img", "check", "p.qcow2")
+            here = sum(e["length"] for e in load_json(ours("map", "--json", "p.qcow2")) if "offset" in e)
+            expect_equal(here, size, how)
+
+
 def output():
     said = load_json(ours("create", "--json", "-f", "qcow2", "-o", "cluster_size=4k", "j.qcow2", "1.5M"))
     expect_equal(said, {"filename": "j.qcow2", "format": "qcow2", "virtual-size": 1572864,
@@ -94,4 +108,5 @@ with Workdir():
     matrix()
     backing()
     usable()
+    preallocation()
     output()

@@ -26,7 +26,7 @@ def options():
             "compat=1.0": ("compat is '1.0'", "0.10", "1.1"),
             "lazy_refcounts=maybe": ("lazy_refcounts is 'maybe'", "on or off"),
             "compression_type=lz4": ("compression_type is 'lz4'", "zlib or zstd"),
-            "preallocation=full": ("preallocation is 'full'", "off"),
+            "preallocation=some": ("preallocation is 'some'", "off, metadata, falloc or full"),
             "compat=0.10,refcount_bits=8": ("refcount_bits is 8", "compat=1.1"),
             "compat=0.10,lazy_refcounts=on": ("lazy_refcounts is on", "compat=1.1"),
             "compat=0.10,compression_type=zstd": ("compression_type is zstd", "compat=1.1"),
@@ -37,6 +37,9 @@ def options():
         size = () if option.startswith("size") else ("1M",)
         if size:
             refused("-f", "qcow2", "-o", option, "x.qcow2", *size, words=words)
+    refused("-f", "qcow2", "-o", "preallocation=full", "-b", "base.raw", "-F", "raw", "-u", "x.qcow2", "1M",
+            words=("preallocation is 'full'", "backing"))
+    refused("-f", "raw", "-o", "preallocation=metadata", "x.raw", "1M", words=("off, falloc or full",))
     refused("-f", "raw", "-o", "cluster_size=4k", "x.raw", "1M", words=("not known to raw",))
     refused("-f", "qcow2", "-o", "cluster_size=512", "x.qcow2", "129G",
             words=("too large for cluster_size 512", "137438953472", "cluster_size=1024"))
