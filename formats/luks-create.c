@@ -19,6 +19,10 @@
 #define SECTOR            512u
 #define ITER_TIME_DEFAULT 2000 /* milliseconds, as qemu and cryptsetup */
 #define ITER_TIME_MAX     20000 /* what opening the image may take: luks-header.c has its limit, too */
+#define ITERATIONS_MIN    1000
+#define ITERATIONS_MAX    100000000
+#define ARGON2_PASSES     4 /* with a number of rounds they are these, over that much memory in KiB */
+#define ARGON2_MEMORY     (32u << 10)
 #define ROOM              (UINT64_C(64) << 20) /* of the file: holes */
 
 typedef struct Making {
@@ -27,7 +31,8 @@ typedef struct Making {
     size_t key_length;     /* bytes, of the whole key */
     char *mode;            /* "xts-plain64" */
     const char *hash;
-    uint64_t iter_time;
+    uint64_t iter_time;  /* milliseconds */
+    uint64_t iterations; /* rounds, in place of that; 0: as many as that time allows */
 } Making;
 
 static void making_clear(Making *making)
@@ -97,18 +102,37 @@ static bool take_options(Making *making, GHashTable *options, const char *prefix
         return error_set(error, EINVAL, "iter-time is '%s': must be 1 to %d milliseconds", time,
                          ITER_TIME_MAX);
     }
+    const char *rounds = lookup(options, prefix, "iterations", NULL);
+    if (rounds && (time || !option_parse_number(rounds, ITERATIONS_MAX, &making->iterations) ||
+                   making->iterations < ITERATIONS_MIN)) {
+        return error_set(error, EINVAL, "iterations is '%s': must be %d to %d, without iter-time",
+                         rounds, ITERATIONS_MIN, ITERATIONS_MAX);
+    }
     return take_mode(making, options, prefix, error);
+}
+
+/* A number that was said is taken as it is; nothing is measured then. */
+static struct crypt_pbkdf_type derivation(const Making *making)
+{
+    bool first = making->version == 1, said = making->iterations > 0;
+    return (struct crypt_pbkdf_type){
+        .type = first ? CRYPT_KDF_PBKDF2 : CRYPT_KDF_ARGON2ID,
+        .hash = making->hash,
+        .time_ms = said ? 0 : making->iter_time,
+        .iterations = !said   ? 0
+                      : first ? making->iterations
+                              : ARGON2_PASSES,
+        .max_memory_kb = first  ? 0
+                         : said ? ARGON2_MEMORY
+                                : 1 << 20,
+        .parallel_threads = first ? 0 : 4,
+        .flags = said ? CRYPT_PBKDF_NO_BENCHMARK : 0,
+    };
 }
 
 static int format_device(struct crypt_device *device, const Making *making, const Secret *secret)
 {
-    struct crypt_pbkdf_type kdf = {
-        .type = making->version == 1 ? CRYPT_KDF_PBKDF2 : CRYPT_KDF_ARGON2ID,
-        .hash = making->hash,
-        .time_ms = making->iter_time,
-        .max_memory_kb = making->version == 1 ? 0 : 1 << 20,
-        .parallel_threads = making->version == 1 ? 0 : 4,
-    };
+    struct crypt_pbkdf_type kdf = derivation(making);
     struct crypt_params_luks1 luks1 = {.hash = making->hash};
     struct crypt_params_luks2 luks2 = {.pbkdf = &kdf, .sector_size = SECTOR};
     bool first = making->version == 1;

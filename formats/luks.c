@@ -76,6 +76,7 @@ static const FormatOption luks_create_options[] = {
     {"cipher-mode", "xts (default) or cbc"},
     {"hash-alg", "hash of the passphrase: sha256 (default), sha1, sha512 ..."},
     {"iter-time", "milliseconds that opening it takes: 1 to 20000 (default 2000)"},
+    {"iterations", "rounds of the derivation, in place of iter-time: 1000 to 100000000"},
     {"ivgen-alg", "plain, plain64 (default) or essiv"},
     {"ivgen-hash-alg", "hash for essiv (default sha256)"},
     {"version", "of LUKS: 1 (default; qemu knows no other) or 2"},

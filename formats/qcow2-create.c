@@ -36,6 +36,7 @@ const FormatOption qcow2_create_options[] = {
     {"encrypt.cipher-mode", "luks: xts (default) or cbc"},
     {"encrypt.hash-alg", "luks: hash of the passphrase: sha256 (default), sha1, sha512 ..."},
     {"encrypt.iter-time", "luks: milliseconds that opening it takes: 1 to 20000 (default 2000)"},
+    {"encrypt.iterations", "luks: rounds of the derivation, in place of iter-time"},
     {"encrypt.ivgen-alg", "luks: plain, plain64 (default) or essiv"},
     {"encrypt.ivgen-hash-alg", "luks: hash for essiv (default sha256)"},
     {"extended_l2", "clusters have 32 parts that are allocated one by one: on or off (default)"},

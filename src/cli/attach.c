@@ -123,6 +123,18 @@ static void add_count(GPtrArray *options, const char *name, int value)
     }
 }
 
+/* The server works in another directory. */
+static void add_secrets(GPtrArray *options, char **files)
+{
+    for (char **text = files; text != NULL && *text != NULL; text++) {
+        const char *equals = strrchr(*text, '=');
+        const char *file = equals != NULL ? equals + 1 : *text;
+        g_autofree char *absolute = g_canonicalize_filename(file, NULL);
+        g_autofree char *whole = g_strdup_printf("%.*s%s", (int)(file - *text), *text, absolute);
+        add_option(options, "--secret-file", whole);
+    }
+}
+
 /* Starts a server of our own; adopts where a device is left. */
 static char *attach_here(const AttachOptions *o, const char *image, bool left, GError **error)
 {
@@ -132,6 +144,7 @@ static char *attach_here(const AttachOptions *o, const char *image, bool left, G
         g_autofree char *absolute = g_canonicalize_filename(*path, NULL);
         add_option(options, "--allow-path", absolute);
     }
+    add_secrets(options, o->common.secret_files);
     add_option(options, "--fast-path", o->mode);
     add_option(options, "--attach-name", o->name);
     add_option(options, "--attach-device", o->device);

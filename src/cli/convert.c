@@ -225,6 +225,10 @@ static bool fail_copy(const Convert *convert, const char *target, int result,
 /* Fills the opened target. blank: nobody has written to it, and it reads as zeroes. */
 static bool fill(Convert *convert, Image *target, bool blank, uint64_t length, GError **error)
 {
+    if (convert->compress && target->encryption) {
+        return error_set(error, ENOTSUP,
+                         "-c: compressed clusters are not encrypted: leave out -c, or encryption");
+    }
     CopyOptions options = {
         .source_offset = convert->offset,
         .length = length,

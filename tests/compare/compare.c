@@ -124,6 +124,18 @@ static void check_snapshot(const Trial *trial)
     unlink(raw);
 }
 
+/* What qemu-img says of an encrypted image: check alone, or compared with the model. */
+static int ask_of_encrypted(const Trial *trial, const Config *config, const char *verb)
+{
+    g_autofree char *secret = g_strdup_printf("secret,id=s,file=%s/secret", directory);
+    g_autofree char *image = config_qemu_options(config, trial->image);
+    g_autofree char *model = g_strdup_printf("driver=raw,file.filename=%s", trial->model);
+    const char *other = strcmp(verb, "compare") == 0 ? model : NULL;
+    const char *const words[] = {"qemu-img",     verb,  "-q",  "--object", secret,
+                                 "--image-opts", image, other, NULL};
+    return run_status(words);
+}
+
 static void trial_check(const Trial *trial, const Config *config)
 {
     const char *format = strcmp(config->format, "vhd") == 0 ? "vpc" : config->format;
@@ -132,12 +144,16 @@ static void trial_check(const Trial *trial, const Config *config)
                                    "-F",       "raw",     trial->image, trial->model, NULL};
     const char *const own_check[] = {option_server,  "check",      "-f",
                                      config->format, trial->image, NULL};
-    bool has_check = strcmp(config->format, "raw") != 0;
+    bool has_check = strcmp(config->format, "raw") != 0 && !config_is_luks(config);
     int status;
-    if (config_qemu_checks(config) && (status = run_status(check)) != 0) {
+    if (config_qemu_checks(config) &&
+        (status = config_is_encrypted(config) ? ask_of_encrypted(trial, config, "check")
+                                              : run_status(check)) != 0) {
         die("qemu-img check ends with %d", status);
     }
-    if (config_qemu_reads(config) && (status = run_status(compare)) != 0) {
+    if (config_qemu_reads(config) &&
+        (status = config_is_encrypted(config) ? ask_of_encrypted(trial, config, "compare")
+                                              : run_status(compare)) != 0) {
         die("qemu-img compare ends with %d", status);
     }
     if (has_check && trial->number % 10 == 0 && !g_str_has_suffix(option_server, "qemu-nbd") &&

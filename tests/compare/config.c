@@ -80,6 +80,15 @@ const Config configs[] = {
     {"qed-backing", "qed", 4 * KIB, 4 * MIB + 512, "cluster_size=4k,table_size=2", FILL_BACKING,
      "raw"},
     {"parallels-64k", "parallels", 64 * KIB, 4 * MIB + 512, "cluster_size=64k", FILL_NONE, NULL},
+    {"luks", "luks", 4 * KIB, MIB + 5 * 512, "iterations=1000", FILL_NONE, NULL},
+    {"qcow2-luks", "qcow2", 4 * KIB, 2 * MIB + 512,
+     "cluster_size=4k,encrypt.format=luks,encrypt.iterations=1000", FILL_NONE, NULL},
+    {"qcow2-luks-backing", "qcow2", 64 * KIB, 4 * MIB + 512,
+     "encrypt.format=luks,encrypt.iterations=1000,encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv",
+     FILL_BACKING, "raw"},
+    {"qcow2-aes", "qcow2", 512, MIB + 3 * 512, "cluster_size=512,encrypt.format=aes", FILL_NONE,
+     NULL},
+    {"qcow-aes", "qcow", 4 * KIB, 2 * MIB + 512, "encrypt.format=aes", FILL_BACKING, "raw"},
     {NULL, NULL, 0, 0, NULL, FILL_NONE, NULL},
 };
 
@@ -189,15 +198,36 @@ static bool is_vmdk(const Config *config)
     return strcmp(config->format, "vmdk") == 0;
 }
 
+bool config_is_luks(const Config *config)
+{
+    return strcmp(config->format, "luks") == 0;
+}
+
+bool config_is_encrypted(const Config *config)
+{
+    return config_is_luks(config) || (config->options && strstr(config->options, "encrypt."));
+}
+
+char *config_qemu_options(const Config *config, const char *image)
+{
+    const char *aes =
+        config->options && strstr(config->options, "encrypt.format=aes") ? "aes" : "luks";
+    g_autofree char *encrypt = g_strdup_printf("encrypt.format=%s,encrypt.", aes);
+    return g_strdup_printf("driver=%s,%skey-secret=s,file.filename=%s", config->format,
+                           config_is_luks(config) ? "" : encrypt, image);
+}
+
 static bool is_ours(const Config *config)
 {
-    return strcmp(config->format, "vhd") == 0 || strcmp(config->format, "vhdx") == 0 ||
-           strcmp(config->format, "vdi") == 0 || is_vmdk(config);
+    return config_is_encrypted(config) || strcmp(config->format, "vhd") == 0 ||
+           strcmp(config->format, "vhdx") == 0 || strcmp(config->format, "vdi") == 0 ||
+           is_vmdk(config);
 }
 
 bool config_qemu_reads(const Config *config)
 {
-    return !is_ours(config) || is_vmdk(config) || config->fill != FILL_BACKING;
+    return !is_ours(config) || is_vmdk(config) || config_is_encrypted(config) ||
+           config->fill != FILL_BACKING;
 }
 
 bool config_qemu_checks(const Config *config)
@@ -211,15 +241,24 @@ void config_make_template(const Config *config, const char *directory)
     g_autofree char *options =
         config->options ? g_strdup_printf("-o %s", config->options) : g_strdup("");
     const char *maker = is_ours(config) ? "\"$COWNBD\"" : "qemu-img";
+    g_autofree char *secret =
+        config_is_encrypted(config) ? g_strdup("--secret-file secret") : g_strdup("");
+    shell(directory, "printf passphrase > secret");
     make_model(config, directory);
     switch (config->fill) {
     case FILL_NONE:
-        shell(directory, "%s create -q -f %s %s template %" G_GUINT64_FORMAT, maker, config->format,
-              options, config->size);
+        if (config_is_luks(config)) { /* a new one reads as noise */
+            shell(directory, "%s convert -f raw -O luks %s %s template.model template", maker,
+                  options, secret);
+            break;
+        }
+        shell(directory, "%s create -q -f %s %s %s template %" G_GUINT64_FORMAT, maker,
+              config->format, options, secret, config->size);
         break;
     case FILL_BACKING:
-        shell(directory, "%s create -q -f %s %s -b %s -F %s template %" G_GUINT64_FORMAT, maker,
-              config->format, options, base_name(config), config->backing_format, config->size);
+        shell(directory, "%s create -q -f %s %s %s -b %s -F %s template %" G_GUINT64_FORMAT, maker,
+              config->format, options, secret, base_name(config), config->backing_format,
+              config->size);
         break;
     case FILL_COMPRESSED:
         shell(directory, "qemu-img convert -c -f raw -O %s %s template.model template",

@@ -37,6 +37,12 @@ const char *config_qemu_name(const char *format);
 bool config_qemu_reads(const Config *config);  /* the contents, backing and all */
 bool config_qemu_checks(const Config *config); /* has a check for the format */
 
+bool config_is_luks(const Config *config);
+bool config_is_encrypted(
+    const Config *config); /* with what the file `secret` beside the template holds */
+/* What qemu's --image-opts say of an encrypted image, whose secret is its object s. g_free. */
+char *config_qemu_options(const Config *config, const char *image);
+
 /* Makes the template of the configuration in directory: the files `template` (the image),
  * `template.model` (what a guest sees in it) and, for FILL_BACKING, `base`. */
 void config_make_template(const Config *config, const char *directory);

@@ -20,8 +20,8 @@
 #define START_STEPS (60 * 1000 * 1000 / STEP_US) /* a minute; the sanitizers are slow to start */
 #define STOP_STEPS  (120 * 1000 * 1000 / STEP_US)
 
-static GPtrArray *server_arguments(const Server *server, const char *program, const char *format,
-                                   char *const *images, unsigned count)
+static GPtrArray *server_arguments(const Server *server, const char *program, const char *directory,
+                                   const char *format, char *const *images, unsigned count)
 {
     GPtrArray *argv = g_ptr_array_new_with_free_func(g_free);
     g_ptr_array_add(argv, g_strdup(program));
@@ -39,6 +39,8 @@ static GPtrArray *server_arguments(const Server *server, const char *program, co
         g_ptr_array_add(argv, g_strconcat("unix:", server->socket, NULL));
         g_ptr_array_add(argv, g_strdup("-f"));
         g_ptr_array_add(argv, g_strdup(format));
+        g_ptr_array_add(argv, g_strdup("--secret-file"));
+        g_ptr_array_add(argv, g_strconcat(directory, "/secret", NULL));
     }
     for (unsigned i = 0; i < count; i++) {
         g_ptr_array_add(argv, g_strdup(images[i]));
@@ -70,7 +72,7 @@ void server_start(Server *server, const char *program, const char *directory, co
 {
     server->socket = g_build_filename(directory, "socket", NULL);
     unlink(server->socket);
-    g_autoptr(GPtrArray) argv = server_arguments(server, program, format, images, count);
+    g_autoptr(GPtrArray) argv = server_arguments(server, program, directory, format, images, count);
     server->pid = fork();
     if (server->pid < 0) {
         die("fork: %s", strerror(errno));
