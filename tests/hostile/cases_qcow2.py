@@ -94,7 +94,6 @@ def headers():
         ("size-needs-huge-l1", "size is", SIZE, ">Q", 1 << 62),
         ("size-above-l1", "l1_size is 1", SIZE, ">Q", 2 * MIB + 512),
         ("crypt-method-3", "crypt_method is 3", CRYPT, ">I", 3),
-        ("crypt-method-aes", "crypt_method is 1", CRYPT, ">I", 1),
         ("l1-size-0", "l1_size is 0", L1_SIZE, ">I", 0),
         ("l1-size-above-32-mib", "l1_size", L1_SIZE, ">I", (4 << 20) + 1),
         ("l1-size-times-8-overflows", "l1_size", L1_SIZE, ">I", 0x20000001),
@@ -143,6 +142,8 @@ def headers():
     for name, word, *change in fields:
         yield case(name, [word], tuple(change))
     yield case("version-0", [], (VERSION, ">I", 0))
+    yield case("crypt-method-aes", ["secret"], (CRYPT, ">I", 1), at="read")
+    yield case("crypt-method-luks-without-header", [], (CRYPT, ">I", 2))
     for size in (5, 71, 72, 103, 104, 111, 512, CLUSTER, L1, L1 + 4):
         yield case("cut-at-%d" % size, [], size=size)
 
