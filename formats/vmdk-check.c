@@ -75,21 +75,27 @@ static guint claims_up_to(const GArray *claims, uint32_t sector)
     return low;
 }
 
-/* Whether a grain could lie there: in the file, where nothing else is. */
-static bool is_plausible(const Check *check, uint32_t entry)
+/* Who has some of the space of a grain at the sector; NULL: nobody. */
+static const VmdkClaim *holder_of(const Check *check, uint32_t sector)
 {
     const VmdkSparse *sparse = check->sparse;
     const GArray *claims = check->scan.claims;
-    uint64_t offset = offset_of(entry), end = offset + sparse->grain;
-    if (!vmdk_entry_has_place(sparse, entry) || end > check->size) {
-        return false;
-    }
-    guint behind = claims_up_to(claims, entry);
-    if (behind < claims->len && offset_of(g_array_index(claims, VmdkClaim, behind).sector) < end) {
-        return false;
-    }
+    uint64_t offset = offset_of(sector);
+    guint behind = claims_up_to(claims, sector);
     const VmdkClaim *before = behind > 0 ? &g_array_index(claims, VmdkClaim, behind - 1) : NULL;
-    return !before || offset_of(before->sector) + vmdk_claim_length(sparse, before) <= offset;
+    if (before && offset_of(before->sector) + vmdk_claim_length(sparse, before) > offset) {
+        return before;
+    }
+    const VmdkClaim *after =
+        behind < claims->len ? &g_array_index(claims, VmdkClaim, behind) : NULL;
+    return after && offset_of(after->sector) < offset + sparse->grain ? after : NULL;
+}
+
+/* Whether a grain could lie there: in the file, where nothing else is. */
+static bool is_plausible(const Check *check, uint32_t entry)
+{
+    return vmdk_entry_has_place(check->sparse, entry) &&
+           offset_of(entry) + check->sparse->grain <= check->size && !holder_of(check, entry);
 }
 
 static GHashTable *tables_of(const Check *check, VmdkUser user)
@@ -149,18 +155,34 @@ static int copy_grain(Check *check, uint32_t from, uint32_t *to)
     return r < 0 ? r : space_copy(sparse->store, offset_of(from), offset, sparse->grain);
 }
 
+/* The entry that the copy of a grain's table has, where that is another one, and a grain could lie there; else 0. */
+static int better_entry(const Check *check, uint64_t grain, VmdkPlace *place, uint32_t *better)
+{
+    uint32_t entry, copy;
+    int r = vmdk_entry_look(check->sparse, grain, place, &entry);
+    r = r < 0 ? r : vmdk_entry_get(check->sparse, place->copy, &copy);
+    *better = r == 0 && copy != entry && is_plausible(check, copy) ? copy : 0;
+    return r;
+}
+
+/* Of two grains on each other the one moves whose copy says that it lies elsewhere; else the second gets a copy. */
 static int mend_grain(Check *check, const Fault *fault)
 {
     VmdkSparse *sparse = check->sparse;
     uint64_t grain = fault->claim.index;
     VmdkPlace place;
-    uint32_t copy, entry = 0;
-    int r = vmdk_entry_find(sparse, grain, &place);
-    r = r < 0 ? r : vmdk_entry_get(sparse, place.copy, &copy);
-    if (r == 0 && is_plausible(check, copy)) {
-        entry = copy;
-    } else if (r == 0 && fault->kind == VMDK_TAKEN) {
-        r = copy_grain(check, fault->claim.sector, &entry);
+    uint32_t entry;
+    int r = better_entry(check, grain, &place, &entry);
+    if (r == 0 && entry == 0 && fault->kind == VMDK_TAKEN) {
+        const VmdkClaim *holder = holder_of(check, fault->claim.sector);
+        VmdkPlace other;
+        if (holder && holder->user == VMDK_GRAIN) {
+            r = better_entry(check, holder->index, &other, &entry);
+        }
+        if (r == 0 && entry != 0) {
+            return vmdk_grain_set(sparse, holder->index, &other, entry);
+        }
+        r = r < 0 ? r : copy_grain(check, fault->claim.sector, &entry);
     }
     return r < 0 ? r : vmdk_grain_set(sparse, grain, &place, entry);
 }

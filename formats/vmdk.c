@@ -224,7 +224,8 @@ static bool vmdk_open(Image *image, GError **error)
         image->backing_format = g_strdup("vmdk");
         image->backing_substitute = g_strdup(foreign_base_name(image->backing_name));
     }
-    if (image->write && !vmdk_writable(image, state, error)) {
+    image->unwritable = !vmdk_writable(image, state, image->write ? error : NULL);
+    if (image->write && image->unwritable) {
         return false;
     }
     image->state = g_steal_pointer(&state);

@@ -21,7 +21,7 @@ static Image *open_image(const char *path, ImageOpen *how, GError **error)
         how->write = false;
         image = image_open(path, how, NULL);
         if (image != NULL) {
-            log_warning("%s: %s images cannot be written: served read-only (say -r to confirm)",
+            log_warning("%s: this %s image cannot be written: served read-only (say -r to confirm)",
                         path, image->format->name);
         }
     }

@@ -341,9 +341,9 @@ static bool check_options(Disk *disk, const SnapshotOptions *options, GError **e
                          "read-only",
                          image->path);
     }
-    if (!format->flush) {
+    if (!format->flush || image->unwritable) {
         return error_set(error, ENOTSUP,
-                         "%s: %s images cannot be written, so nothing could be folded into it: "
+                         "%s: this %s image cannot be written, so nothing could be folded into it: "
                          "make an overlay of it (cownbd create -f qcow2 -b ...)",
                          image->path, format->name);
     }

@@ -16,7 +16,8 @@ import pyvmdk
 from cli import COWNBD, Workdir, expect, expect_equal, expect_refused, must, ours, run
 
 SIZE = 20 << 20
-QEMU_NAME = {"vhd": "vpc", "vhdx": "vhdx", "vdi": "vdi", "qcow": "qcow", "qed": "qed", "parallels": "parallels"}
+QEMU_NAME = {"vhd": "vpc", "vhdx": "vhdx", "vdi": "vdi", "vmdk": "vmdk", "qcow": "qcow", "qed": "qed",
+             "parallels": "parallels"}
 CONVERTED = [("vhd", "subformat=fixed"), ("vhdx", "subformat=fixed"), ("vhdx", "block_size=1M"), ("vdi", "static=on"),
              ("qcow2", "cluster_size=4k"), ("qcow2", "compat=0.10"), ("vmdk", "subformat=monolithicSparse"),
              ("vmdk", "subformat=monolithicFlat"), ("vmdk", "subformat=twoGbMaxExtentSparse"),
@@ -138,9 +139,9 @@ def check_ours(name):
         expect_equal(by_7zip(child), chain, "7-Zip reads another", child)
         expect_equal(by_libyal(base), want, "libvhdi reads another", base)
         expect_equal(by_libyal(child, base), chain, "libvhdi reads another", child)
-    elif name in ("qcow", "qed"):
+    elif name in ("qcow", "qed", "vmdk"):
         expect_equal(by_qemu(child, name), chain, "qemu-img reads another", child)
-        if name == "qed":
+        if name != "qcow":
             must("qemu-img", "check", "-q", child)
         else:
             expect_equal(by_libyal(base), want, "libqcow reads another", base)
@@ -174,6 +175,60 @@ def check_repair():
                    "static")
 
 
+VMDK_EXTENTS = ("subformat=monolithicFlat", "subformat=twoGbMaxExtentSparse,extent_size=8M",
+                "subformat=twoGbMaxExtentFlat,extent_size=8M",
+                "subformat=monolithicSparse,grain_size=4k,zeroed_grain=on")
+
+
+def check_vmdk_extents():
+    """Of several files, and with grains of other sizes."""
+    for number, options in enumerate(VMDK_EXTENTS):
+        image = f"extents-{number}.vmdk"
+        ours("create", "-q", "-f", "vmdk", "-o", options, image, SIZE)
+        with Served(image) as served:
+            served.io("write -P 65 1M 3M", "write -P 66 7900k 9000k", "discard 2M 2M", "write -z 3M 512k")
+        want = contents(image)
+        expect_equal(by_qemu(image, "vmdk"), want, "qemu-img reads another", options)
+        expect_equal(by_7zip(image), want, "7-Zip reads another", options)
+        must("qemu-img", "check", "-q", image)
+        must("qemu-io", "-f", "vmdk", "-c", "write -P 70 11M 70k", image)
+        expect_equal(contents(image), by_qemu(image, "vmdk"), "we read another after qemu-io wrote", options)
+        ours("check", image)
+    for subformat in ("monolithicFlat", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat"):
+        theirs = f"theirs-{subformat}.vmdk"
+        must("qemu-img", "create", "-q", "-f", "vmdk", "-o", f"subformat={subformat}", theirs, SIZE)
+        with Served(theirs) as served:
+            served.io("write -P 72 5M 1M", "write -P 73 3100k 1k")
+        expect_equal(by_qemu(theirs, "vmdk"), contents(theirs), "qemu-img reads another", theirs)
+        must("qemu-img", "check", "-q", theirs)
+
+
+def check_vmdk_names():
+    """All files of an image appear, or none; what it replaces goes away as a whole."""
+    def names():
+        return sorted(name for name in os.listdir(".") if name.startswith("several"))
+    os.mkdir("several-f002.vmdk")
+    refused = run(COWNBD, "create", "-f", "vmdk", "-o", "subformat=twoGbMaxExtentFlat,extent_size=8M",
+                  "several.vmdk", SIZE)
+    expect_refused(refused, "several-f002.vmdk", "regular file")
+    expect_equal(names(), ["several-f002.vmdk"], "files are left over")
+    os.rmdir("several-f002.vmdk")
+    expect_refused(run(COWNBD, "convert", "-O", "vmdk", "-o", "subformat=twoGbMaxExtentFlat", "gone.raw",
+                       "several.vmdk"), "gone.raw")
+    expect_equal(names(), [], "files are left over")
+    ours("convert", "-q", "-O", "vmdk", "-o", "subformat=twoGbMaxExtentSparse,extent_size=16M", "base.vmdk",
+         "several.vmdk")
+    expect_equal(names(), ["several-s001.vmdk", "several-s002.vmdk", "several.vmdk"], "files of the image")
+    ours("compare", "base.vmdk", "several.vmdk")
+    ours("convert", "-q", "-O", "vmdk", "-o", "subformat=twoGbMaxExtentSparse,extent_size=16M", "theirs.vmdk",
+         "several.vmdk")
+    ours("compare", "theirs.vmdk", "several.vmdk")
+    with Served("several.vmdk"):
+        expect_refused(run(COWNBD, "create", "-f", "vmdk", "-o", "subformat=twoGbMaxExtentSparse,extent_size=16M",
+                           "several.vmdk", SIZE), "in use")
+    ours("compare", "theirs.vmdk", "several.vmdk")
+
+
 with Workdir():
     for each in QEMU_NAME:
         check_ours(each)
@@ -184,3 +239,5 @@ with Workdir():
     for each in CONVERTED:
         check_converted(*each)
     check_backing_names()
+    check_vmdk_extents()
+    check_vmdk_names()

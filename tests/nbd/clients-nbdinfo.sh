@@ -31,7 +31,7 @@ test_a_format_without_writing_is_served_read_only_with_a_warning() {
     qemu-img create -q -f vmdk -o subformat=streamOptimized disk.vmdk 4M
     serve disk.vmdk
     nbdinfo --is read-only "$(uri)"
-    grep -c 'vmdk images cannot be written: served read-only' server0.err
+    grep -c 'this vmdk image cannot be written: served read-only' server0.err
     nbdinfo --size "$(uri)" | grep -x 4194304
 }
 

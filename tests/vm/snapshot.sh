@@ -291,7 +291,7 @@ test_refusals() {
     host_folder 100
     local loop
     qemu-img create -q -f raw base.raw 8M
-    qemu-img convert -f raw -O vmdk base.raw base.vmdk
+    qemu-img convert -f raw -O vmdk -o subformat=streamOptimized base.raw base.vmdk
     fails "$COWNBD" attach --fast-path=snapshot base.vmdk
     grep -q 'make an overlay' failure
     loop=$(losetup -f --show base.raw)
