@@ -293,6 +293,6 @@ const Format *format_probe(const uint8_t *head, size_t n,
                            const char *path); /* never NULL: raw at worst */
 
 extern const Format format_raw, format_qcow, format_qcow2, format_vmdk, format_vhd, format_vhdx,
-    format_bochs, format_cloop, format_vdi, format_luks, format_qed, format_parallels;
+    format_bochs, format_cloop, format_dmg, format_vdi, format_luks, format_qed, format_parallels;
 
 #endif

@@ -10,9 +10,9 @@
 #include <string.h>
 
 const Format *const formats[] = {
-    &format_qcow2, &format_vmdk,      &format_vhd,   &format_vhdx,  &format_vdi,  &format_qcow,
-    &format_qed,   &format_parallels, &format_bochs, &format_cloop, &format_luks, &format_raw,
-    NULL,
+    &format_qcow2, &format_vmdk, &format_vhd,       &format_vhdx,  &format_vdi,
+    &format_qcow,  &format_qed,  &format_parallels, &format_bochs, &format_cloop,
+    &format_dmg,   &format_luks, &format_raw,       NULL,
 };
 
 /* qemu's name of a format, where we call it otherwise: images say it of their backing, and other programs read that. */
