@@ -67,7 +67,7 @@ static void pack(const ParallelsHeader *header, uint8_t *bytes)
 /* The store is empty: what is not written reads as zeroes, which all of the table is. */
 bool parallels_create(Store *store, const FormatCreate *how, GError **error)
 {
-    ParallelsHeader header;
+    ParallelsHeader header = {0};
     uint8_t bytes[PARALLELS_HEADER_SIZE] = {0};
     if (!plan(&header, how, error)) {
         return false;
@@ -89,7 +89,7 @@ bool parallels_create_like(const Image *image, GHashTable *options, GError **err
 
 bool parallels_measure(const FormatCreate *how, FormatMeasure *measure, GError **error)
 {
-    ParallelsHeader header;
+    ParallelsHeader header = {0};
     if (!plan(&header, how, error)) {
         return false;
     }
