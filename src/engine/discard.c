@@ -199,6 +199,10 @@ void discard_start(Request *request)
 {
     Disk *disk = request_disk(request);
     int refusal = disk_write_refusal(disk);
+    uint64_t size = disk->node.size;
+    if (refusal == 0 && !range_within(request->offset, request->length, size)) {
+        refusal = request_past_the_end(request); /* the client knows a larger disk */
+    }
     if (refusal < 0) {
         request_complete(request, refusal);
         return;
@@ -206,7 +210,7 @@ void discard_start(Request *request)
     Discard *discard = g_new0(Discard, 1);
     discard->request = request;
     request_init(&discard->child);
-    cut(discard, request, disk->image->allocation_unit, disk->node.size);
+    cut(discard, request, disk->image->allocation_unit, size);
     if (request->type == REQUEST_TRIM) {
         memset(discard->write, 0, sizeof discard->write);
     }
