@@ -19,12 +19,30 @@ static const FormatOption common_options[] = {
     {NULL, NULL},
 };
 
+/* "raw, qcow2 or vhd": those that can be made. */
+static char *names_of_creatable(void)
+{
+    GString *names = g_string_new(NULL);
+    const Format *last = NULL;
+    for (const Format *const *format = formats; *format; format++) {
+        if ((*format)->create) {
+            if (last) {
+                g_string_append_printf(names, "%s%s", names->len ? ", " : "", last->name);
+            }
+            last = *format;
+        }
+    }
+    g_string_append_printf(names, " or %s", last->name);
+    return g_string_free(names, FALSE);
+}
+
 const Format *create_format(const char *name, GError **error)
 {
     const Format *format = cli_format(name ? name : "raw", error);
     if (format && !format->create) {
-        error_set(error, ENOTSUP, "images of format %s cannot be made: use qcow2 or raw",
-                  format->name);
+        g_autofree char *names = names_of_creatable();
+        error_set(error, ENOTSUP, "images of format %s cannot be made: use %s", format->name,
+                  names);
         return NULL;
     }
     return format;
