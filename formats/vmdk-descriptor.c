@@ -63,8 +63,9 @@ typedef struct Parser {
     VmdkDescriptor *out;
     const char *path;
     unsigned line;   /* from 1 */
-    const char *raw; /* the line as the text has it */
-    size_t raw_at;   /* where it begins there */
+    const char *raw; /* the line as the text has it, without a NUL at its end */
+    size_t raw_length;
+    size_t raw_at; /* where it begins there */
     bool has_version, has_cid, has_parent_cid;
 } Parser;
 
@@ -132,8 +133,11 @@ static char *unquote(char *value)
 /* The number is changed in place by writers, so they must know where it is. */
 static void note_cid_place(const Parser *parser, const char *value)
 {
-    const char *digits = strchr(parser->raw, '=') + 1;
-    digits += strspn(digits, " \t\"");
+    const char *end = parser->raw + parser->raw_length;
+    const char *digits = (const char *)memchr(parser->raw, '=', parser->raw_length) + 1;
+    while (digits < end && (g_ascii_isspace(*digits) || *digits == '"')) {
+        digits++;
+    }
     size_t count = strlen(value), shown = min_u64(count, CID_DIGITS);
     parser->out->cid_at = parser->raw_at + (digits - parser->raw) + (count - shown);
     parser->out->cid_digits = shown;
@@ -340,6 +344,7 @@ VmdkDescriptor *vmdk_descriptor_parse(const char *text, size_t n, const char *pa
         size_t length = (newline ? newline : end) - text;
         g_autofree char *line = g_strndup(text, length);
         parser.raw = text;
+        parser.raw_length = length;
         parser.raw_at = text - start;
         parser.line++;
         if (!parse_line(&parser, line, error)) {

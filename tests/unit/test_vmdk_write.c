@@ -243,7 +243,7 @@ START_TEST(vmdk_child_of_a_changed_parent_is_refused)
     g_autoptr(Store) base_store = new_store(NULL, NULL);
     g_autoptr(Image) base = open_store(base_store, NULL, true, false);
     g_autoptr(Store) store = new_store(base, NULL);
-    g_autoptr(Image) child = open_store(store, base, false, false);
+    image_unref(open_store(store, base, false, false));
     write_grain(base, 0, 'x');
     ImageOpen how = {.format = &format_vmdk};
     g_autoptr(GError) error = NULL;
