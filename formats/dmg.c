@@ -29,7 +29,7 @@
 #define SECTOR       512u
 #define TRAILER_SIZE 512u
 #define LIST_MAX     (16u << 20) /* bytes of the property list */
-#define UNIT_MAX     (64u << 20) /* bytes of a compressed chunk, stored or not */
+#define UNIT_MAX     (16u << 20) /* bytes of a compressed chunk, stored or not */
 #define TABLE_HEAD   204u
 #define CHUNK_SIZE   40u
 

@@ -21,12 +21,13 @@
 
 #define MAP_EXTENTS_MAX 256
 
+/* Of any version: one that is not known is refused, and not served as the bytes of its file. */
 static int parallels_probe(const uint8_t *head, size_t n, const char *path)
 {
     bool magic = n >= PARALLELS_HEADER_SIZE &&
                  (memcmp(head, PARALLELS_MAGIC, PARALLELS_MAGIC_SIZE) == 0 ||
                   memcmp(head, PARALLELS_MAGIC_OLD, PARALLELS_MAGIC_SIZE) == 0);
-    return magic && load_le32(head + PARALLELS_H_VERSION) == PARALLELS_VERSION ? 100 : 0;
+    return magic ? 100 : 0;
 }
 
 static void state_free(ParallelsState *s)

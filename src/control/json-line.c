@@ -78,5 +78,7 @@ char *json_line_print(JsonObject *object)
 {
     g_autoptr(JsonNode) node = json_node_init_object(json_node_alloc(), object);
     g_autofree char *text = json_to_string(node, FALSE);
-    return g_strconcat(text, "\n", NULL);
+    /* The library passes on what it is given, and there are errors with bytes of files in them. */
+    g_autofree char *valid = g_utf8_make_valid(text, -1);
+    return g_strconcat(valid, "\n", NULL);
 }

@@ -15,7 +15,7 @@ import sys
 
 sys.dont_write_bytecode = True
 
-FORMATS = ["qcow2", "qcow", "vmdk", "vhd", "vhdx", "vdi", "others"]
+FORMATS = ["qcow2", "qcow", "vmdk", "vhd", "vhdx", "vdi", "qed", "parallels", "dmg", "others"]
 PAGE = 4096
 
 
