@@ -26,6 +26,7 @@
 #include "map/encryption.h"
 
 #define SECTOR            512u
+#define SECTOR_MAX        4096u
 #define LUKS1_PAYLOAD     104 /* where the data begins, in sectors */
 #define LUKS1_DIGEST      164 /* rounds of the digest of the key */
 #define LUKS2_HEADER_SIZE 8
@@ -167,6 +168,11 @@ static bool check_loaded(const LuksHeader *header, uint64_t length, GError **err
         return error_set(error, ENOTSUP,
                          "%s: its cipher or its key of %d bytes is not known: must be at most %u",
                          header->name, key, CIPHER_KEY_MAX);
+    }
+    uint32_t sector = luks_header_sector(header);
+    if (!is_power_of_two(sector) || sector < SECTOR || sector > SECTOR_MAX) {
+        return error_set(error, EUCLEAN, "%s: sector_size is %u: must be 512, 1024, 2048 or %u",
+                         header->name, sector, SECTOR_MAX);
     }
     if (data == 0 || data > length || data % SECTOR != 0) {
         return error_set(error, EUCLEAN,
