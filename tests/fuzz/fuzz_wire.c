@@ -11,6 +11,7 @@
  * later, with zero extents in some answers and errors in some. Whatever comes in, the server must
  * answer or hang up when the input ends.
  */
+#include <errno.h>
 #include <glib.h>
 #include <gnutls/gnutls.h>
 #include <poll.h>
@@ -162,10 +163,15 @@ static void send_all(int fd, const uint8_t *data, size_t size, size_t piece)
     }
 }
 
+/* The fuzzer has an alarm of its own, which ends a poll. */
 static void wait_for(int fd, short events)
 {
     struct pollfd poll_fd = {.fd = fd, .events = events};
-    if (poll(&poll_fd, 1, SILENCE_MS) == 0) {
+    int ready;
+    do {
+        ready = poll(&poll_fd, 1, SILENCE_MS);
+    } while (ready < 0 && errno == EINTR);
+    if (ready == 0) {
         g_error("the server neither answers nor hangs up");
     }
 }
