@@ -120,7 +120,8 @@ test_read_only() {
     in_ext4 200
     make_data data 8
     qemu-img convert -O vmdk data disk.vmdk
-    start disk.vmdk --read-only
+    serve --sandbox=off -r -n disk --control "$PWD/control" disk.vmdk
+    device=$("$COWNBD" attach --control "$PWD/control" --fast-path=linear --name=linear --read-only disk.vmdk)
     [[ $(blockdev --getro "$device") == 1 ]]
     dmsetup table linear | fails grep ' 43:'
     at_least mapped-bytes $((8 << 20))
