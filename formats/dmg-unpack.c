@@ -20,7 +20,7 @@
 #include "formats/inflate.h"
 
 #define ZLIB_WINDOW_BITS 15
-#define XZ_MEMORY        (UINT64_C(128) << 20)
+#define XZ_MEMORY        (UINT64_C(36) << 20) /* for a window of 32 MiB, twice the largest chunk */
 
 static int unpack_bzip2(const uint8_t *stored, size_t stored_length, uint8_t *out, size_t length)
 {
