@@ -154,14 +154,14 @@ static void step_granted(Request *request)
 /* The end of a step: parts of larger units, at both ends of the range, are steps of their own. */
 static uint64_t step_end(const Discard *discard)
 {
-    const Image *image = request_disk(discard->request)->image;
-    uint64_t unit = image->allocation_unit, large = image->largest_unit;
+    const Disk *disk = request_disk(discard->request);
+    uint64_t unit = disk->image->allocation_unit, large = disk->image->largest_unit;
     uint64_t step = unit == 1 ? UINT64_MAX : unit * STEP_UNITS;
     uint64_t end = discard->at + min_u64(discard->end - discard->at, step);
     if (discard->at % large != 0) {
         return min_u64(end, align_up(discard->at, large));
     }
-    bool to_the_end = end == image->size || end - discard->at < large;
+    bool to_the_end = end == disk->node.size || end - discard->at < large;
     return to_the_end ? end : align_down(end, large);
 }
 
