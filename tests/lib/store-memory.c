@@ -35,6 +35,7 @@ static int memory_reserve(MemoryStore *memory, uint64_t size)
     }
     if (size > memory->capacity) {
         uint64_t capacity = max_u64(size, memory->capacity + memory->capacity / 2);
+        capacity = min_u64(capacity, MEMORY_SIZE_MAX);
         memory->bytes = g_realloc(memory->bytes, capacity);
         memset(memory->bytes + memory->capacity, 0, capacity - memory->capacity);
         memory->capacity = capacity;
