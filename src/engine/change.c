@@ -18,6 +18,8 @@
  * of 512 bytes has 4096. A longer change is shortened; its request comes back for the rest. */
 #define CHANGE_EXTENTS_MAX 8192
 
+#define WRITE_ALONE_MAX    (2u << 20) /* bytes: a large cluster */
+
 static void change_job_run(PoolJob *job);
 
 void change_init(Disk *disk)
@@ -317,11 +319,12 @@ static void unmap(Disk *disk, Change *change)
 }
 
 /* A client that waits for each answer before it writes again gets it a round through the pool sooner. With others
- * waiting the gate is too dear to be held while bytes are copied. */
+ * waiting, or for many bytes, the gate is too dear to be held while they are copied. */
 static void write_alone(Disk *disk, Change *change)
 {
     if (change->kind == CHANGE_ALLOCATE && change->next == NULL && change->write_now != NULL &&
-        change->result == 0 && change->length > 0 && change->write_now(change)) {
+        change->result == 0 && change->length > 0 && change->length <= WRITE_ALONE_MAX &&
+        change->write_now(change)) {
         change->kind = CHANGE_COMMIT;
         change->committed = true;
         commit(disk, change);
