@@ -23,6 +23,7 @@
 #include "base/cleanup.h"
 #include "base/errors.h"
 #include "base/secret.h"
+#include "formats/info.h"
 #include "map/encryption.h"
 
 #define SECTOR            512u
@@ -414,13 +415,12 @@ static void add_cipher(const LuksHeader *header, GVariantBuilder *data)
     g_auto(GStrv) iv = g_strsplit(mode[0] && mode[1] ? mode[1] : "", ":", 2);
     bits = mode[0] && strcmp(mode[0], "xts") == 0 ? bits / 2 : bits;
     g_autofree char *algorithm = g_strdup_printf("%s-%d", crypt_get_cipher(header->device), bits);
-    g_variant_builder_add(data, "{sv}", "ivgen-alg", g_variant_new_string(iv[0] ? iv[0] : ""));
+    info_add_text(data, "ivgen-alg", iv[0], -1);
     if (iv[0] && iv[1]) {
-        g_variant_builder_add(data, "{sv}", "ivgen-hash-alg", g_variant_new_string(iv[1]));
+        info_add_text(data, "ivgen-hash-alg", iv[1], -1);
     }
-    g_variant_builder_add(data, "{sv}", "cipher-alg", g_variant_new_string(algorithm));
-    g_variant_builder_add(data, "{sv}", "cipher-mode",
-                          g_variant_new_string(mode[0] ? mode[0] : ""));
+    info_add_text(data, "cipher-alg", algorithm, -1);
+    info_add_text(data, "cipher-mode", mode[0], -1);
 }
 
 static GVariant *slot_info(const LuksHeader *header, int slot)
@@ -432,7 +432,7 @@ static GVariant *slot_info(const LuksHeader *header, int slot)
     g_variant_builder_add(&entry, "{sv}", "active", g_variant_new_boolean(active));
     if (active && crypt_keyslot_get_pbkdf(header->device, slot, &kdf) >= 0) {
         g_variant_builder_add(&entry, "{sv}", "iters", g_variant_new_int64(kdf.iterations));
-        g_variant_builder_add(&entry, "{sv}", "kdf", g_variant_new_string(kdf.type));
+        info_add_text(&entry, "kdf", kdf.type, -1);
     }
     return g_variant_builder_end(&entry);
 }
@@ -440,10 +440,9 @@ static GVariant *slot_info(const LuksHeader *header, int slot)
 void luks_header_info(const LuksHeader *header, GVariantBuilder *data)
 {
     GVariantBuilder slots;
-    const char *uuid = crypt_get_uuid(header->device);
     add_cipher(header, data);
     g_variant_builder_add(data, "{sv}", "version", g_variant_new_int64(header->version));
-    g_variant_builder_add(data, "{sv}", "uuid", g_variant_new_string(uuid ? uuid : ""));
+    info_add_text(data, "uuid", crypt_get_uuid(header->device), -1);
     g_variant_builder_add(data, "{sv}", "payload-offset",
                           g_variant_new_int64(luks_header_data_offset(header)));
     g_variant_builder_init(&slots, G_VARIANT_TYPE("aa{sv}"));

@@ -13,6 +13,7 @@
 
 #include "base/errors.h"
 #include "base/log.h"
+#include "formats/info.h"
 
 #define ENTRY_HEAD  QCOW2_BITMAP_HEAD
 #define KNOWN_FLAGS (QCOW2_BITMAP_IN_USE | QCOW2_BITMAP_AUTO | QCOW2_BITMAP_COMPATIBLE)
@@ -163,10 +164,9 @@ static GVariant *describe(const Qcow2Bitmap *bitmap)
     if (bitmap->flags & QCOW2_BITMAP_AUTO) {
         g_variant_builder_add(&flags, "s", "auto");
     }
-    g_autofree char *name = g_utf8_make_valid(bitmap->name, bitmap->name_length);
     g_variant_builder_init(&entry, G_VARIANT_TYPE("a{sv}"));
     g_variant_builder_add(&entry, "{sv}", "flags", g_variant_builder_end(&flags));
-    g_variant_builder_add(&entry, "{sv}", "name", g_variant_new_string(name));
+    info_add_text(&entry, "name", bitmap->name, bitmap->name_length);
     g_variant_builder_add(&entry, "{sv}", "granularity",
                           g_variant_new_int64(INT64_C(1) << bitmap->granularity_bits));
     return g_variant_builder_end(&entry);

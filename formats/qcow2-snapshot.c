@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "base/errors.h"
+#include "formats/info.h"
 
 #define ENTRY_HEAD QCOW2_SNAPSHOT_HEAD
 
@@ -216,12 +217,6 @@ static void add_number(GVariantBuilder *entry, const char *key, int64_t value)
     g_variant_builder_add(entry, "{sv}", key, g_variant_new_int64(value));
 }
 
-static void add_text(GVariantBuilder *entry, const char *key, const char *text)
-{
-    g_autofree char *valid = g_utf8_make_valid(text, -1);
-    g_variant_builder_add(entry, "{sv}", key, g_variant_new_string(valid));
-}
-
 /* How many instructions the machine had run: the third number of the extra data. */
 static bool read_icount(const Image *image, const Qcow2Snapshot *snapshot, uint64_t *icount)
 {
@@ -246,11 +241,11 @@ unsigned qcow2_snapshots_info(const Image *image, unsigned most, GVariantBuilder
             add_number(&entry, "icount", icount);
         }
         add_number(&entry, "vm-clock-nsec", snapshot->vm_clock_nsec % 1000000000);
-        add_text(&entry, "name", snapshot->name);
+        info_add_text(&entry, "name", snapshot->name, -1);
         add_number(&entry, "date-sec", snapshot->date_sec);
         add_number(&entry, "date-nsec", snapshot->date_nsec);
         add_number(&entry, "vm-clock-sec", snapshot->vm_clock_nsec / 1000000000);
-        add_text(&entry, "id", snapshot->id);
+        info_add_text(&entry, "id", snapshot->id, -1);
         add_number(&entry, "vm-state-size", snapshot->vm_state_size);
         g_variant_builder_add_value(list, g_variant_builder_end(&entry));
     }

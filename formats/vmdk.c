@@ -25,6 +25,7 @@
 #include "base/log.h"
 #include "formats/format.h"
 #include "formats/inflate.h"
+#include "formats/info.h"
 #include "formats/vmdk-impl.h"
 
 #define ZLIB_WINDOW_BITS 15
@@ -334,8 +335,7 @@ static void add_extent_info(const VmdkExtent *extent, bool embedded, GVariantBui
     }
     g_variant_builder_add(list, "{sv}", "virtual-size", g_variant_new_uint64(extent->length));
     if (extent->path) {
-        g_autofree char *path = g_utf8_make_valid(extent->path, -1);
-        g_variant_builder_add(list, "{sv}", "filename", g_variant_new_string(path));
+        info_add_text(list, "filename", extent->path, -1);
     }
     if (sparse) {
         g_variant_builder_add(list, "{sv}", "cluster-size", g_variant_new_uint64(sparse->grain));

@@ -6,7 +6,7 @@
 make.py makes the images. A case goes to `info`, `map`, `check` and `convert`, and to one server as an export that a
 client reads. It fails when
 
-  * the program ends by a signal, by a sanitizer, or not at all,
+  * the program ends by a signal, by a sanitizer, by a complaint of GLib about how it is used, or not at all,
   * a refusal is not one line that names the file, and the field and value that the case says,
   * it takes more than a second of processor or, in a build without sanitizers, more than 64 MiB.
 
@@ -240,7 +240,7 @@ def check_server(cases):
 
 
 def main():
-    os.environ["LC_ALL"] = "C"
+    os.environ.update(LC_ALL="C", G_DEBUG="fatal-criticals")
     scratch = tempfile.mkdtemp(prefix="cownbd-hostile-")
     os.chdir(scratch)
     try:
