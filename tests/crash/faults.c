@@ -3,18 +3,20 @@
  * size of the store fails, for every k, once or from then on, with EIO and with ENOSPC. Opening and
  * the orderly end of the image are part of the run.
  *
+ * Arguments: a configuration, in place of those of qcow2, and N, to try one in N of its faults.
+ *
  * Whatever fails: nothing crashes or hangs, what was answered to a FLUSH or with FUA is there, the
  * image opens and checks clean, as it lies there and after a power cut.
  */
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/bytes.h"
 #include "base/log.h"
 #include "setups.h"
 #include "states.h"
-#include "tests/lib/store-scratch.h"
 
 #define SEED       7
 #define REQUESTS   120
@@ -38,16 +40,6 @@ static Run *fault_run(const Fixture *fixture, Machine *machine, FaultPlan *plan,
     options.record.eagain_percent = 30;
     options.record.faults = plan;
     return run_new(fixture, machine, &options, findings);
-}
-
-/* The bytes as they lie in the store after the server has gone. */
-static void try_as_is(Verifier *verifier, Run *run, Findings *findings)
-{
-    uint64_t size;
-    const uint8_t *content = record_content(run->store, &size);
-    g_autoptr(Store) store = store_scratch_new("after the fault", content, size);
-    model_cut(run->model, TICK_NEVER);
-    verify_state(verifier, store, run->model, VERIFY_LEAKS_ALLOWED, findings);
 }
 
 /* A failure that never ends must be seen by somebody: a request, the end, or the opening. */
@@ -81,7 +73,7 @@ static void try_fault(Verifier *verifier, const Fault *fault, Totals *totals)
         totals->states += states_try(verifier, run, &how, NULL, &findings);
     }
     uint64_t before = findings_count(&findings);
-    try_as_is(verifier, run, &findings);
+    states_try_as_is(verifier, run, VERIFY_LEAKS_ALLOWED, &findings);
     if (findings_count(&findings) > before) {
         findings_say(&findings, "(that was the image as it lies there)");
     }
@@ -114,7 +106,7 @@ static void count_operations(Verifier *verifier, uint64_t counts[FAULT_KINDS])
     fault_plan_clear(&plan);
 }
 
-static void try_setup(const char *name, Machine *machine, Totals *totals)
+static void try_setup(const char *name, uint64_t every, Machine *machine, Totals *totals)
 {
     static const int errors[] = {-EIO, -ENOSPC};
     Fixture *fixture = fixture_new(setup_find(name));
@@ -122,7 +114,7 @@ static void try_setup(const char *name, Machine *machine, Totals *totals)
     verifier_init(&verifier, fixture, machine);
     uint64_t counts[FAULT_KINDS];
     count_operations(&verifier, counts);
-    uint64_t step = max_u64(1, 100 / scaled(100)), number = 0;
+    uint64_t step = every * max_u64(1, 100 / scaled(100)), number = 0;
     for (unsigned kind = 0; kind < FAULT_KINDS; kind++) {
         printf("%s: %lu operations of kind %s\n", name, counts[kind], fault_kind_name(kind));
         for (uint64_t at = 1; at <= counts[kind]; at++) {
@@ -148,10 +140,10 @@ int main(int argc, char **argv)
     machine_start(&machine);
     Totals totals = {0};
     if (argc > 1) {
-        try_setup(argv[1], &machine, &totals);
+        try_setup(argv[1], argc > 2 ? strtoul(argv[2], NULL, 10) : 1, &machine, &totals);
     }
     for (unsigned i = 0; argc == 1 && i < G_N_ELEMENTS(names); i++) {
-        try_setup(names[i], &machine, &totals);
+        try_setup(names[i], 1, &machine, &totals);
     }
     machine_stop(&machine);
     printf("runs with a fault %lu, it came in %lu, not opened %lu, requests failed in %lu; states "

@@ -69,11 +69,13 @@ void fixture_make_by_qemu(Fixture *fixture)
     if (setup->snapshot) {
         must_run(directory, snapshot);
     }
+    FileBytes *file = &fixture->content.files[fixture->content.count++];
     gsize size;
-    if (!g_file_get_contents(image, (char **)&fixture->content, &size, &error)) {
+    if (!g_file_get_contents(image, (char **)&file->bytes, &size, &error)) {
         g_error("%s", error->message);
     }
-    fixture->content_size = size;
+    file->name = g_strdup(fixture->image_name);
+    file->size = size;
     g_unlink(contents);
     g_unlink(image);
     g_rmdir(directory);

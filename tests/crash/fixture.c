@@ -56,9 +56,21 @@ bool fixture_needs_writer(const Setup *setup)
     return setup->lazy_refcounts || two_sizes || strcmp(setup->format, "vhdx") == 0;
 }
 
-static Store *create_image(const Setup *setup, const Format *format, const Image *backing)
+static void set_more_options(GHashTable *options, char **pairs)
+{
+    for (; pairs && *pairs; pairs++) {
+        char *value = strchr(*pairs, '=');
+        *value = '\0';
+        set_option(options, *pairs, value + 1);
+    }
+}
+
+static ImageFiles create_image(const Setup *setup, const char *base_name, const Format *format,
+                               const Image *backing)
 {
     g_autoptr(GHashTable) options = g_hash_table_new(g_str_hash, g_str_equal);
+    g_auto(GStrv) pairs = setup->more_options ? g_strsplit(setup->more_options, ",", 0) : NULL;
+    set_more_options(options, pairs);
     if (format == &format_vmdk) {
         set_option(options, "grain_size", setup->cluster_size);
         set_option(options, "zeroed_grain", setup->zeroed_grain);
@@ -80,9 +92,9 @@ static Store *create_image(const Setup *setup, const Format *format, const Image
         how.backing = backing;
     }
     g_autoptr(GError) error = NULL;
-    Store *store = store_scratch_new("new image", NULL, 0);
-    must(format->create(store, &how, &error), error, setup->name);
-    return store;
+    ImageFiles files = {0};
+    must(image_files_create(&files, base_name, format, &how, &error), error, setup->name);
+    return files;
 }
 
 bool fixture_is_data(uint64_t offset)
@@ -126,12 +138,13 @@ static void fill_pieces(Fixture *fixture, Image *image)
 
 /* As a writer leaves an image with lazy refcounts when it is cut off: the dirty bit is set, and the
  * refcounts of what it allocated last are not on the disk. */
-static void make_dirty(Fixture *fixture, Store *store)
+static void make_dirty(Fixture *fixture, const ImageFiles *files)
 {
     enum { TABLE_OFFSET = 48, INCOMPATIBLE_LOW_BYTE = 79 };
     uint8_t bytes[8], dirty = 1;
     g_autoptr(GError) error = NULL;
-    g_autoptr(Image) image = fixture_open(fixture, store, true, &error);
+    g_autoptr(Image) image = fixture_open(fixture, files, true, &error);
+    Store *store = files->stores[0];
     must(image, error, "open to fill");
     fill_pieces(fixture, image);
     must(store_read(store, bytes, 8, TABLE_OFFSET) == 0, NULL, "read");
@@ -158,7 +171,8 @@ static void make_backing(Fixture *fixture)
     Setup below = {.name = "backing",
                    .disk_size = align_down(setup->disk_size * 3 / 4, PIECE),
                    .cluster_size = smallest_unit(setup->backing)};
-    fixture->backing_store = create_image(&below, format, NULL);
+    ImageFiles files = create_image(&below, fixture_backing_name(setup), format, NULL);
+    fixture->backing_store = files.stores[0];
     g_autoptr(GError) error = NULL;
     ImageOpen how = {.format = format, .write = true};
     g_autoptr(Image) image = image_open_store(fixture->backing_store, &how, NULL, &error);
@@ -174,6 +188,7 @@ Fixture *fixture_new(const Setup *setup)
     Fixture *fixture = g_new0(Fixture, 1);
     fixture->setup = setup;
     fixture->format = format_find(setup->format);
+    fixture->image_name = g_strconcat("image.", setup->format, NULL);
     fixture->values = g_new0(uint32_t, setup->disk_size / CELL);
     fixture->unit = setup->cluster_size ? strtoul(setup->cluster_size, NULL, 10) : 4096;
     fixture->unit = setup->request_unit ? setup->request_unit : fixture->unit;
@@ -188,12 +203,12 @@ Fixture *fixture_new(const Setup *setup)
         uint64_t first = setup->created_size / CELL;
         memset(fixture->values + first, 0, (setup->disk_size / CELL - first) * sizeof(uint32_t));
     }
-    g_autoptr(Store) store = create_image(setup, fixture->format, fixture->backing);
+    ImageFiles files = create_image(setup, fixture->image_name, fixture->format, fixture->backing);
     if (setup->dirty) {
-        make_dirty(fixture, store);
+        make_dirty(fixture, &files);
     }
-    const uint8_t *content = scratch_content(store, &fixture->content_size);
-    fixture->content = g_memdup2(content, fixture->content_size);
+    fixture->content = image_bytes_copy(&files, scratch_content);
+    image_files_clear(&files);
     return fixture;
 }
 
@@ -201,22 +216,23 @@ void fixture_free(Fixture *fixture)
 {
     image_unref(fixture->backing);
     store_unref(fixture->backing_store);
-    g_free(fixture->content);
+    image_bytes_clear(&fixture->content);
+    g_free(fixture->image_name);
     g_free(fixture->values);
     g_free(fixture);
 }
 
-Image *fixture_open(const Fixture *fixture, Store *store, bool write, GError **error)
+Image *fixture_open(const Fixture *fixture, const ImageFiles *files, bool write, GError **error)
 {
     ImageOpen how = {.format = fixture->format,
                      .write = write,
                      .metadata_cache = fixture->setup->metadata_cache};
-    return image_open_store(store, &how, fixture->backing, error);
+    return image_files_open(files, &how, fixture->backing, error);
 }
 
-Image *fixture_open_whole(const Fixture *fixture, Store *store, GError **error)
+Image *fixture_open_whole(const Fixture *fixture, const ImageFiles *files, GError **error)
 {
-    g_autoptr(Image) image = fixture_open(fixture, store, true, error);
+    g_autoptr(Image) image = fixture_open(fixture, files, true, error);
     uint64_t size = fixture->setup->disk_size;
     bool whole = image && (image->size == size || image_resize(image, size, error));
     return whole ? g_steal_pointer(&image) : NULL;

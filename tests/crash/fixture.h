@@ -11,6 +11,7 @@
 #include "base/worker.h"
 #include "formats/format.h"
 #include "map/image.h"
+#include "tests/lib/image-files.h"
 
 typedef struct Setup {
     const char *name;
@@ -24,6 +25,7 @@ typedef struct Setup {
     const char *zeroed_grain;   /* the same, of vmdk */
     const char *extended_l2;    /* the same */
     const char *backing;        /* format of the backing, or NULL */
+    const char *more_options;   /* of create: "name=value,name=value", or NULL */
     bool compressed;         /* the image has compressed clusters at the start; made by qemu-img */
     bool snapshot;           /* and an internal snapshot, which shares all clusters; the same */
     bool dirty;              /* data is there, the last writer was cut off, refcounts are stale */
@@ -40,10 +42,10 @@ typedef struct Fixture {
     const Format *format;
     Store *backing_store;
     Image *backing;
-    uint8_t *content; /* the new image */
-    uint64_t content_size;
-    uint32_t *values; /* of each cell of the new disk, see model.h */
-    unsigned unit;    /* requests like multiples of this: the cluster size */
+    char *image_name;   /* of its own file; others are named after it */
+    ImageBytes content; /* the new image */
+    uint32_t *values;   /* of each cell of the new disk, see model.h */
+    unsigned unit;      /* requests like multiples of this: the cluster size */
 } Fixture;
 
 Fixture *fixture_new(const Setup *setup);
@@ -58,10 +60,10 @@ bool fixture_qemu_reads(const Setup *setup);
  * intent (the dirty bit), a log, footers that say two sizes. */
 bool fixture_needs_writer(const Setup *setup);
 
-/* Opens an image of this fixture that lies in store. */
-Image *fixture_open(const Fixture *fixture, Store *store, bool write, GError **error);
+/* Opens an image of this fixture that lies in these stores. */
+Image *fixture_open(const Fixture *fixture, const ImageFiles *files, bool write, GError **error);
 /* The same for writing, at its full size: one that was made smaller, or left so by a cut, grows. */
-Image *fixture_open_whole(const Fixture *fixture, Store *store, GError **error);
+Image *fixture_open_whole(const Fixture *fixture, const ImageFiles *files, GError **error);
 
 /* fixture-qemu.c: makes content and values with qemu-img. */
 void fixture_make_by_qemu(Fixture *fixture);

@@ -131,10 +131,16 @@ static void fill_store(Scene *scene, Store *cow, Random *random)
     }
 }
 
+static Image *open_image(const Scene *scene, Store *store, bool write, GError **error)
+{
+    ImageFiles files = image_files_of(store);
+    return fixture_open(scene->fixture, &files, write, error);
+}
+
 static bool read_disk(Scene *scene, Store *store, uint8_t *disk)
 {
     g_autoptr(GError) error = NULL;
-    g_autoptr(Image) image = fixture_open(scene->fixture, store, false, &error);
+    g_autoptr(Image) image = open_image(scene, store, false, &error);
     if (!image) {
         return bad(scene, "does not open", error->message);
     }
@@ -147,7 +153,8 @@ static bool scene_init(Scene *scene, uint64_t seed)
     const Fixture *fixture = scene->fixture;
     uint64_t size = fixture->setup->disk_size;
     Random random = random_new(seed);
-    g_autoptr(Store) start = store_scratch_new("start", fixture->content, fixture->content_size);
+    const FileBytes *image = fixture->content.files;
+    g_autoptr(Store) start = store_scratch_new("start", image->bytes, image->size);
     scene->disk = g_malloc(size);
     scene->expected = g_malloc(size);
     g_autoptr(Store) cow = store_memory_new("store", NULL, COWSTORE_BASE);
@@ -175,7 +182,7 @@ static void scene_clear(Scene *scene)
 /* As fold_image does after it has marked the store. */
 static bool fold_once(Scene *scene, Store *cow, Store *store, GError **error)
 {
-    g_autoptr(Image) image = fixture_open(scene->fixture, store, true, error);
+    g_autoptr(Image) image = open_image(scene, store, true, error);
     FoldOptions options = {.flush_after = FLUSH_AFTER};
     FoldResult result = {0};
     FoldThreads threads = {.pool = scene->machine->pool, .worker = scene->machine->workers[0]};
@@ -191,7 +198,7 @@ static bool check_end(Scene *scene, Store *store)
         return bad(scene, "the disk", "is not what the device was");
     }
     g_autoptr(GError) error = NULL;
-    g_autoptr(Image) image = fixture_open(scene->fixture, store, true, &error);
+    g_autoptr(Image) image = open_image(scene, store, true, &error);
     CheckResult result = {0};
     if (!image || (image->format->check &&
                    !image->format->check(image, CHECK_REPORT_ONLY, &result, &error))) {
@@ -312,7 +319,8 @@ static void cut_fold(Scene *scene, const Survivor *from, uint64_t seed, Survivor
     size_t count;
     const RecordEntry *entries = record_entries(store, &count);
     g_autoptr(GArray) all = g_array_copy(moments), cuts = pick_cuts(all, record_tick(store));
-    Replay *replay = replay_new(entries, count, from->content, from->size, seed);
+    ImageBytes start = image_bytes_of(from->content, from->size);
+    Replay *replay = replay_new(entries, count, &start, seed);
     for (unsigned i = 0; i < cuts->len; i++) {
         uint64_t cut = g_array_index(cuts, uint64_t, i);
         const uint8_t *then = header_at(all, cut);
@@ -336,10 +344,10 @@ static void fault_fold(Scene *scene, FaultKind kind, uint64_t at, int code)
     FaultPlan plan;
     bool folded;
     uint64_t size;
-    const Fixture *fixture = scene->fixture;
+    const FileBytes *start = scene->fixture->content.files;
     fault_plan_init(&plan, kind, at, false, code);
     g_autoptr(Store) store =
-        fold_recorded(scene, fixture->content, fixture->content_size, NULL, &plan, at, &folded);
+        fold_recorded(scene, start->bytes, start->size, NULL, &plan, at, &folded);
     const uint8_t *header = header_at(moments, RECORD_NEVER);
     const uint8_t *content = record_content(store, &size);
     g_autoptr(Store) after = store_scratch_new("after the fault", content, size);
@@ -364,8 +372,8 @@ static void fault_folds(Scene *scene)
         FaultPlan counting;
         bool folded;
         fault_plan_init(&counting, kinds[k], 0, false, 0);
-        Store *store = fold_recorded(scene, scene->fixture->content, scene->fixture->content_size,
-                                     NULL, &counting, 0, &folded);
+        const FileBytes *start = scene->fixture->content.files;
+        Store *store = fold_recorded(scene, start->bytes, start->size, NULL, &counting, 0, &folded);
         uint64_t operations = counting.counts[kinds[k]];
         store_unref(store);
         fault_plan_clear(&counting);
@@ -381,7 +389,8 @@ static void try_setup(const Setup *setup, uint64_t seed, Machine *machine, Total
     watchdog_set(600, setup->name);
     Fixture *fixture = fixture_new(setup);
     Scene scene = {.fixture = fixture, .machine = machine, .totals = totals};
-    Survivor start = {.content = fixture->content, .size = fixture->content_size}, middle = {0};
+    const FileBytes *image = fixture->content.files;
+    Survivor start = {.content = image->bytes, .size = image->size}, middle = {0};
     if (scene_init(&scene, seed)) {
         cut_fold(&scene, &start, seed, &middle);
         if (middle.content) {

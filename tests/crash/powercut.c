@@ -64,6 +64,15 @@ static void count(Totals *totals, const char *name, uint64_t states, Verifier *v
     }
 }
 
+static uint64_t size_at_start(const Fixture *fixture)
+{
+    uint64_t size = 0;
+    for (unsigned i = 0; i < fixture->content.count; i++) {
+        size += fixture->content.files[i].size;
+    }
+    return size;
+}
+
 /* The disk changes with the seed too: some are fast, some make everybody wait, some are full, some
  * fail now and then. */
 static RunOptions run_options(uint64_t seed, const Fixture *fixture, FaultPlan *plan)
@@ -80,7 +89,7 @@ static RunOptions run_options(uint64_t seed, const Fixture *fixture, FaultPlan *
     switch (random_below(&random, 6)) {
     case 0:
         options.record.capacity =
-            fixture->content_size + random_below(&random, fixture->setup->disk_size);
+            size_at_start(fixture) + random_below(&random, fixture->setup->disk_size);
         break;
     case 1: /* errors after which the server goes on */
         fault_plan_init_random(plan, FAULT_WRITE, 1 + random_below(&random, 10), -ENOSPC, seed);
@@ -102,7 +111,6 @@ static uint64_t run_once(Verifier *verifier, RunOptions *run_how, StatesOptions 
 {
     Run *run = run_new(verifier->fixture, verifier->machine, run_how, findings);
     how->content = run_how->content;
-    how->content_size = run_how->content_size;
     uint64_t tried = 0;
     if (run->opened) {
         tried = states_try(verifier, run, how, survivor, findings);
@@ -139,10 +147,9 @@ static void round_of(const Setup *setup, uint64_t seed, uint64_t states, Machine
                          .dump = option_dump};
     VerifyLeaks leaks = setup->gaps ? VERIFY_LEAKS_ALLOWED : VERIFY_NO_LEAKS;
     uint64_t tried = run_once(&verifier, &run_how, &how, leaks, &survivor, &findings);
-    if (survivor.content && findings_count(&findings) == 0 && tried < states) {
+    if (survivor.content.count && findings_count(&findings) == 0 && tried < states) {
         run_how.seed = random_mix(seed);
-        run_how.content = survivor.content;
-        run_how.content_size = survivor.size;
+        run_how.content = &survivor.content;
         run_how.values = survivor.values;
         how.states = states - tried;
         tried += run_once(&verifier, &run_how, &how, VERIFY_LEAKS_ALLOWED, NULL, &findings);

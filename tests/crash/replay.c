@@ -18,17 +18,22 @@
 
 #define GRANULE 8u /* no two operations share eight bytes */
 
+typedef struct ReplayFile {
+    Store *store;
+    uint64_t *newest_tick; /* for each GRANULE */
+    uint64_t newest_count;
+    uint64_t newest_behind; /* of all granules from newest_count on */
+    uint64_t size_tick;     /* of the newest durable change of the size */
+} ReplayFile;
+
 struct Replay {
     const RecordEntry *entries;
     size_t count;
     size_t first;     /* all before it are durable or syncs */
     size_t next_sync; /* first entry that was not looked at for a sync */
     bool *durable;
-    Store *store;
-    uint64_t *newest_tick; /* for each GRANULE */
-    uint64_t newest_count;
-    uint64_t newest_behind; /* of all granules from newest_count on */
-    uint64_t size_tick;     /* of the newest durable change of the size */
+    ImageFiles stores;
+    ReplayFile files[IMAGE_FILES_MAX];
     uint64_t seed;
 };
 
@@ -42,42 +47,51 @@ typedef struct Choice {
     uint64_t at; /* sectors of the write before the tear */
 } Choice;
 
-Replay *replay_new(const RecordEntry *entries, size_t count, const uint8_t *content, uint64_t size,
-                   uint64_t seed)
+Replay *replay_new(const RecordEntry *entries, size_t count, const ImageBytes *start, uint64_t seed)
 {
     Replay *replay = g_new0(Replay, 1);
     replay->entries = entries;
     replay->count = count;
     replay->durable = g_new0(bool, count + 1);
-    replay->store = store_scratch_new("cut", content, size);
+    replay->stores = image_files_scratch(start);
+    for (unsigned i = 0; i < replay->stores.count; i++) {
+        replay->files[i].store = replay->stores.stores[i];
+    }
     replay->seed = seed;
     return replay;
 }
 
 void replay_free(Replay *replay)
 {
+    for (unsigned i = 0; i < replay->stores.count; i++) {
+        g_free(replay->files[i].newest_tick);
+    }
+    image_files_clear(&replay->stores);
     g_free(replay->durable);
-    store_unref(replay->store);
-    g_free(replay->newest_tick);
     g_free(replay);
 }
 
-Store *replay_store(Replay *replay)
+const ImageFiles *replay_files(const Replay *replay)
 {
-    return replay->store;
+    return &replay->stores;
 }
 
-static uint64_t *newest_tick(Replay *replay, uint64_t granule)
+Store *replay_store(const Replay *replay)
 {
-    if (granule >= replay->newest_count) {
+    return replay->stores.stores[0];
+}
+
+static uint64_t *newest_tick(ReplayFile *file, uint64_t granule)
+{
+    if (granule >= file->newest_count) {
         uint64_t count = granule * 2 + 1024;
-        replay->newest_tick = g_renew(uint64_t, replay->newest_tick, count);
-        for (uint64_t i = replay->newest_count; i < count; i++) {
-            replay->newest_tick[i] = replay->newest_behind;
+        file->newest_tick = g_renew(uint64_t, file->newest_tick, count);
+        for (uint64_t i = file->newest_count; i < count; i++) {
+            file->newest_tick[i] = file->newest_behind;
         }
-        replay->newest_count = count;
+        file->newest_count = count;
     }
-    return &replay->newest_tick[granule];
+    return &file->newest_tick[granule];
 }
 
 static uint64_t entry_sectors(const RecordEntry *entry)
@@ -114,65 +128,64 @@ static void apply_bytes(Store *store, const RecordEntry *entry, uint64_t from, u
 }
 
 /* A piece of a sector, without what a newer durable write put there. */
-static void apply_piece(Replay *replay, const RecordEntry *entry, uint64_t from, uint64_t to,
+static void apply_piece(ReplayFile *file, const RecordEntry *entry, uint64_t from, uint64_t to,
                         bool durable)
 {
     uint64_t start = from;
     for (uint64_t at = from; at < to;) {
         uint64_t next = min_u64(to, align_down(at, GRANULE) + GRANULE);
-        uint64_t *tick = newest_tick(replay, at / GRANULE);
+        uint64_t *tick = newest_tick(file, at / GRANULE);
         if (*tick > entry->tick) {
-            apply_bytes(replay->store, entry, start, at);
+            apply_bytes(file->store, entry, start, at);
             start = next;
         } else if (durable) {
             *tick = entry->tick;
         }
         at = next;
     }
-    apply_bytes(replay->store, entry, start, to);
+    apply_bytes(file->store, entry, start, to);
 }
 
 /* One past the last byte from `from` on that a durable operation newer than tick has written. */
-static uint64_t end_of_newer(const Replay *replay, uint64_t from, uint64_t tick)
+static uint64_t end_of_newer(const ReplayFile *file, uint64_t from, uint64_t tick)
 {
-    uint64_t granule =
-        min_u64(replay->newest_count, div_round_up(store_size(replay->store), GRANULE));
-    while (granule > from / GRANULE && replay->newest_tick[granule - 1] <= tick) {
+    uint64_t granule = min_u64(file->newest_count, div_round_up(store_size(file->store), GRANULE));
+    while (granule > from / GRANULE && file->newest_tick[granule - 1] <= tick) {
         granule--;
     }
-    return max_u64(from, min_u64(granule * GRANULE, store_size(replay->store)));
+    return max_u64(from, min_u64(granule * GRANULE, store_size(file->store)));
 }
 
 /* Nothing older than tick comes back behind the new end of the file, grown or cut off. */
-static void mark_behind(Replay *replay, uint64_t end, uint64_t tick)
+static void mark_behind(ReplayFile *file, uint64_t end, uint64_t tick)
 {
     uint64_t first = div_round_up(end, GRANULE);
-    (void)newest_tick(replay, first);
-    for (uint64_t i = first; i < replay->newest_count; i++) {
-        replay->newest_tick[i] = max_u64(replay->newest_tick[i], tick);
+    (void)newest_tick(file, first);
+    for (uint64_t i = first; i < file->newest_count; i++) {
+        file->newest_tick[i] = max_u64(file->newest_tick[i], tick);
     }
-    replay->newest_behind = max_u64(replay->newest_behind, tick);
-    replay->size_tick = max_u64(replay->size_tick, tick);
+    file->newest_behind = max_u64(file->newest_behind, tick);
+    file->size_tick = max_u64(file->size_tick, tick);
 }
 
-static void apply_truncate(Replay *replay, const RecordEntry *entry, bool durable)
+static void apply_truncate(ReplayFile *file, const RecordEntry *entry, bool durable)
 {
-    uint64_t old = store_size(replay->store), size = entry->length;
+    uint64_t old = store_size(file->store), size = entry->length;
     if (size < old) {
         const RecordEntry rest = {
             .kind = RECORD_PUNCH, .tick = entry->tick, .offset = size, .length = old - size};
-        apply_piece(replay, &rest, size, old, false);
-        size = end_of_newer(replay, size, entry->tick);
+        apply_piece(file, &rest, size, old, false);
+        size = end_of_newer(file, size, entry->tick);
     }
-    if (replay->size_tick < entry->tick) {
-        store_truncate(replay->store, size);
+    if (file->size_tick < entry->tick) {
+        store_truncate(file->store, size);
     }
     if (durable) {
-        mark_behind(replay, entry->length, entry->tick);
+        mark_behind(file, entry->length, entry->tick);
     }
 }
 
-static void apply_sectors(Replay *replay, const RecordEntry *entry, const Choice *choice,
+static void apply_sectors(ReplayFile *file, const RecordEntry *entry, const Choice *choice,
                           bool durable, Random *random)
 {
     uint64_t first = entry->offset / RECORD_SECTOR;
@@ -181,43 +194,46 @@ static void apply_sectors(Replay *replay, const RecordEntry *entry, const Choice
         if (sector_arrives(choice, i, random)) {
             uint64_t from = max_u64(entry->offset, (first + i) * RECORD_SECTOR);
             uint64_t to = min_u64(end, (first + i + 1) * RECORD_SECTOR);
-            apply_piece(replay, entry, from, to, durable);
+            apply_piece(file, entry, from, to, durable);
         }
     }
 }
 
-static void apply(Replay *replay, const RecordEntry *entry, const Choice *choice, bool durable,
+static void apply(ReplayFile *file, const RecordEntry *entry, const Choice *choice, bool durable,
                   Random *random)
 {
     if (entry->kind == RECORD_TRUNCATE) {
-        apply_truncate(replay, entry, durable);
+        apply_truncate(file, entry, durable);
     } else if (entry->kind != RECORD_SYNC) {
-        apply_sectors(replay, entry, choice, durable, random);
+        apply_sectors(file, entry, choice, durable, random);
     }
 }
 
 static void make_durable(Replay *replay, const RecordEntry *sync)
 {
     const Choice whole = {.taken = true, .tear = TEAR_NONE};
+    ReplayFile *file = &replay->files[sync->file];
     for (size_t i = replay->first; i < replay->count; i++) {
         const RecordEntry *entry = &replay->entries[i];
         if (entry->tick > sync->tick) {
             break;
         }
-        if (!replay->durable[i] && entry->end < sync->begin) {
-            apply(replay, entry, &whole, true, NULL);
+        if (!replay->durable[i] && entry->file == sync->file && entry->end < sync->begin) {
+            apply(file, entry, &whole, true, NULL);
             replay->durable[i] = true;
         }
     }
     while (replay->first < replay->count && replay->durable[replay->first]) {
         replay->first++;
     }
-    scratch_commit(replay->store);
+    scratch_commit(file->store);
 }
 
 static void advance(Replay *replay, uint64_t cut)
 {
-    scratch_reset(replay->store);
+    for (unsigned i = 0; i < replay->stores.count; i++) {
+        scratch_reset(replay->stores.stores[i]);
+    }
     for (; replay->next_sync < replay->count; replay->next_sync++) {
         const RecordEntry *entry = &replay->entries[replay->next_sync];
         if (entry->tick >= cut) {
@@ -272,6 +288,16 @@ static void choose_taken(Choice *choices, unsigned count, unsigned number, Rando
     }
 }
 
+/* Files that are on the disk as a whole, beside others of which nothing more is. */
+static void choose_files(Choice *choices, const GPtrArray *open, Random *random)
+{
+    uint64_t taken = random_below(random, 1u << IMAGE_FILES_MAX);
+    for (unsigned i = 0; i < open->len; i++) {
+        const RecordEntry *entry = open->pdata[i];
+        choices[i].taken = taken >> entry->file & 1;
+    }
+}
+
 static void choose_tears(Choice *choices, GPtrArray *open, unsigned number, Random *random)
 {
     bool only_last = number < 2 || random_percent(random, 50);
@@ -285,15 +311,16 @@ static void choose_tears(Choice *choices, GPtrArray *open, unsigned number, Rand
     }
 }
 
-static void describe(GString *text, const RecordEntry *entry, const Choice *choice)
+static void describe(const Replay *replay, GString *text, const RecordEntry *entry,
+                     const Choice *choice)
 {
     static const char *const kinds[] = {"write", "punch", "truncate", "sync"};
     static const char *const tears[] = {"", " head", " tail", " some sectors"};
-    g_string_append_printf(text,
-                           "  %s %s %#" G_GINT64_MODIFIER "x+%#" G_GINT64_MODIFIER
-                           "x tick %" G_GUINT64_FORMAT "%s",
-                           choice->taken ? "+" : "-", kinds[entry->kind], entry->offset,
-                           entry->length, entry->tick, choice->taken ? tears[choice->tear] : "");
+    g_string_append_printf(
+        text,
+        "  %s %s %s %#" G_GINT64_MODIFIER "x+%#" G_GINT64_MODIFIER "x tick %" G_GUINT64_FORMAT "%s",
+        choice->taken ? "+" : "-", kinds[entry->kind], replay->files[entry->file].store->name,
+        entry->offset, entry->length, entry->tick, choice->taken ? tears[choice->tear] : "");
     if (choice->taken && choice->tear != TEAR_NONE) {
         g_string_append_printf(text, " (at sector %" G_GUINT64_FORMAT ")", choice->at);
     }
@@ -308,14 +335,18 @@ void replay_state(Replay *replay, uint64_t cut, unsigned number, GString *text)
     g_autofree Choice *choices = g_new0(Choice, open->len + 1);
     if (open->len) {
         choose_taken(choices, open->len, number, &random);
+        if (number >= 2 && replay->stores.count > 1 && random_percent(&random, 25)) {
+            choose_files(choices, open, &random);
+        }
         choose_tears(choices, open, number, &random);
     }
     for (unsigned i = 0; i < open->len; i++) {
         if (choices[i].taken) {
-            apply(replay, open->pdata[i], &choices[i], false, &random);
+            const RecordEntry *entry = open->pdata[i];
+            apply(&replay->files[entry->file], entry, &choices[i], false, &random);
         }
         if (text) {
-            describe(text, open->pdata[i], &choices[i]);
+            describe(replay, text, open->pdata[i], &choices[i]);
         }
     }
 }

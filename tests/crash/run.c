@@ -240,20 +240,32 @@ static void run_requests(Run *run, const Fixture *fixture, Machine *machine,
     }
 }
 
+static ImageFiles files_recorded(const ImageBytes *bytes, const RecordOptions *options)
+{
+    ImageFiles files = {0};
+    for (unsigned i = 0; i < bytes->count; i++) {
+        const FileBytes *file = &bytes->files[i];
+        Store *store =
+            i == 0 ? store_record_new(file->name, file->bytes, file->size, options)
+                   : store_record_beside(files.stores[0], file->name, file->bytes, file->size);
+        image_files_add(&files, store);
+    }
+    return files;
+}
+
 Run *run_new(const Fixture *fixture, Machine *machine, const RunOptions *options,
              Findings *findings)
 {
     Run *run = g_new0(Run, 1);
     RecordOptions record = options->record;
     record.pool = machine->io_pool;
-    const uint8_t *content = options->content ? options->content : fixture->content;
-    uint64_t size = options->content ? options->content_size : fixture->content_size;
-    run->store = store_record_new("image", content, size, &record);
+    run->files = files_recorded(options->content ? options->content : &fixture->content, &record);
+    run->store = run->files.stores[0];
     run->model =
         model_new(fixture->setup->disk_size, options->content ? options->values : fixture->values);
     run->next_value = options->first_value ? options->first_value : VALUE_FIRST;
     g_autoptr(GError) error = NULL;
-    Image *image = fixture_open_whole(fixture, run->store, &error);
+    Image *image = fixture_open_whole(fixture, &run->files, &error);
     if (!image) {
         if (!record.faults) {
             findings->corrupt++;
@@ -272,6 +284,6 @@ Run *run_new(const Fixture *fixture, Machine *machine, const RunOptions *options
 void run_free(Run *run)
 {
     model_free(run->model);
-    store_unref(run->store);
+    image_files_clear(&run->files);
     g_free(run);
 }

@@ -17,19 +17,19 @@ typedef struct RunOptions {
     unsigned requests;
     unsigned depth_max; /* requests in flight a worker, 1 to this; 0: 8 */
     bool one_worker;
-    bool promise_nothing;   /* the model forgets that FLUSH and FUA were answered: only the order
+    bool promise_nothing;      /* the model forgets that FLUSH and FUA were answered: only the order
                                counts */
-    RecordOptions record;   /* pool is filled in */
-    const uint8_t *content; /* the image at the start; NULL: the fixture's new one */
-    uint64_t content_size;
-    const uint32_t *values; /* and the cells of its disk */
-    uint32_t first_value;   /* of the writes; 0: VALUE_FIRST */
+    RecordOptions record;      /* pool is filled in */
+    const ImageBytes *content; /* the image at the start; NULL: the fixture's new one */
+    const uint32_t *values;    /* and the cells of its disk */
+    uint32_t first_value;      /* of the writes; 0: VALUE_FIRST */
 } RunOptions;
 
 typedef struct Run {
-    Store *store; /* the record */
-    Model *model; /* finished */
-    bool opened;  /* false only with faults */
+    ImageFiles files; /* of the record */
+    Store *store;     /* the first of them */
+    Model *model;     /* finished */
+    bool opened;      /* false only with faults */
     int close_result;
     unsigned failed; /* requests */
     uint32_t next_value;

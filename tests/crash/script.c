@@ -204,7 +204,8 @@ static void try_cuts(Test *test, Store *store, const uint64_t *ends, unsigned do
 {
     size_t count;
     const RecordEntry *entries = record_entries(store, &count);
-    Replay *replay = replay_new(entries, count, test->content, test->content_size, 1);
+    ImageBytes start = image_bytes_of(test->content, test->content_size);
+    Replay *replay = replay_new(entries, count, &start, 1);
     uint64_t last = record_tick(store);
     unsigned step = 0;
     for (uint64_t cut = 1; cut <= last && test->bad < BAD_ENOUGH; cut += stride()) {

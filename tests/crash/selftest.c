@@ -110,7 +110,8 @@ static void test_replay(void)
          .data = two},
         {.kind = RECORD_SYNC, .begin = 6, .tick = 8, .end = 8},
     };
-    Replay *replay = replay_new(entries, G_N_ELEMENTS(entries), start, sizeof start, 1);
+    ImageBytes bytes = image_bytes_of(start, sizeof start);
+    Replay *replay = replay_new(entries, G_N_ELEMENTS(entries), &bytes, 1);
     replay_state(replay, 4, 0, NULL);
     expect(*byte_of(replay, 0) == 0, "what is not synced may be missing");
     replay_state(replay, 4, 1, NULL);
@@ -156,7 +157,8 @@ static void test_replay_truncate(void)
         {.kind = RECORD_SYNC, .begin = 21, .tick = 22, .end = 23},
     };
     bool newer = true, none_older = true, cleared = true;
-    Replay *replay = replay_new(entries, G_N_ELEMENTS(entries), start, sizeof start, 1);
+    ImageBytes bytes = image_bytes_of(start, sizeof start);
+    Replay *replay = replay_new(entries, G_N_ELEMENTS(entries), &bytes, 1);
     for (unsigned number = 0; number < 20; number++) {
         replay_state(replay, 15, number, NULL);
         newer &= *byte_of(replay, 1536) == 2 && store_size(replay_store(replay)) == 2048;
@@ -170,6 +172,40 @@ static void test_replay_truncate(void)
     expect(newer, "a truncate takes nothing away from newer durable writes");
     expect(none_older, "what an older write left behind the end does not come back");
     expect(cleared, "what the file held there is gone");
+    replay_free(replay);
+}
+
+/* Two files: a sync of one says nothing of the other. */
+static void test_replay_files(void)
+{
+    uint8_t start[512] = {0}, one[512], two[512];
+    memset(one, 1, sizeof one);
+    memset(two, 2, sizeof two);
+    const RecordEntry entries[] = {
+        {.kind = RECORD_WRITE, .begin = 1, .tick = 2, .end = 3, .length = 512, .data = one},
+        {.kind = RECORD_WRITE,
+         .file = 1,
+         .begin = 4,
+         .tick = 5,
+         .end = 6,
+         .length = 512,
+         .data = two},
+        {.kind = RECORD_SYNC, .file = 1, .begin = 7, .tick = 8, .end = 8},
+    };
+    const ImageBytes bytes = {
+        .count = 2, .files = {{"one", start, sizeof start}, {"two", start, sizeof start}}};
+    bool comes = false, misses = false, stays = true;
+    Replay *replay = replay_new(entries, G_N_ELEMENTS(entries), &bytes, 1);
+    const ImageFiles *files = replay_files(replay);
+    for (unsigned number = 0; number < 20; number++) {
+        uint64_t size;
+        replay_state(replay, 20, number, NULL);
+        comes |= *scratch_content(files->stores[0], &size) == 1;
+        misses |= *scratch_content(files->stores[0], &size) == 0;
+        stays &= *scratch_content(files->stores[1], &size) == 2;
+    }
+    expect(comes && misses, "a sync of one file leaves a write of another open");
+    expect(stays, "and makes its own durable");
     replay_free(replay);
 }
 
@@ -253,9 +289,12 @@ int main(void)
     test_model();
     test_replay();
     test_replay_truncate();
+    test_replay_files();
     Machine machine;
     machine_start(&machine);
     expect_found("raw", &mutations[0], &machine);
+    expect_found("vmdk-split-4k", &mutations[0], &machine);
+    expect_found("vmdk-flat", &mutations[0], &machine);
     for (unsigned i = 0; i < G_N_ELEMENTS(names); i++) {
         for (unsigned m = 0; m < G_N_ELEMENTS(mutations); m++) {
             expect_found(names[i], &mutations[m], &machine);

@@ -44,14 +44,11 @@ static uint64_t *pick_cuts(const Run *run, const StatesOptions *options, uint64_
     return cuts;
 }
 
-static void keep_survivor(Survivor *survivor, const Verifier *verifier, Store *store)
+static void keep_survivor(Survivor *survivor, const Verifier *verifier, const ImageFiles *files)
 {
-    uint64_t size;
-    const uint8_t *content = scratch_content(store, &size);
     uint64_t cells = verifier->fixture->setup->disk_size / CELL;
     survivor_clear(survivor);
-    survivor->content = g_memdup2(content, size);
-    survivor->size = size;
+    survivor->content = image_bytes_copy(files, scratch_content);
     survivor->values = g_new(uint32_t, cells);
     for (uint64_t i = 0; i < cells; i++) {
         stamp_read(verifier->disk + i * CELL, i, &survivor->values[i]);
@@ -60,7 +57,7 @@ static void keep_survivor(Survivor *survivor, const Verifier *verifier, Store *s
 
 void survivor_clear(Survivor *survivor)
 {
-    g_free(survivor->content);
+    image_bytes_clear(&survivor->content);
     g_free(survivor->values);
     *survivor = (Survivor){0};
 }
@@ -75,7 +72,7 @@ static void say_state(const Verifier *verifier, const StatesOptions *options, Re
         "state: --setup %s --seed %lu --position %lu, number %u; not durable then:\n%s",
         verifier->fixture->setup->name, options->seed, cut, number, mask->str);
     if (options->dump) {
-        verify_dump(verifier->fixture, replay_store(replay), options->dump);
+        verify_dump(verifier->fixture, replay_files(replay), options->dump);
     }
 }
 
@@ -87,20 +84,20 @@ static bool is_turn(uint64_t count, unsigned every)
 static bool try_state(Verifier *verifier, Run *run, const StatesOptions *options, Replay *replay,
                       uint64_t cut, unsigned number, Findings *findings)
 {
-    Store *store = replay_store(replay);
+    const ImageFiles *files = replay_files(replay);
     uint64_t count = ++verifier->tried;
     replay_state(replay, cut, number, NULL);
-    bool good = verify_state(verifier, store, run->model, VERIFY_LEAKS_ALLOWED, findings);
+    bool good = verify_state(verifier, files, run->model, VERIFY_LEAKS_ALLOWED, findings);
     if (good && is_turn(count, options->qemu_every)) {
         /* The state as the cut left it, where qemu-img can look at that. */
         if (!fixture_needs_writer(verifier->fixture->setup)) {
             replay_state(replay, cut, number, NULL);
         }
-        good = verify_qemu(verifier, store, findings);
+        good = verify_qemu(verifier, files, findings);
     }
     if (good && is_turn(count, options->restart_every)) {
         replay_state(replay, cut, number, NULL);
-        good = verify_restart(verifier, store, options->seed ^ count, findings);
+        good = verify_restart(verifier, files, options->seed ^ count, findings);
     }
     return good;
 }
@@ -110,10 +107,8 @@ uint64_t states_try(Verifier *verifier, Run *run, const StatesOptions *options, 
 {
     size_t entry_count;
     const RecordEntry *entries = record_entries(run->store, &entry_count);
-    const Fixture *fixture = verifier->fixture;
-    const uint8_t *content = options->content ? options->content : fixture->content;
-    uint64_t size = options->content ? options->content_size : fixture->content_size;
-    Replay *replay = replay_new(entries, entry_count, content, size, options->seed);
+    const ImageBytes *content = options->content ? options->content : &verifier->fixture->content;
+    Replay *replay = replay_new(entries, entry_count, content, options->seed);
     uint64_t cut_count = (options->states + STATES_A_CUT - 1) / STATES_A_CUT;
     g_autofree uint64_t *cuts = pick_cuts(run, options, cut_count);
     uint64_t tried = 0, keep_at = cut_count * 3 / 4;
@@ -127,14 +122,25 @@ uint64_t states_try(Verifier *verifier, Run *run, const StatesOptions *options, 
             if (!good) {
                 bad++;
                 say_state(verifier, options, replay, cuts[i], number, findings);
-            } else if (survivor && i >= keep_at && !survivor->content && number >= 2) {
+            } else if (survivor && i >= keep_at && !survivor->content.count && number >= 2) {
                 replay_state(replay, cuts[i], number, NULL); /* a restart may have changed it */
-                keep_survivor(survivor, verifier, replay_store(replay));
+                keep_survivor(survivor, verifier, replay_files(replay));
             }
         }
     }
     replay_free(replay);
     return tried;
+}
+
+bool states_try_as_is(Verifier *verifier, Run *run, VerifyLeaks leaks, Findings *findings)
+{
+    ImageBytes left = image_bytes_copy(&run->files, record_content);
+    ImageFiles files = image_files_scratch(&left);
+    model_cut(run->model, TICK_NEVER);
+    bool good = verify_state(verifier, &files, run->model, leaks, findings);
+    image_files_clear(&files);
+    image_bytes_clear(&left);
+    return good;
 }
 
 bool states_try_end(Verifier *verifier, Run *run, VerifyLeaks leaks, Findings *findings)
@@ -144,9 +150,5 @@ bool states_try_end(Verifier *verifier, Run *run, VerifyLeaks leaks, Findings *f
         findings_say(findings, "closing fails: %s", g_strerror(-run->close_result));
         return false;
     }
-    uint64_t size;
-    const uint8_t *content = record_content(run->store, &size);
-    g_autoptr(Store) store = store_scratch_new("after the end", content, size);
-    model_cut(run->model, TICK_NEVER);
-    return verify_state(verifier, store, run->model, leaks, findings);
+    return states_try_as_is(verifier, run, leaks, findings);
 }

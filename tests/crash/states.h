@@ -16,14 +16,12 @@ typedef struct StatesOptions {
     const char *dump;       /* directory for a state that is not good; NULL: none */
     bool stop_at_first;
     /* The image at the start of the run, as in RunOptions. */
-    const uint8_t *content;
-    uint64_t content_size;
+    const ImageBytes *content;
 } StatesOptions;
 
 /* Where a later run can go on: a good state in the middle. */
 typedef struct Survivor {
-    uint8_t *content;
-    uint64_t size;
+    ImageBytes content;
     uint32_t *values;
 } Survivor;
 
@@ -32,6 +30,9 @@ void survivor_clear(Survivor *survivor);
 /* Returns how many states were tried; findings has what was wrong. survivor may be NULL. */
 uint64_t states_try(Verifier *verifier, Run *run, const StatesOptions *options, Survivor *survivor,
                     Findings *findings);
+
+/* The bytes as they lie in the stores after the server has gone. */
+bool states_try_as_is(Verifier *verifier, Run *run, VerifyLeaks leaks, Findings *findings);
 
 /* What an orderly end left: all there, nothing leaked (when leaks says so). */
 bool states_try_end(Verifier *verifier, Run *run, VerifyLeaks leaks, Findings *findings);

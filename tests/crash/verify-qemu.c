@@ -17,18 +17,6 @@ static void write_file(const char *directory, const char *name, const void *byte
     }
 }
 
-static const char *image_name(const Fixture *fixture)
-{
-    static const char *const names[] = {"image.raw",  "image.qcow2", "image.vhd",
-                                        "image.vdi",  "image.qcow",  "image.vhdx",
-                                        "image.vmdk", "image.qed",   "image.parallels"};
-    unsigned i = 0;
-    while (i + 1 < G_N_ELEMENTS(names) && !g_str_has_suffix(names[i], fixture->setup->format)) {
-        i++;
-    }
-    return names[i];
-}
-
 static const char *qemu_name(const char *format)
 {
     return strcmp(format, "vhd") == 0 ? "vpc" : format;
@@ -41,10 +29,13 @@ static void write_store(const char *directory, const char *name, Store *store)
     write_file(directory, name, bytes, size);
 }
 
-void verify_dump(const Fixture *fixture, Store *store, const char *directory)
+void verify_dump(const Fixture *fixture, const ImageFiles *files, const char *directory)
 {
     g_mkdir_with_parents(directory, 0755);
-    write_store(directory, image_name(fixture), store);
+    for (unsigned i = 0; i < files->count; i++) {
+        write_store(directory, i == 0 ? fixture->image_name : files->stores[i]->name,
+                    files->stores[i]);
+    }
     if (fixture->setup->backing) {
         write_store(directory, fixture_backing_name(fixture->setup), fixture->backing_store);
     }
@@ -87,7 +78,7 @@ static bool snapshot_is_whole(const Verifier *verifier, const char *image, Findi
            run_qemu(verifier->directory, compare, 0, findings);
 }
 
-bool verify_qemu(Verifier *verifier, Store *store, Findings *findings)
+bool verify_qemu(Verifier *verifier, const ImageFiles *files, Findings *findings)
 {
     const Fixture *fixture = verifier->fixture;
     if (!verifier->directory) {
@@ -97,9 +88,9 @@ bool verify_qemu(Verifier *verifier, Store *store, Findings *findings)
             g_error("%s", error->message);
         }
     }
-    verify_dump(fixture, store, verifier->directory);
+    verify_dump(fixture, files, verifier->directory);
     write_file(verifier->directory, "contents", verifier->disk, fixture->setup->disk_size);
-    const char *format = qemu_name(fixture->setup->format), *image = image_name(fixture);
+    const char *format = qemu_name(fixture->setup->format), *image = fixture->image_name;
     const char *check[] = {"qemu-img", "check", "-f", format, image, NULL};
     const char *compare[] = {"qemu-img", "compare", "-f",       format, "-F",
                              "raw",      image,     "contents", NULL};
@@ -113,19 +104,21 @@ bool verify_qemu(Verifier *verifier, Store *store, Findings *findings)
            (!fixture->setup->snapshot || snapshot_is_whole(verifier, image, findings));
 }
 
+static void remove_directory(const char *path)
+{
+    g_autoptr(GDir) directory = g_dir_open(path, 0, NULL);
+    const char *name;
+    while (directory && (name = g_dir_read_name(directory))) {
+        g_autofree char *file = g_build_filename(path, name, NULL);
+        g_unlink(file);
+    }
+    g_rmdir(path);
+}
+
 void verifier_clear(Verifier *verifier)
 {
-    static const char *const names[] = {
-        "image.raw",    "image.qcow2",     "image.vhd",     "image.vdi",    "image.qcow",
-        "image.vhdx",   "backing.raw",     "backing.qcow2", "backing.vhd",  "backing.vdi",
-        "backing.qcow", "backing.vhdx",    "image.vmdk",    "backing.vmdk", "image.qed",
-        "backing.qed",  "image.parallels", "contents",      "snapshot",     "expected"};
-    for (unsigned i = 0; verifier->directory && i < G_N_ELEMENTS(names); i++) {
-        g_autofree char *path = g_build_filename(verifier->directory, names[i], NULL);
-        g_unlink(path);
-    }
     if (verifier->directory) {
-        g_rmdir(verifier->directory);
+        remove_directory(verifier->directory);
     }
     g_free(verifier->directory);
     g_free(verifier->disk);

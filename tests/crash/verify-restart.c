@@ -97,11 +97,11 @@ static bool fails(Findings *findings, const char *what, const char *detail)
     return false;
 }
 
-static bool holds_expected(const Verifier *verifier, Store *store, const uint8_t *expected,
-                           Findings *findings)
+static bool holds_expected(const Verifier *verifier, const ImageFiles *files,
+                           const uint8_t *expected, Findings *findings)
 {
     g_autoptr(GError) error = NULL;
-    g_autoptr(Image) image = fixture_open(verifier->fixture, store, false, &error);
+    g_autoptr(Image) image = fixture_open(verifier->fixture, files, false, &error);
     if (!image) {
         return fails(findings, "does not open", error->message);
     }
@@ -120,10 +120,10 @@ static bool holds_expected(const Verifier *verifier, Store *store, const uint8_t
     return true;
 }
 
-static bool is_sound(const Verifier *verifier, Store *store, Findings *findings)
+static bool is_sound(const Verifier *verifier, const ImageFiles *files, Findings *findings)
 {
     g_autoptr(GError) error = NULL;
-    g_autoptr(Image) image = fixture_open(verifier->fixture, store, false, &error);
+    g_autoptr(Image) image = fixture_open(verifier->fixture, files, false, &error);
     if (!image) {
         return fails(findings, "does not open", error->message);
     }
@@ -135,10 +135,10 @@ static bool is_sound(const Verifier *verifier, Store *store, Findings *findings)
            fails(findings, "check", "finds corruption");
 }
 
-bool verify_restart(Verifier *verifier, Store *store, uint64_t seed, Findings *findings)
+bool verify_restart(Verifier *verifier, const ImageFiles *files, uint64_t seed, Findings *findings)
 {
     g_autoptr(GError) error = NULL;
-    Image *image = fixture_open_whole(verifier->fixture, store, &error);
+    Image *image = fixture_open_whole(verifier->fixture, files, &error);
     if (!image) {
         return fails(findings, "does not open for writing", error->message);
     }
@@ -151,6 +151,6 @@ bool verify_restart(Verifier *verifier, Store *store, uint64_t seed, Findings *f
     if (r != 0 || closed != 0) {
         return fails(findings, "a request fails", g_strerror(r ? -r : -closed));
     }
-    return holds_expected(verifier, store, expected, findings) &&
-           is_sound(verifier, store, findings);
+    return holds_expected(verifier, files, expected, findings) &&
+           is_sound(verifier, files, findings);
 }

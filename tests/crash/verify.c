@@ -21,10 +21,10 @@ static bool corrupt(Findings *findings, const char *what, const char *detail)
     return false;
 }
 
-static bool read_disk(Verifier *verifier, Store *store, Findings *findings)
+static bool read_disk(Verifier *verifier, const ImageFiles *files, Findings *findings)
 {
     g_autoptr(GError) error = NULL;
-    g_autoptr(Image) image = fixture_open(verifier->fixture, store, false, &error);
+    g_autoptr(Image) image = fixture_open(verifier->fixture, files, false, &error);
     if (!image) {
         return corrupt(findings, "does not open read-only", error->message);
     }
@@ -43,10 +43,11 @@ static void check_message(void *opaque, const char *text)
     findings_say(opaque, "    check: %s", text);
 }
 
-static bool check_image(Verifier *verifier, Store *store, VerifyLeaks leaks, Findings *findings)
+static bool check_image(Verifier *verifier, const ImageFiles *files, VerifyLeaks leaks,
+                        Findings *findings)
 {
     g_autoptr(GError) error = NULL;
-    g_autoptr(Image) image = fixture_open(verifier->fixture, store, true, &error);
+    g_autoptr(Image) image = fixture_open(verifier->fixture, files, true, &error);
     if (!image) {
         return corrupt(findings, "does not open for writing", error->message);
     }
@@ -70,12 +71,12 @@ static bool check_image(Verifier *verifier, Store *store, VerifyLeaks leaks, Fin
     return good;
 }
 
-bool verify_state(Verifier *verifier, Store *store, Model *model, VerifyLeaks leaks,
+bool verify_state(Verifier *verifier, const ImageFiles *files, Model *model, VerifyLeaks leaks,
                   Findings *findings)
 {
-    if (!read_disk(verifier, store, findings)) {
+    if (!read_disk(verifier, files, findings)) {
         return false;
     }
     bool allowed = model_check(model, verifier->disk, findings);
-    return check_image(verifier, store, leaks, findings) && allowed;
+    return check_image(verifier, files, leaks, findings) && allowed;
 }

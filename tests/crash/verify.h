@@ -26,19 +26,19 @@ void verifier_clear(Verifier *verifier);
 
 typedef enum { VERIFY_LEAKS_ALLOWED, VERIFY_NO_LEAKS } VerifyLeaks;
 
-/* The model stands at the state's cut. Changes the store (the image is opened for writing). */
-bool verify_state(Verifier *verifier, Store *store, Model *model, VerifyLeaks leaks,
+/* The model stands at the state's cut. Changes the stores (the image is opened for writing). */
+bool verify_state(Verifier *verifier, const ImageFiles *files, Model *model, VerifyLeaks leaks,
                   Findings *findings);
 
 /* To be called after verify_state, which has read the disk: asks qemu-img what it thinks of the
  * state. */
-bool verify_qemu(Verifier *verifier, Store *store, Findings *findings);
+bool verify_qemu(Verifier *verifier, const ImageFiles *files, Findings *findings);
 
 /* To be called after verify_state: a server starts on the state, writes, flushes and ends; nothing
  * else may change and nothing be damaged. */
-bool verify_restart(Verifier *verifier, Store *store, uint64_t seed, Findings *findings);
+bool verify_restart(Verifier *verifier, const ImageFiles *files, uint64_t seed, Findings *findings);
 
-/* Writes the bytes of store and what belongs to it into a directory. */
-void verify_dump(const Fixture *fixture, Store *store, const char *directory);
+/* Writes the bytes of the files and what belongs to them into a directory. */
+void verify_dump(const Fixture *fixture, const ImageFiles *files, const char *directory);
 
 #endif

@@ -1,13 +1,14 @@
 /*
- * A store in memory that records what is done to it.
+ * Stores in memory that record what is done to them.
  *
- * One mutex protects the bytes, the record and the clock, and is held for the moment in which an
- * operation takes effect; waits lie before and after it. An entry is appended when its operation
- * takes effect, so the list is in the order of `tick`; `end` is filled in when the caller is told.
+ * One mutex protects the bytes of all files of a record, the record and its clock, and is held for the moment in
+ * which an operation takes effect; waits lie before and after it. An entry is appended when its operation takes
+ * effect, so the list is in the order of `tick`; `end` is filled in when the caller is told.
  */
 #include "tests/lib/store-record.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -19,43 +20,52 @@
 #define HOLE_BLOCK  4096u
 #define NO_ENTRY    UINT64_MAX
 
-typedef struct RecordStore {
-    Store store; /* first */
+/* What the files of an image share. */
+typedef struct Record {
+    atomic_int refs; /* of files */
     RecordOptions options;
     pthread_mutex_t lock;
     uint64_t clock;
     Random random;
+    GArray *entries;
+    uint64_t syncs;
+    unsigned files;
+    uint64_t size; /* of all of them */
+} Record;
+
+typedef struct RecordStore {
+    Store store; /* first */
+    Record *record;
+    unsigned number;
     uint8_t *content;
     bool *written; /* for each HOLE_BLOCK: something was, since it was a hole */
     uint64_t capacity;
-    GArray *entries;
-    uint64_t syncs;
 } RecordStore;
 
-static RecordStore *record_of(Store *store)
+static RecordStore *file_of(Store *store)
 {
     return (RecordStore *)store;
 }
 
-static uint64_t tick_now(RecordStore *record)
+static uint64_t tick_now(RecordStore *file)
 {
-    with_mutex(&record->lock);
-    return ++record->clock;
+    with_mutex(&file->record->lock);
+    return ++file->record->clock;
 }
 
 uint64_t record_tick(Store *store)
 {
-    return tick_now(record_of(store));
+    return tick_now(file_of(store));
 }
 
-static void wait_a_little(RecordStore *record)
+static void wait_a_little(RecordStore *file)
 {
     unsigned us = 0;
     {
-        with_mutex(&record->lock);
-        if (record->options.delay_max_us &&
-            random_percent(&record->random, record->options.delay_percent)) {
-            us = 1 + random_below(&record->random, record->options.delay_max_us);
+        with_mutex(&file->record->lock);
+        if (file->record->options.delay_max_us &&
+            random_percent(&file->record->random, file->record->options.delay_percent)) {
+            us = 1 + random_below(&file->record->random, file->record->options.delay_max_us);
         }
     }
     if (us) {
@@ -63,10 +73,10 @@ static void wait_a_little(RecordStore *record)
     }
 }
 
-static bool answers_eagain(RecordStore *record)
+static bool answers_eagain(RecordStore *file)
 {
-    with_mutex(&record->lock);
-    return random_percent(&record->random, record->options.eagain_percent);
+    with_mutex(&file->record->lock);
+    return random_percent(&file->record->random, file->record->options.eagain_percent);
 }
 
 static uint64_t blocks_of(uint64_t bytes)
@@ -75,27 +85,34 @@ static uint64_t blocks_of(uint64_t bytes)
 }
 
 /* Under the lock, as all up to the operations. */
-static void content_resize(RecordStore *record, uint64_t size)
+static bool has_room(const RecordStore *file, uint64_t end)
 {
-    uint64_t old = record->store.size;
-    if (size > record->capacity) {
-        record->capacity = max_u64(size, record->capacity * 2);
-        record->content = g_realloc(record->content, record->capacity);
-        record->written = g_renew(bool, record->written, blocks_of(record->capacity));
+    uint64_t others = file->record->size - file->store.size;
+    return end <= file->store.size || range_within(others, end, file->record->options.capacity);
+}
+
+static void content_resize(RecordStore *file, uint64_t size)
+{
+    uint64_t old = file->store.size;
+    if (size > file->capacity) {
+        file->capacity = max_u64(size, file->capacity * 2);
+        file->content = g_realloc(file->content, file->capacity);
+        file->written = g_renew(bool, file->written, blocks_of(file->capacity));
     }
     if (size > old) {
-        memset(record->content + old, 0, size - old);
-        memset(record->written + blocks_of(old), 0, blocks_of(size) - blocks_of(old));
+        memset(file->content + old, 0, size - old);
+        memset(file->written + blocks_of(old), 0, blocks_of(size) - blocks_of(old));
     }
-    record->store.size = size;
+    file->record->size += size - old;
+    file->store.size = size;
 }
 
 /* Bytes that a write has left, a failed one too, are data, though they may be zeroes: what it has
  * covered may still be on the disk. */
-static void mark_written(RecordStore *record, uint64_t offset, uint64_t length)
+static void mark_written(RecordStore *file, uint64_t offset, uint64_t length)
 {
     uint64_t first = offset / HOLE_BLOCK;
-    memset(record->written + first, true, blocks_of(offset + length) - first);
+    memset(file->written + first, true, blocks_of(offset + length) - first);
 }
 
 static bool is_zero(const uint8_t *bytes, uint64_t length)
@@ -104,28 +121,30 @@ static bool is_zero(const uint8_t *bytes, uint64_t length)
 }
 
 /* What the store begins with: blocks of zeroes are holes. */
-static void content_begin(RecordStore *record, const uint8_t *content, uint64_t size)
+static void content_begin(RecordStore *file, const uint8_t *content, uint64_t size)
 {
     for (uint64_t at = 0; at < size; at += HOLE_BLOCK) {
         uint64_t length = min_u64(HOLE_BLOCK, size - at);
-        memcpy(record->content + at, content + at, length);
-        record->written[at / HOLE_BLOCK] = !is_zero(content + at, length);
+        memcpy(file->content + at, content + at, length);
+        file->written[at / HOLE_BLOCK] = !is_zero(content + at, length);
     }
 }
 
 /* Whole blocks become holes; the parts at both ends only zeroes. */
-static void punch(RecordStore *record, uint64_t offset, uint64_t length)
+static void punch(RecordStore *file, uint64_t offset, uint64_t length)
 {
     uint64_t first = blocks_of(offset), end = offset + length;
-    uint64_t last = end == record->store.size ? blocks_of(end) : end / HOLE_BLOCK;
-    memset(record->content + offset, 0, length);
+    uint64_t last = end == file->store.size ? blocks_of(end) : end / HOLE_BLOCK;
+    memset(file->content + offset, 0, length);
     if (first < last) {
-        memset(record->written + first, false, last - first);
+        memset(file->written + first, false, last - first);
     }
 }
 
-static uint64_t entry_add(RecordStore *record, RecordEntry entry)
+static uint64_t entry_add(RecordStore *file, RecordEntry entry)
 {
+    Record *record = file->record;
+    entry.file = file->number;
     entry.tick = ++record->clock;
     if (record->options.discard) {
         g_free(entry.data);
@@ -135,11 +154,11 @@ static uint64_t entry_add(RecordStore *record, RecordEntry entry)
     return record->entries->len - 1;
 }
 
-static void entry_end(RecordStore *record, uint64_t index)
+static void entry_end(RecordStore *file, uint64_t index)
 {
     if (index != NO_ENTRY) {
-        with_mutex(&record->lock);
-        g_array_index(record->entries, RecordEntry, index).end = ++record->clock;
+        with_mutex(&file->record->lock);
+        g_array_index(file->record->entries, RecordEntry, index).end = ++file->record->clock;
     }
 }
 
@@ -152,13 +171,13 @@ static uint64_t iov_length(const struct iovec *iov, int count)
     return length;
 }
 
-static void read_effect(RecordStore *record, const struct iovec *iov, int count, uint64_t offset)
+static void read_effect(RecordStore *file, const struct iovec *iov, int count, uint64_t offset)
 {
-    with_mutex(&record->lock);
+    with_mutex(&file->record->lock);
     for (int i = 0; i < count; i++) {
-        uint64_t have = offset < record->store.size ? record->store.size - offset : 0;
+        uint64_t have = offset < file->store.size ? file->store.size - offset : 0;
         uint64_t n = min_u64(have, iov[i].iov_len);
-        memcpy(iov[i].iov_base, record->content + (n ? offset : 0), n);
+        memcpy(iov[i].iov_base, file->content + (n ? offset : 0), n);
         memset((uint8_t *)iov[i].iov_base + n, 0, iov[i].iov_len - n);
         offset += iov[i].iov_len;
     }
@@ -176,90 +195,90 @@ static uint8_t *iov_flatten(const struct iovec *iov, int count, uint64_t length)
 }
 
 /* How much of a failing write reaches the disk: whole sectors from its start, often none. */
-static uint64_t failed_length(RecordStore *record, uint64_t length)
+static uint64_t failed_length(RecordStore *file, uint64_t length)
 {
-    if (random_percent(&record->random, 50)) {
+    if (random_percent(&file->record->random, 50)) {
         return 0;
     }
-    return random_below(&record->random, length / RECORD_SECTOR + 1) * RECORD_SECTOR;
+    return random_below(&file->record->random, length / RECORD_SECTOR + 1) * RECORD_SECTOR;
 }
 
 /* Returns the entry's index, NO_ENTRY when there is none; *error holds the write's result. */
-static uint64_t write_effect(RecordStore *record, const struct iovec *iov, int count,
-                             uint64_t offset, uint64_t begin, int *error)
+static uint64_t write_effect(RecordStore *file, const struct iovec *iov, int count, uint64_t offset,
+                             uint64_t begin, int *error)
 {
     uint64_t length = iov_length(iov, count);
-    *error = fault_plan_check(record->options.faults, FAULT_WRITE);
-    if (!*error && !range_within(offset, length, record->options.capacity)) {
+    *error = fault_plan_check(file->record->options.faults, FAULT_WRITE);
+    with_mutex(&file->record->lock);
+    if (!*error && !has_room(file, offset + length)) {
         *error = -ENOSPC;
         return NO_ENTRY;
     }
-    with_mutex(&record->lock);
-    uint64_t done = *error ? failed_length(record, length) : length;
+    uint64_t done = *error ? failed_length(file, length) : length;
     if (done == 0) {
         return NO_ENTRY;
     }
     uint8_t *data = iov_flatten(iov, count, length);
-    if (offset + done > record->store.size) {
-        content_resize(record, offset + done);
+    if (offset + done > file->store.size) {
+        content_resize(file, offset + done);
     }
-    memcpy(record->content + offset, data, done);
-    mark_written(record, offset, done);
-    return entry_add(record, (RecordEntry){.kind = RECORD_WRITE,
-                                           .begin = begin,
-                                           .end = RECORD_NEVER,
-                                           .offset = offset,
-                                           .length = done,
-                                           .data = data});
+    memcpy(file->content + offset, data, done);
+    mark_written(file, offset, done);
+    return entry_add(file, (RecordEntry){.kind = RECORD_WRITE,
+                                         .begin = begin,
+                                         .end = RECORD_NEVER,
+                                         .offset = offset,
+                                         .length = done,
+                                         .data = data});
 }
 
-static int record_write(RecordStore *record, const struct iovec *iov, int count, uint64_t offset)
+static int record_write(RecordStore *file, const struct iovec *iov, int count, uint64_t offset)
 {
-    uint64_t begin = tick_now(record);
+    uint64_t begin = tick_now(file);
     int error;
-    uint64_t index = write_effect(record, iov, count, offset, begin, &error);
+    uint64_t index = write_effect(file, iov, count, offset, begin, &error);
     if (!error) {
-        entry_end(record, index);
+        entry_end(file, index);
     }
     return error;
 }
 
 static int record_preadv(Store *store, const struct iovec *iov, int count, uint64_t offset)
 {
-    RecordStore *record = record_of(store);
-    int error = fault_plan_check(record->options.faults, FAULT_READ);
+    RecordStore *file = file_of(store);
+    int error = fault_plan_check(file->record->options.faults, FAULT_READ);
     if (error) {
         return error;
     }
-    wait_a_little(record);
-    read_effect(record, iov, count, offset);
+    wait_a_little(file);
+    read_effect(file, iov, count, offset);
     return 0;
 }
 
 static int record_pwritev(Store *store, const struct iovec *iov, int count, uint64_t offset)
 {
-    RecordStore *record = record_of(store);
-    wait_a_little(record);
-    return record_write(record, iov, count, offset);
+    RecordStore *file = file_of(store);
+    wait_a_little(file);
+    return record_write(file, iov, count, offset);
 }
 
 static int record_read_nowait(Store *store, const struct iovec *iov, int count, uint64_t offset)
 {
-    RecordStore *record = record_of(store);
-    if (answers_eagain(record)) {
+    RecordStore *file = file_of(store);
+    if (answers_eagain(file)) {
         return -EAGAIN;
     }
-    int error = fault_plan_check(record->options.faults, FAULT_READ);
+    int error = fault_plan_check(file->record->options.faults, FAULT_READ);
     if (!error) {
-        read_effect(record, iov, count, offset);
+        read_effect(file, iov, count, offset);
     }
     return error;
 }
 
 static int record_write_nowait(Store *store, const struct iovec *iov, int count, uint64_t offset)
 {
-    RecordStore *record = record_of(store);
-    return answers_eagain(record) ? -EAGAIN : record_write(record, iov, count, offset);
+    RecordStore *file = file_of(store);
+    return answers_eagain(file) ? -EAGAIN : record_write(file, iov, count, offset);
 }
 
 /* The implementation's fields of a StoreIo: `progress` holds the tick of the beginning, then the
@@ -268,7 +287,7 @@ static void io_done(WorkerMessage *message)
 {
     StoreIo *io = (StoreIo *)((char *)message - offsetof(StoreIo, message));
     if (io->kind == STORE_IO_WRITE && io->result == 0) {
-        entry_end(record_of(io->store), io->progress);
+        entry_end(file_of(io->store), io->progress);
     }
     io->done(io);
 }
@@ -276,70 +295,69 @@ static void io_done(WorkerMessage *message)
 static void io_run(PoolJob *job)
 {
     StoreIo *io = (StoreIo *)((char *)job - offsetof(StoreIo, job));
-    RecordStore *record = record_of(io->store);
-    wait_a_little(record);
+    RecordStore *file = file_of(io->store);
+    wait_a_little(file);
     if (io->kind == STORE_IO_READ) {
-        io->result = fault_plan_check(record->options.faults, FAULT_READ);
+        io->result = fault_plan_check(file->record->options.faults, FAULT_READ);
         if (io->result == 0) {
-            read_effect(record, io->iov, io->iov_count, io->offset);
+            read_effect(file, io->iov, io->iov_count, io->offset);
         }
     } else {
         int error;
-        io->progress =
-            write_effect(record, io->iov, io->iov_count, io->offset, io->progress, &error);
+        io->progress = write_effect(file, io->iov, io->iov_count, io->offset, io->progress, &error);
         io->result = error;
     }
-    wait_a_little(record);
+    wait_a_little(file);
     worker_post(io->worker, &io->message);
 }
 
 static void record_submit(StoreIo *io)
 {
-    RecordStore *record = record_of(io->store);
+    RecordStore *file = file_of(io->store);
     io->worker = worker_current();
     io->message.run = io_done;
-    io->progress = tick_now(record);
+    io->progress = tick_now(file);
     io->job.run = io_run;
-    pool_submit(record->options.pool, &io->job);
+    pool_submit(file->record->options.pool, &io->job);
 }
 
 static int record_punch(Store *store, uint64_t offset, uint64_t length, StorePunch how)
 {
-    RecordStore *record = record_of(store);
-    if (record->options.no_punch) {
+    RecordStore *file = file_of(store);
+    if (file->record->options.no_punch) {
         return -ENOTSUP;
     }
-    int error = fault_plan_check(record->options.faults, FAULT_PUNCH);
+    int error = fault_plan_check(file->record->options.faults, FAULT_PUNCH);
     if (error) {
         return error;
     }
-    uint64_t begin = tick_now(record);
+    uint64_t begin = tick_now(file);
     uint64_t index = NO_ENTRY;
     {
-        with_mutex(&record->lock);
+        with_mutex(&file->record->lock);
         if (offset < store->size) {
             length = min_u64(length, store->size - offset);
-            punch(record, offset, length);
-            index = entry_add(record, (RecordEntry){.kind = RECORD_PUNCH,
-                                                    .begin = begin,
-                                                    .end = RECORD_NEVER,
-                                                    .offset = offset,
-                                                    .length = length});
+            punch(file, offset, length);
+            index = entry_add(file, (RecordEntry){.kind = RECORD_PUNCH,
+                                                  .begin = begin,
+                                                  .end = RECORD_NEVER,
+                                                  .offset = offset,
+                                                  .length = length});
         }
     }
-    entry_end(record, index);
+    entry_end(file, index);
     return 0;
 }
 
 static int record_next_data(Store *store, uint64_t offset, uint64_t length, bool *data,
                             uint64_t *run)
 {
-    RecordStore *record = record_of(store);
-    with_mutex(&record->lock);
+    RecordStore *file = file_of(store);
+    with_mutex(&file->record->lock);
     uint64_t at = offset, end = min_u64(offset + length, store->size);
     while (at < end) {
         uint64_t next = min_u64(end, align_down(at, HOLE_BLOCK) + HOLE_BLOCK);
-        bool block_has_data = record->written[at / HOLE_BLOCK];
+        bool block_has_data = file->written[at / HOLE_BLOCK];
         if (at == offset) {
             *data = block_has_data;
         } else if (*data != block_has_data) {
@@ -354,41 +372,42 @@ static int record_next_data(Store *store, uint64_t offset, uint64_t length, bool
 
 static int record_truncate(Store *store, uint64_t size)
 {
-    RecordStore *record = record_of(store);
-    int error = fault_plan_check(record->options.faults, FAULT_TRUNCATE);
-    if (!error && size > record->options.capacity) {
-        error = -ENOSPC;
-    }
+    RecordStore *file = file_of(store);
+    int error = fault_plan_check(file->record->options.faults, FAULT_TRUNCATE);
     if (error) {
         return error;
     }
-    uint64_t begin = tick_now(record);
+    uint64_t begin = tick_now(file);
     uint64_t index;
     {
-        with_mutex(&record->lock);
-        content_resize(record, size);
-        index = entry_add(record, (RecordEntry){.kind = RECORD_TRUNCATE,
-                                                .begin = begin,
-                                                .end = RECORD_NEVER,
-                                                .length = size});
+        with_mutex(&file->record->lock);
+        if (!has_room(file, size)) {
+            return -ENOSPC;
+        }
+        content_resize(file, size);
+        index = entry_add(file, (RecordEntry){.kind = RECORD_TRUNCATE,
+                                              .begin = begin,
+                                              .end = RECORD_NEVER,
+                                              .length = size});
     }
-    entry_end(record, index);
+    entry_end(file, index);
     return 0;
 }
 
 static int record_sync(Store *store)
 {
-    RecordStore *record = record_of(store);
+    RecordStore *file = file_of(store);
+    Record *record = file->record;
     int error = fault_plan_check(record->options.faults, FAULT_SYNC);
     if (error) {
         return error;
     }
-    uint64_t begin = tick_now(record);
-    wait_a_little(record);
+    uint64_t begin = tick_now(file);
+    wait_a_little(file);
     with_mutex(&record->lock);
     bool lie = record->options.sync_is_lie && record->options.sync_is_lie(++record->syncs);
     if (!lie) {
-        uint64_t index = entry_add(record, (RecordEntry){.kind = RECORD_SYNC, .begin = begin});
+        uint64_t index = entry_add(file, (RecordEntry){.kind = RECORD_SYNC, .begin = begin});
         if (index != NO_ENTRY) {
             RecordEntry *entry = &g_array_index(record->entries, RecordEntry, index);
             entry->end = entry->tick;
@@ -402,16 +421,25 @@ static uint64_t record_allocated_bytes(Store *store)
     return store->size;
 }
 
-static void record_close(Store *store)
+static void record_unref(Record *record)
 {
-    RecordStore *record = record_of(store);
+    if (atomic_fetch_sub(&record->refs, 1) > 1) {
+        return;
+    }
     for (guint i = 0; i < record->entries->len; i++) {
         g_free(g_array_index(record->entries, RecordEntry, i).data);
     }
     g_array_free(record->entries, TRUE);
-    g_free(record->content);
-    g_free(record->written);
     pthread_mutex_destroy(&record->lock);
+    g_free(record);
+}
+
+static void record_close(Store *store)
+{
+    RecordStore *file = file_of(store);
+    g_free(file->content);
+    g_free(file->written);
+    record_unref(file->record);
 }
 
 static const StoreOps record_ops = {
@@ -429,26 +457,43 @@ static const StoreOps record_ops = {
     .close = record_close,
 };
 
+static Store *file_new(Record *record, const char *name, const uint8_t *content, uint64_t size)
+{
+    RecordStore *file = g_new0(RecordStore, 1);
+    store_init(&file->store, &record_ops, name, false, size);
+    file->record = record;
+    file->number = record->files++;
+    record->size += size;
+    file->capacity = max_u64(size, 1u << 20);
+    file->content = g_malloc0(file->capacity);
+    file->written = g_new0(bool, blocks_of(file->capacity));
+    content_begin(file, content, size);
+    return &file->store;
+}
+
 Store *store_record_new(const char *name, const uint8_t *content, uint64_t size,
                         const RecordOptions *options)
 {
-    RecordStore *record = g_new0(RecordStore, 1);
-    store_init(&record->store, &record_ops, name, false, size);
+    Record *record = g_new0(Record, 1);
+    record->refs = 1;
     record->options = *options;
     record->options.capacity = options->capacity ? max_u64(options->capacity, size) : CONTENT_MAX;
     record->random = random_new(options->seed);
     pthread_mutex_init(&record->lock, NULL);
-    record->capacity = max_u64(size, 1u << 20);
-    record->content = g_malloc0(record->capacity);
-    record->written = g_new0(bool, blocks_of(record->capacity));
-    content_begin(record, content, size);
     record->entries = g_array_new(FALSE, FALSE, sizeof(RecordEntry));
-    return &record->store;
+    return file_new(record, name, content, size);
+}
+
+Store *store_record_beside(Store *first, const char *name, const uint8_t *content, uint64_t size)
+{
+    Record *record = file_of(first)->record;
+    atomic_fetch_add(&record->refs, 1);
+    return file_new(record, name, content, size);
 }
 
 const RecordEntry *record_entries(Store *store, size_t *count)
 {
-    GArray *entries = record_of(store)->entries;
+    GArray *entries = file_of(store)->record->entries;
     *count = entries->len;
     return (const RecordEntry *)entries->data;
 }
@@ -456,5 +501,5 @@ const RecordEntry *record_entries(Store *store, size_t *count)
 const uint8_t *record_content(Store *store, uint64_t *size)
 {
     *size = store->size;
-    return record_of(store)->content;
+    return file_of(store)->content;
 }

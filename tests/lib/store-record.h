@@ -1,7 +1,8 @@
 /*
  * A store in memory that records what is done to it: every write with its bytes, every punch,
  * change of size and sync, in one order. From the record a test builds the states that a disk could
- * hold after a power cut.
+ * hold after a power cut. An image of several files has a store for each; they share the record, its clock, its
+ * options and faults, and a sync of one of them says nothing of the others.
  *
  * Time is a counter of ticks that the store and the test share (record_tick): whatever has the
  * smaller tick happened before. An operation has three: it began, it took effect in memory, it
@@ -29,6 +30,7 @@ typedef enum { RECORD_WRITE, RECORD_PUNCH, RECORD_TRUNCATE, RECORD_SYNC } Record
 
 typedef struct RecordEntry {
     RecordKind kind;
+    unsigned file; /* 0: the first store of the record */
     uint64_t begin, tick,
         end;                 /* tick: took effect; end: RECORD_NEVER when it failed or still runs */
     uint64_t offset, length; /* TRUNCATE: length is the new size */
@@ -41,7 +43,7 @@ typedef struct RecordOptions {
     unsigned eagain_percent; /* how many nowait calls answer -EAGAIN */
     unsigned delay_percent;  /* how many of the others wait a little */
     unsigned delay_max_us;
-    uint64_t capacity; /* a full disk: the store cannot grow beyond it; 0: it can */
+    uint64_t capacity; /* a full disk: all files together cannot grow beyond it; 0: they can */
     bool no_punch;     /* the host cannot punch: freed space keeps its old bytes */
     bool discard;      /* keep no record: for runs that only want the faults */
     FaultPlan *faults; /* may be NULL */
@@ -54,11 +56,14 @@ typedef struct RecordOptions {
 Store *store_record_new(const char *name, const uint8_t *content, uint64_t size,
                         const RecordOptions *options);
 
+/* Another file of the image that has `first`, numbered in the order of the calls; nothing was done to them yet. */
+Store *store_record_beside(Store *first, const char *name, const uint8_t *content, uint64_t size);
+
 /* The next tick. [any] */
 uint64_t record_tick(Store *store);
 
 /* Every operation has ended: the entries, in the order in which they took effect. Valid until the
- * store is closed. */
+ * last store of the record is closed. */
 const RecordEntry *record_entries(Store *store, size_t *count);
 
 /* Every operation has ended: what a reader would see. Valid until the next operation. */
