@@ -352,8 +352,8 @@ static bool refuse_secret(const LuksHeader *header, const Secret *secret, unsign
                           GError **error)
 {
     bool newline = secret->bytes[secret->length - 1] == '\n';
-    return error_set(error, EACCES, "%s: the secret opens none of its %u key slots%s", header->name,
-                     tried, newline ? ": it ends with a newline, which counts" : "");
+    return error_set(error, EKEYREJECTED, "%s: the secret opens none of its %u key slots%s",
+                     header->name, tried, newline ? ": it ends with a newline, which counts" : "");
 }
 
 static Cipher *make_cipher(LuksHeader *header, const uint8_t *key, size_t length, GError **error)

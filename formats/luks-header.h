@@ -33,7 +33,7 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(LuksHeader, luks_header_free)
 uint64_t luks_header_data_offset(const LuksHeader *header); /* bytes from the header's beginning */
 uint32_t luks_header_sector(const LuksHeader *header);      /* bytes */
 
-/* The cipher of the data. EACCES: the secret opens no key slot. */
+/* The cipher of the data. EKEYREJECTED: the secret opens no key slot. */
 Cipher *luks_header_unlock(LuksHeader *header, const Secret *secret, GError **error);
 
 /* Sets image->encryption, unlocked with the image's secret. start: the host offset of the sector that is

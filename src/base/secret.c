@@ -162,6 +162,7 @@ typedef struct Entry {
 
 struct Secrets {
     GArray *entries; /* Entry */
+    const Secrets *otherwise;
 };
 
 static void entry_clear(void *item)
@@ -171,9 +172,10 @@ static void entry_clear(void *item)
     secret_free(entry->secret);
 }
 
-Secrets *secrets_new(void)
+Secrets *secrets_new(const Secrets *otherwise)
 {
     Secrets *secrets = g_new(Secrets, 1);
+    secrets->otherwise = otherwise;
     secrets->entries = g_array_new(false, false, sizeof(Entry));
     g_array_set_clear_func(secrets->entries, entry_clear);
     return secrets;
@@ -187,37 +189,58 @@ void secrets_free(Secrets *secrets)
     }
 }
 
+/* A path with its '..' taken out, so that it is found however it was written; a name as it is. */
+static char *image_key(const char *image, const char *folder)
+{
+    g_autofree char *absolute = folder ? g_canonicalize_filename(folder, NULL) : NULL;
+    return strchr(image, '/') ? g_canonicalize_filename(image, absolute) : g_strdup(image);
+}
+
 static bool add(Secrets *secrets, const char *image, size_t image_length, Secret *secret)
 {
     if (secret) {
-        Entry entry = {image ? g_strndup(image, image_length) : NULL, secret};
+        g_autofree char *name = image ? g_strndup(image, image_length) : NULL;
+        Entry entry = {name ? image_key(name, NULL) : NULL, secret};
         g_array_append_val(secrets->entries, entry);
     }
     return secret != NULL;
 }
 
-/* Where the source begins in "[IMAGE=]SOURCE". An image's name may hold '=', a source's not. */
-static const char *source_of(const char *text)
+/* An image's name may hold '=', a source's not. */
+const char *secret_text_source(const char *text)
 {
     const char *equals = strrchr(text, '=');
     return equals ? equals + 1 : text;
 }
 
+char *secret_text_absolute(const char *text, const char *folder)
+{
+    const char *source = secret_text_source(text);
+    g_autofree char *absolute = folder ? g_canonicalize_filename(folder, NULL) : NULL;
+    g_autofree char *file = g_canonicalize_filename(source, absolute);
+    if (source == text) {
+        return g_steal_pointer(&file);
+    }
+    g_autofree char *image = g_strndup(text, source - text - 1);
+    g_autofree char *key = image_key(image, folder);
+    return g_strconcat(key, "=", file, NULL);
+}
+
 static bool add_text(Secrets *secrets, const char *text, Secret *secret)
 {
-    const char *source = source_of(text);
+    const char *source = secret_text_source(text);
     return source == text ? add(secrets, NULL, 0, secret)
                           : add(secrets, text, source - text - 1, secret);
 }
 
 bool secrets_add_file(Secrets *secrets, const char *text, GError **error)
 {
-    return add_text(secrets, text, secret_read_file(source_of(text), error));
+    return add_text(secrets, text, secret_read_file(secret_text_source(text), error));
 }
 
 bool secrets_add_fd(Secrets *secrets, const char *text, GError **error)
 {
-    const char *source = source_of(text);
+    const char *source = secret_text_source(text);
     guint64 number;
     if (!g_ascii_string_to_unsigned(source, 10, 0, FD_NUMBER_LIMIT, &number, NULL)) {
         return error_set(error, EINVAL,
@@ -248,15 +271,17 @@ const Secret *secrets_find(const Secrets *secrets, const char *path)
 {
     const Secret *by_name = NULL, *for_all = NULL;
     g_autofree char *name = g_path_get_basename(path);
+    g_autofree char *absolute = g_canonicalize_filename(path, NULL);
     for (guint i = 0; secrets && i < secrets->entries->len; i++) {
         const Entry *entry = &g_array_index(secrets->entries, Entry, i);
         if (!entry->image) {
             for_all = for_all ? for_all : entry->secret;
-        } else if (strcmp(entry->image, path) == 0) {
+        } else if (strcmp(entry->image, absolute) == 0) {
             return entry->secret;
         } else if (!by_name && strcmp(entry->image, name) == 0) {
             by_name = entry->secret;
         }
     }
-    return by_name ? by_name : for_all;
+    const Secret *found = by_name ? by_name : for_all;
+    return found || !secrets ? found : secrets_find(secrets->otherwise, path);
 }

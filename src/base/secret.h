@@ -36,7 +36,8 @@ Secret *secret_read_fd(int fd, GError **error);
 /* Secrets by the images that they open. Not changed any more once images are opened with it. */
 typedef struct Secrets Secrets;
 
-Secrets *secrets_new(void);
+/* otherwise: where those are looked for that are not in this list; may be NULL, must stay. */
+Secrets *secrets_new(const Secrets *otherwise);
 void secrets_free(Secrets *secrets);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Secrets, secrets_free)
 
@@ -44,6 +45,12 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Secrets, secrets_free)
  * of its file alone; without it, the secret is for every image that has none of its own. [main] */
 bool secrets_add_file(Secrets *secrets, const char *text, GError **error);
 bool secrets_add_fd(Secrets *secrets, const char *text, GError **error);
+
+/* "[IMAGE=]FILE" with its paths made absolute: relative ones count from the folder, NULL being the working
+ * directory. An IMAGE without a '/' is a name, and stays. [any] */
+char *secret_text_absolute(const char *text, const char *folder);
+/* The FILE of it, a part of the text. [any] */
+const char *secret_text_source(const char *text);
 
 /* What systemd hands to a service: the credential "cownbd-secret" is for every image,
  * "cownbd-secret.NAME" for the image whose file has that name. Says nothing when there are none. [main] */

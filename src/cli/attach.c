@@ -71,7 +71,13 @@ static bool parse_options(AttachOptions *o, int *argc, char ***argv, GError **er
         REMOTE_ENTRY(&o->control),
         {NULL},
     };
-    return cli_parse(&usage, entries, &o->common, argc, argv, error);
+    if (!cli_parse(&usage, entries, &o->common, argc, argv, error)) {
+        return false;
+    }
+    return o->common.secret_fds == NULL ||
+           error_set(error, EINVAL,
+                     "attach: --secret-fd: the server reads the secret again after a death: must "
+                     "be --secret-file");
 }
 
 static void add_number(JsonObject *arguments, const char *key, int value)
@@ -127,11 +133,8 @@ static void add_count(GPtrArray *options, const char *name, int value)
 static void add_secrets(GPtrArray *options, char **files)
 {
     for (char **text = files; text != NULL && *text != NULL; text++) {
-        const char *equals = strrchr(*text, '=');
-        const char *file = equals != NULL ? equals + 1 : *text;
-        g_autofree char *absolute = g_canonicalize_filename(file, NULL);
-        g_autofree char *whole = g_strdup_printf("%.*s%s", (int)(file - *text), *text, absolute);
-        add_option(options, "--secret-file", whole);
+        g_autofree char *absolute = secret_text_absolute(*text, NULL);
+        add_option(options, "--secret-file", absolute);
     }
 }
 

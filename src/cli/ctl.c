@@ -14,7 +14,7 @@ static const CliUsage usage = {
     .command = "ctl",
     .arguments = "VERB [ARGUMENT] [KEY=VALUE...]",
     .summary = "Asks a running server over its control socket. Verbs:\n\n"
-               "  add IMAGE [--name --format --description --read-only --snapshot]\n"
+               "  add IMAGE [--name --format --description --read-only --snapshot --secret-file]\n"
                "  remove EXPORT [--mode=safe|hide|hard]\n"
                "  kick CLIENT, kick --export NAME\n"
                "  hello, list, stats, handover [--binary]\n"
@@ -38,6 +38,7 @@ static const struct {
 /* Options that are arguments of verbs. */
 typedef struct CtlOptions {
     char *name, *format, *description, *snapshot, *mode, *export, *binary;
+    char **secret_files;
     gboolean read_only;
 } CtlOptions;
 
@@ -50,6 +51,7 @@ static void ctl_options_clear(CtlOptions *o)
     g_free(o->mode);
     g_free(o->export);
     g_free(o->binary);
+    g_strfreev(o->secret_files);
 }
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(CtlOptions, ctl_options_clear)
 
@@ -93,6 +95,23 @@ static bool add_path(JsonObject *arguments, const char *key, const char *path, G
     return add_argument(arguments, key, absolute, error);
 }
 
+static bool add_secret_files(JsonObject *arguments, char **files, GError **error)
+{
+    JsonArray *array = files != NULL ? json_array_new() : NULL;
+    for (char **text = files; text != NULL && *text != NULL; text++) {
+        g_autofree char *absolute = secret_text_absolute(*text, NULL);
+        if (!g_utf8_validate(absolute, -1, NULL)) {
+            json_array_unref(array);
+            return error_set(error, EINVAL, "ctl: --secret-file is '%s': must be UTF-8", *text);
+        }
+        json_array_add_string_element(array, absolute);
+    }
+    if (array != NULL) {
+        json_object_set_array_member(arguments, "secret-file", array);
+    }
+    return true;
+}
+
 /* The first argument of some verbs needs no key; *rest: what follows it. */
 static bool add_subject(JsonObject *arguments, const char *verb, char ***rest, GError **error)
 {
@@ -117,6 +136,7 @@ static bool add_all(JsonObject *arguments, char **argv, const CtlOptions *o, GEr
            add_argument(arguments, "format", o->format, error) &&
            add_argument(arguments, "description", o->description, error) &&
            add_argument(arguments, "snapshot", o->snapshot, error) &&
+           add_secret_files(arguments, o->secret_files, error) &&
            add_argument(arguments, "read-only", o->read_only ? "true" : NULL, error) &&
            add_argument(arguments, "mode", o->mode, error) &&
            add_argument(arguments, "export", o->export, error) &&
@@ -156,6 +176,11 @@ int cli_ctl(int argc, char **argv)
         {"read-only", 'r', 0, G_OPTION_ARG_NONE, &o.read_only, "For add: refuse writes", NULL},
         {"snapshot", 0, 0, G_OPTION_ARG_FILENAME, &o.snapshot,
          "For add: show this internal snapshot of the image (its name or ID), read-only", "NAME"},
+        {"secret-file", 0, 0, G_OPTION_ARG_FILENAME_ARRAY, &o.secret_files,
+         "For add: passphrase of the image, or of IMAGE in its chain (repeatable); the server "
+         "reads "
+         "the file",
+         "[IMAGE=]FILE"},
         {"mode", 0, 0, G_OPTION_ARG_FILENAME, &o.mode,
          "For remove: safe (default) refuses while there are clients, hide lets them finish, hard "
          "sends them away",

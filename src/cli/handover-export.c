@@ -34,6 +34,9 @@ static bool send_one(int channel, const ServedImage *image, GError **error)
     if (how->snapshot != NULL) {
         json_object_set_string_member(object, "snapshot", how->snapshot);
     }
+    if (how->secret_files != NULL) {
+        json_object_set_array_member(object, "secret-file", strings(how->secret_files));
+    }
     if (how->access.allow != NULL) {
         json_object_set_array_member(object, "allow", strings(how->access.allow));
     }
@@ -67,31 +70,33 @@ static bool flag(const ChannelMessage *message, const char *key)
     return json_object_get_boolean_member_with_default(message->object, key, FALSE);
 }
 
-static char **take_allow(const ChannelMessage *message)
+static char **take_strings(const ChannelMessage *message, const char *key)
 {
-    if (!json_object_has_member(message->object, "allow")) {
+    if (!json_object_has_member(message->object, key)) {
         return NULL;
     }
-    JsonArray *array = json_object_get_array_member(message->object, "allow");
+    JsonArray *array = json_object_get_array_member(message->object, key);
     unsigned count = json_array_get_length(array);
-    char **allow = g_new0(char *, count + 1);
+    char **list = g_new0(char *, count + 1);
     for (unsigned i = 0; i < count; i++) {
-        allow[i] = g_strdup(json_array_get_string_element(array, i));
+        list[i] = g_strdup(json_array_get_string_element(array, i));
     }
-    return allow;
+    return list;
 }
 
 static bool open_one(Serve *serve, const ChannelMessage *message, GHashTable *numbers,
                      GError **error)
 {
     g_autofree char *path = channel_take_path(message, "path");
-    g_auto(GStrv) allow = take_allow(message);
+    g_auto(GStrv) allow = take_strings(message, "allow");
+    g_auto(GStrv) secret_files = take_strings(message, "secret-file");
     ServedHow how = {
         .name = (char *)text(message, "name"),
         .path = path,
         .format = (char *)text(message, "format"),
         .description = (char *)text(message, "description"),
         .snapshot = (char *)text(message, "snapshot"),
+        .secret_files = secret_files,
         .access = {allow, flag(message, "require-tls")},
         .read_only = flag(message, "read-only"),
         .origin = json_object_get_int_member_with_default(message->object, "origin", SERVED_GIVEN),

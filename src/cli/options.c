@@ -87,7 +87,7 @@ static bool read_secrets(unsigned flags, CliCommon *common, GError **error)
     if (!(flags & CLI_FLAG_SECRET)) {
         return true;
     }
-    common->secrets = secrets_new();
+    common->secrets = secrets_new(NULL);
     for (char **text = common->secret_files; ok && text && *text; text++) {
         ok = secrets_add_file(common->secrets, *text, error);
     }

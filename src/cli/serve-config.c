@@ -78,7 +78,8 @@ static void check_settings(Config *config)
     }
 }
 
-static void check_file(Config *config, ConfigPlace place, const char *path, bool directory)
+static void check_file(Config *config, ConfigPlace place, const char *path, bool directory,
+                       const char *wanted)
 {
     if (path == NULL) {
         return;
@@ -87,8 +88,14 @@ static void check_file(Config *config, ConfigPlace place, const char *path, bool
         config_errors_add(&config->errors, place, "%s: cannot be read: %s", path,
                           g_strerror(errno));
     } else if (directory != g_file_test(path, G_FILE_TEST_IS_DIR)) {
-        config_errors_add(&config->errors, place, "%s: must be %s", path,
-                          directory ? "a directory" : "an image, not a directory");
+        config_errors_add(&config->errors, place, "%s: must be %s", path, wanted);
+    }
+}
+
+static void check_secrets(Config *config, ConfigPlace place, char *const *files)
+{
+    for (; files != NULL && *files != NULL; files++) {
+        check_file(config, place, secret_text_source(*files), false, "a secret, not a directory");
     }
 }
 
@@ -98,11 +105,13 @@ Config *serve_config_check(const char *path)
     check_settings(config);
     for (unsigned i = 0; i < config->exports->len; i++) {
         const ConfigExport *export = g_ptr_array_index(config->exports, i);
-        check_file(config, export->place, export->image, false);
+        check_file(config, export->place, export->image, false, "an image, not a directory");
+        check_secrets(config, export->place, export->secret_files);
     }
     for (unsigned i = 0; i < config->directories->len; i++) {
         const ConfigDirectory *directory = g_ptr_array_index(config->directories, i);
-        check_file(config, directory->place, directory->path, true);
+        check_file(config, directory->place, directory->path, true, "a directory");
+        check_secrets(config, directory->place, directory->secret_files);
     }
     config_errors_sort(&config->errors);
     return config;

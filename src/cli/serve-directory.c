@@ -118,6 +118,7 @@ static ServedImage *open_image(Serve *serve, const ConfigDirectory *directory, c
     ServedHow how = {.name = (char *)name,
                      .path = path,
                      .format = one ? directory->formats[0] : NULL,
+                     .secret_files = directory->secret_files,
                      .read_only = directory->read_only,
                      .access = directory->access,
                      .origin = SERVED_FOUND};

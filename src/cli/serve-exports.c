@@ -50,12 +50,27 @@ static void add_job(Serve *serve, void *argument)
     json_object_set_boolean_member(addition->answer, "read-only", image->export->read_only);
 }
 
-static const char *const add_keys[] = {"image",     "name",     "format", "description",
-                                       "read-only", "snapshot", NULL};
+static const char *const add_keys[] = {"image",     "name",     "format",      "description",
+                                       "read-only", "snapshot", "secret-file", NULL};
+
+/* Ours is not the directory in which they were written down. */
+static bool check_secret_files(char *const *files, GError **error)
+{
+    for (; files != NULL && *files != NULL; files++) {
+        if (!g_path_is_absolute(secret_text_source(*files))) {
+            return error_set(error, EINVAL,
+                             "secret-file is '%s': must be [IMAGE=]FILE, FILE being an absolute "
+                             "path",
+                             *files);
+        }
+    }
+    return true;
+}
 
 static bool add_verb(JsonObject *arguments, JsonObject *answer, void *context, GError **error)
 {
     const char *image = NULL, *name = NULL, *format = NULL, *description = NULL, *snapshot = NULL;
+    g_auto(GStrv) secret_files = NULL;
     Serve *serve = context;
     bool read_only = false;
     if (!control_get_string(arguments, "image", &image, error) ||
@@ -63,7 +78,9 @@ static bool add_verb(JsonObject *arguments, JsonObject *answer, void *context, G
         !control_get_string(arguments, "format", &format, error) ||
         !control_get_string(arguments, "description", &description, error) ||
         !control_get_string(arguments, "snapshot", &snapshot, error) ||
-        !control_get_bool(arguments, "read-only", &read_only, error)) {
+        !control_get_strings(arguments, "secret-file", &secret_files, error) ||
+        !control_get_bool(arguments, "read-only", &read_only, error) ||
+        !check_secret_files(secret_files, error)) {
         return false;
     }
     if (image == NULL || !g_path_is_absolute(image)) {
@@ -76,6 +93,7 @@ static bool add_verb(JsonObject *arguments, JsonObject *answer, void *context, G
                                  .format = (char *)format,
                                  .description = (char *)description,
                                  .snapshot = (char *)snapshot,
+                                 .secret_files = secret_files,
                                  .read_only = read_only,
                                  .origin = SERVED_GIVEN},
                          .answer = answer};

@@ -51,14 +51,35 @@ static bool take_over_journal(const Serve *serve, const ServedImage *served, GEr
                          : journal_check_empty(path, error);
 }
 
+/* Read when it is opened first: what opens it again may be in a sandbox by then. */
+static bool read_secrets(const Serve *serve, ServedImage *served, GError **error)
+{
+    char **files = served->how.secret_files;
+    if (files == NULL || served->secrets != NULL) {
+        return true;
+    }
+    g_autoptr(Secrets) secrets = secrets_new(serve->options.common.secrets);
+    for (char **text = files; *text != NULL; text++) {
+        if (!secrets_add_file(secrets, *text, error)) {
+            serve_sandbox_explain(&serve->options, error);
+            return false;
+        }
+    }
+    served->secrets = g_steal_pointer(&secrets);
+    return true;
+}
+
 /* Opens the image, with its disk. */
 static bool open_served(Serve *serve, ServedImage *served, GError **error)
 {
     const ServeOptions *o = &serve->options;
     bool write = !served->how.read_only && !o->read_only && !o->common.snapshot;
     ImageOpen how = {.write = write, .metadata_cache = o->metadata_cache};
-    if (!cli_image_open(&o->common, &how, error)) {
+    if (!cli_image_open(&o->common, &how, error) || !read_secrets(serve, served, error)) {
         return false;
+    }
+    if (served->secrets != NULL) {
+        how.secrets = served->secrets;
     }
     if (served->how.format != NULL) {
         how.format = cli_format(served->how.format, error);
@@ -137,6 +158,8 @@ bool serve_image_close(Serve *serve, ServedImage *served)
     g_free(served->how.format);
     g_free(served->how.description);
     g_free(served->how.snapshot);
+    g_strfreev(served->how.secret_files);
+    secrets_free(served->secrets);
     g_strfreev(served->how.access.allow);
     g_free(served->real_path);
     g_free(served);
@@ -151,6 +174,7 @@ ServedImage *serve_image_open(Serve *serve, const ServedHow *how, GError **error
                               .format = g_strdup(how->format),
                               .description = g_strdup(how->description),
                               .snapshot = g_strdup(how->snapshot),
+                              .secret_files = g_strdupv(how->secret_files),
                               .read_only = how->read_only || how->snapshot != NULL,
                               .access = {g_strdupv(how->access.allow), how->access.require_tls},
                               .origin = how->origin};

@@ -90,11 +90,12 @@ typedef enum {
 /* An image under a name, as it was asked for. */
 typedef struct ServedHow {
     char *name;
-    char *path;        /* as given */
-    char *format;      /* NULL: found from the first bytes */
-    char *description; /* may be NULL */
-    char *snapshot;    /* internal one that is shown; NULL: that of --snapshot, or none */
-    bool read_only;    /* so is a snapshot */
+    char *path;          /* as given */
+    char *format;        /* NULL: found from the first bytes */
+    char *description;   /* may be NULL */
+    char *snapshot;      /* internal one that is shown; NULL: that of --snapshot, or none */
+    char **secret_files; /* "[IMAGE=]FILE", absolute, beside those of the server; NULL: none */
+    bool read_only;      /* so is a snapshot */
     ConfigAccess access;
     ServedOrigin origin;
 } ServedHow;
@@ -102,7 +103,8 @@ typedef struct ServedHow {
 /* An image that is served. All images are main's: other threads pin the one that they use. */
 typedef struct ServedImage {
     ServedHow how;
-    char *real_path; /* realpath of how.path */
+    char *real_path;  /* realpath of how.path */
+    Secrets *secrets; /* how.secret_files, read once; NULL: only the server's */
     bool write;
     Image *image; /* the disk's; no reference of its own */
     Disk *disk;

@@ -20,6 +20,8 @@ void serve_leaks_mend(const Serve *serve, const char *path)
     CheckResult result = {.message = say_nothing};
     g_autoptr(Image) image = NULL;
     if (cli_image_open(&serve->options.common, &how, &error)) {
+        how.secrets = NULL;
+        how.no_secrets = true; /* what was leaked is told by metadata alone */
         image = image_open(path, &how, &error);
     }
     if (image == NULL || (image->format->check != NULL &&

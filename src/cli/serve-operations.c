@@ -120,6 +120,14 @@ static void allow_directory_of(SandboxFiles *files, const char *path)
     sandbox_files_allow(files, directory, SANDBOX_WRITE);
 }
 
+/* Each file alone: beside it lie others' secrets. */
+static void allow_secrets(SandboxFiles *files, char *const *list)
+{
+    for (; list != NULL && *list != NULL; list++) {
+        sandbox_files_allow(files, secret_text_source(*list), SANDBOX_READ);
+    }
+}
+
 static void allow_images(SandboxFiles *files, const ServeOptions *o)
 {
     SandboxAccess access = o->read_only ? SANDBOX_READ : SANDBOX_WRITE;
@@ -129,10 +137,12 @@ static void allow_images(SandboxFiles *files, const ServeOptions *o)
     for (unsigned i = 0; o->config != NULL && i < o->config->exports->len; i++) {
         const ConfigExport *export = g_ptr_array_index(o->config->exports, i);
         allow_image(files, export->image, export->read_only ? SANDBOX_READ : access);
+        allow_secrets(files, export->secret_files);
     }
     for (unsigned i = 0; o->config != NULL && i < o->config->directories->len; i++) {
         const ConfigDirectory *directory = g_ptr_array_index(o->config->directories, i);
         sandbox_files_allow(files, directory->path, directory->read_only ? SANDBOX_READ : access);
+        allow_secrets(files, directory->secret_files);
     }
     for (char **path = o->common.allow_paths; path != NULL && *path != NULL; path++) {
         sandbox_files_allow(files, *path, access);
@@ -156,6 +166,8 @@ static void allow_own_files(SandboxFiles *files, const ServeOptions *o)
     sandbox_files_allow(files, config, SANDBOX_READ); /* with conf.d, for a reload */
     sandbox_files_allow(files, o->tls_certificates, SANDBOX_READ);
     sandbox_files_allow(files, o->tls_psk, SANDBOX_READ);
+    allow_secrets(files, o->common.secret_files); /* for the next version, after a handover */
+    sandbox_files_allow(files, g_getenv("CREDENTIALS_DIRECTORY"), SANDBOX_READ);
 }
 
 /* What libraries look at: shared objects, names of users and hosts, the time zone, the process. */

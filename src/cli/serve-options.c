@@ -16,7 +16,8 @@
 
 #define THREADS_MAX      1024
 #define TOTAL_MEMORY_MIN (128u << 20)  /* two of the longest requests */
-#define ALLOW_PATHS      "allow-paths" /* one of the options that all commands have */
+#define ALLOW_PATHS      "allow-paths" /* options that other commands have, too */
+#define SECRET_FILE      "secret-file"
 
 static const CliUsage usage = {
     .command = "serve",
@@ -215,9 +216,9 @@ const ConfigKey *serve_options_keys(void)
     if (keys == NULL) {
         ServeOptions o;
         g_autoptr(GArray) entries = own_entries(&o);
-        ConfigKey allow = {ALLOW_PATHS, CONFIG_LIST};
+        const ConfigKey common[] = {{ALLOW_PATHS, CONFIG_LIST}, {SECRET_FILE, CONFIG_LIST}};
         keys = g_array_new(TRUE, TRUE, sizeof(ConfigKey));
-        g_array_append_val(keys, allow);
+        g_array_append_vals(keys, common, G_N_ELEMENTS(common));
         for (unsigned i = 0; i < entries->len; i++) {
             const GOptionEntry *entry = &g_array_index(entries, GOptionEntry, i);
             ConfigKey key = {entry->long_name, setting_type(entry->arg)};

@@ -37,6 +37,7 @@ ServedHow serve_declared_how(const ConfigExport *export)
                        .format = export->format,
                        .description = export->description,
                        .snapshot = export->snapshot,
+                       .secret_files = export->secret_files,
                        .read_only = export->read_only,
                        .access = export->access,
                        .origin = SERVED_DECLARED};
@@ -49,20 +50,26 @@ const Config *serve_config(const Serve *serve)
 
 /* The plan */
 
+static bool is_same_list(char **a, char **b)
+{
+    return (a != NULL) == (b != NULL) &&
+           (a == NULL || g_strv_equal((const char *const *)a, (const char *const *)b));
+}
+
 static bool is_same(const ServedImage *image, const ConfigExport *export)
 {
     const ServedHow *how = &image->how;
     return g_strcmp0(how->path, export->image) == 0 &&
            g_strcmp0(how->format, export->format) == 0 &&
            g_strcmp0(how->description, export->description) == 0 &&
-           g_strcmp0(how->snapshot, export->snapshot) == 0 && how->read_only == export->read_only;
+           g_strcmp0(how->snapshot, export->snapshot) == 0 &&
+           is_same_list(how->secret_files, export->secret_files) &&
+           how->read_only == export->read_only;
 }
 
 static bool is_same_access(const ConfigAccess *a, const ConfigAccess *b)
 {
-    bool same = (a->allow != NULL) == (b->allow != NULL) && a->require_tls == b->require_tls;
-    return same && (a->allow == NULL ||
-                    g_strv_equal((const char *const *)a->allow, (const char *const *)b->allow));
+    return a->require_tls == b->require_tls && is_same_list(a->allow, b->allow);
 }
 
 static const ConfigExport *find_declared(const Config *config, const char *name)

@@ -12,14 +12,17 @@
 #include <sys/stat.h>
 
 #include "base/errors.h"
+#include "base/secret.h"
 #include "control/access.h"
 #include "control/config-impl.h"
 #include "control/export.h"
 #include "formats/format.h"
 
-static const char *const export_keys[] = {"image",       "node",  "format", "read-only", "snapshot",
-                                          "description", "allow", "tls",    NULL};
-static const char *const directory_keys[] = {"path", "formats", "read-only", "allow", "tls", NULL};
+static const char *const export_keys[] = {"image",    "node",        "format",      "read-only",
+                                          "snapshot", "secret-file", "description", "allow",
+                                          "tls",      NULL};
+static const char *const directory_keys[] = {"path",  "formats", "secret-file", "read-only",
+                                             "allow", "tls",     NULL};
 
 static void setting_free(void *data)
 {
@@ -36,6 +39,7 @@ static void export_free_declared(void *data)
     g_free(export->format);
     g_free(export->description);
     g_free(export->snapshot);
+    g_strfreev(export->secret_files);
     g_strfreev(export->access.allow);
     g_free(export);
 }
@@ -46,6 +50,7 @@ static void directory_free(void *data)
     g_free(directory->name);
     g_free(directory->path);
     g_strfreev(directory->formats);
+    g_strfreev(directory->secret_files);
     g_strfreev(directory->access.allow);
     g_free(directory);
 }
@@ -126,6 +131,20 @@ char *config_take_path(Config *config, const ConfigSection *section, const char 
     }
     g_autofree char *folder = g_path_get_dirname(config_section_find(section, key)->place.file);
     return strcmp(folder, ".") == 0 ? g_steal_pointer(&path) : g_build_filename(folder, path, NULL);
+}
+
+/* "[IMAGE=]FILE": the files are read when the image is opened. */
+static char **take_secret_files(Config *config, const ConfigSection *section)
+{
+    const ConfigEntry *entry = config_section_find(section, "secret-file");
+    char **files = entry != NULL ? config_entry_list(entry, &config->errors) : NULL;
+    g_autofree char *folder = entry != NULL ? g_path_get_dirname(entry->place.file) : NULL;
+    for (char **text = files; text != NULL && *text != NULL; text++) {
+        char *absolute = secret_text_absolute(*text, folder);
+        g_free(*text);
+        *text = absolute;
+    }
+    return files;
 }
 
 static void check_format(Config *config, ConfigPlace place, const char *name)
@@ -321,6 +340,7 @@ static void take_export(Config *config, const ConfigSection *section)
     bool read_only = false;
     config_take_flag(config, section, "read-only", &read_only);
     export->snapshot = config_take_text(config, section, "snapshot");
+    export->secret_files = take_secret_files(config, section);
     export->read_only |= read_only || export->snapshot != NULL;
     g_ptr_array_add(config->exports, export);
 }
@@ -335,6 +355,7 @@ static void take_directory(Config *config, const ConfigSection *section)
     directory->name = g_strdup(section->name);
     directory->place = section->place;
     directory->path = config_take_path(config, section, "path");
+    directory->secret_files = take_secret_files(config, section);
     directory->access = take_access(config, section);
     config_take_flag(config, section, "read-only", &directory->read_only);
     const ConfigEntry *entry = config_section_find(section, "formats");

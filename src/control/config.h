@@ -44,6 +44,7 @@ typedef struct ConfigExport {
     char *name;
     char *image;                /* a path that counts from the working directory, or is absolute */
     char *format, *description; /* may be NULL */
+    char **secret_files;        /* "[IMAGE=]FILE" with absolute paths (base/secret.h); NULL: none */
     char *snapshot;             /* internal one that is shown; NULL: none. Read-only then */
     bool read_only;
     ConfigAccess access;
@@ -53,8 +54,9 @@ typedef struct ConfigExport {
 /* All images below a folder, each as NAME/PATH. */
 typedef struct ConfigDirectory {
     char *name;
-    char *path;     /* as that of an image */
-    char **formats; /* known ones; NULL: any but raw */
+    char *path;          /* as that of an image */
+    char **formats;      /* known ones; NULL: any but raw */
+    char **secret_files; /* as those of an export, for all images */
     bool read_only;
     ConfigAccess access;
     ConfigPlace place;

@@ -30,6 +30,39 @@ bool control_get_string(JsonObject *arguments, const char *key, const char **val
     return true;
 }
 
+static bool are_strings(JsonArray *array)
+{
+    for (unsigned i = 0; i < json_array_get_length(array); i++) {
+        if (value_type(json_array_get_element(array, i)) != G_TYPE_STRING) {
+            return false;
+        }
+    }
+    return true;
+}
+
+bool control_get_strings(JsonObject *arguments, const char *key, char ***values, GError **error)
+{
+    JsonNode *node = find(arguments, key);
+    if (node == NULL) {
+        return true;
+    }
+    g_autoptr(GPtrArray) list = g_ptr_array_new();
+    if (value_type(node) == G_TYPE_STRING) {
+        g_ptr_array_add(list, g_strdup(json_node_get_string(node)));
+    } else if (!JSON_NODE_HOLDS_ARRAY(node) || !are_strings(json_node_get_array(node))) {
+        return error_set(error, EINVAL, "argument '%s': must be a string, or an array of them",
+                         key);
+    } else {
+        JsonArray *array = json_node_get_array(node);
+        for (unsigned i = 0; i < json_array_get_length(array); i++) {
+            g_ptr_array_add(list, g_strdup(json_array_get_string_element(array, i)));
+        }
+    }
+    g_ptr_array_add(list, NULL);
+    *values = (char **)g_ptr_array_free(g_steal_pointer(&list), FALSE);
+    return true;
+}
+
 bool control_get_bool(JsonObject *arguments, const char *key, bool *value, GError **error)
 {
     JsonNode *node = find(arguments, key);

@@ -63,6 +63,8 @@ char *control_default_path(void);
 /* Arguments of a verb. An absent one leaves *value as it is; one of another type is refused by name (but a string that reads as the type is taken).
  * Strings belong to the arguments. [any] */
 bool control_get_string(JsonObject *arguments, const char *key, const char **value, GError **error);
+/* One string, or an array of them; g_strfreev. */
+bool control_get_strings(JsonObject *arguments, const char *key, char ***values, GError **error);
 bool control_get_bool(JsonObject *arguments, const char *key, bool *value, GError **error);
 bool control_get_uint(JsonObject *arguments, const char *key, uint64_t *value, GError **error);
 

@@ -385,6 +385,65 @@ def test_a_handover_keeps_what_came_and_went():
         assert sorted(server.names()) == ["a", "b", "by-hand", "c"]
 
 
+def encrypted(server, name, passphrase, *options, fmt="luks", prefix=""):
+    """A small image, its passphrase in the file name.key."""
+    key = server.path(name + ".key")
+    with open(key, "w") as out:
+        out.write(passphrase)
+    command = [os.environ["COWNBD"], "create", "-q", "-f", fmt, "-o", prefix + "iterations=1000", "--secret-file", key,
+               *options, server.path(name), "1M"]
+    subprocess.run(command, check=True, timeout=wire.TIMEOUT)
+
+
+def declare_encrypted(name, *more):
+    return "\n".join([f"[export {name}]", f"image={name}", *more, ""])
+
+
+def write_and_read(server, name):
+    with server.connect().go(name) as client:
+        assert client.write(512, name * 512) == 0 and client.read(512, 512) == (name * 512)[:512]
+
+
+def test_encrypted_images_have_secrets_of_their_own():
+    layered = {"fmt": "qcow2", "prefix": "encrypt.format=luks,encrypt."}
+    with Configured(images="") as server:
+        encrypted(server, "a", "first")
+        encrypted(server, "b", "second")
+        encrypted(server, "base", "third", **layered)
+        encrypted(server, "top", "fourth", "-b", "base", "-F", "qcow2", **layered)
+        one = declare_encrypted("a", "secret-file=a.key")
+        server.declare(one)
+        assert server.ctl("reload")["added"] == ["a"]
+        write_and_read(server, b"a")
+        chain = declare_encrypted("top", "secret-file=top=top.key;base.key")
+        before = server.listed()
+        for text, words in ((declare_encrypted("top"), "is encrypted: needs its secret"),
+                            (declare_encrypted("top", "secret-file=top.key"), "base: the secret opens none of its 1 key slots"),
+                            (declare_encrypted("top", "secret-file=none"), f"{server.path('none')}: cannot be read: No such file"),
+                            (declare_encrypted("top", "secret-file=images"), "must be a secret, not a directory")):
+            server.declare(one + text)
+            server.refuses(words, "reload")
+            assert server.listed() == before
+        server.declare(one + chain)
+        assert server.ctl("reload")["added"] == ["top"]
+        write_and_read(server, b"top")
+        server.refuses("needs its secret", "add", server.path("b"))
+        server.refuses("opens none of its 1 key slots", "add", server.path("b"), "--secret-file", server.path("a.key"))
+        server.refuses("must be [IMAGE=]FILE", "add", server.path("b"), "secret-file=b.key")
+        server.ctl("add", server.path("b"), "--secret-file", server.path("a.key"), "--secret-file",
+                   f"{server.path('images/../b')}={server.path('b.key')}")
+        write_and_read(server, b"b")
+        server.hand_over()
+        for name in (b"a", b"top", b"b"):
+            write_and_read(server, name)
+        server.declare(declare_encrypted("a", f"secret-file=b.key;a={server.path('a.key')}"))
+        assert server.ctl("reload")["changed"] == ["a"]
+        server.declare("[directory d]\npath=.\nformats=luks\nsecret-file=b=b.key;a=a.key\n")
+        server.ctl("reload")
+        write_and_read(server, b"d/a")
+        assert not any(word in server.errors() for word in ("first", "second", "third", "fourth"))
+
+
 def test_a_directory_is_served_when_asked_for():
     with Configured(declared=declare("a", "a") + "[directory d]\npath=images\nformats=raw\n"
                     "[directory q]\npath=images\nread-only=true\n") as server, Load(server, b"a"):

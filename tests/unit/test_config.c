@@ -42,6 +42,7 @@ START_TEST(config_says_what_is_declared)
                                      "[export one]\r\n"
                                      "image=disk.qcow2\r\n"
                                      "description=\\sa=b [c]\r\n"
+                                     "secret-file=keys/a;base.qcow2=/b;../x/y=c\r\n"
                                      "[export two words]\n"
                                      "node=n\n"
                                      "[node n]\n"
@@ -66,6 +67,11 @@ START_TEST(config_says_what_is_declared)
     ck_assert_str_eq(export_at(config, 0)->name, "one");
     ck_assert_str_eq(export_at(config, 0)->image, "/etc/disk.qcow2");
     ck_assert_str_eq(export_at(config, 0)->description, " a=b [c]");
+    ck_assert_str_eq(export_at(config, 0)->secret_files[0], "/etc/keys/a");
+    ck_assert_str_eq(export_at(config, 0)->secret_files[1], "base.qcow2=/b");
+    ck_assert_str_eq(export_at(config, 0)->secret_files[2], "/x/y=/etc/c");
+    ck_assert_ptr_null(export_at(config, 0)->secret_files[3]);
+    ck_assert_ptr_null(export_at(config, 1)->secret_files);
     ck_assert(!export_at(config, 0)->read_only && export_at(config, 0)->format == NULL);
     ck_assert_str_eq(export_at(config, 1)->name, "two words");
     ck_assert_str_eq(export_at(config, 1)->image, "/abs.img");
