@@ -15,12 +15,11 @@
 #include "base/log.h"
 #include "nbd/conn.h"
 
-#define STEP          (256u << 10)         /* bytes that a worker takes ahead */
-#define ALWAYS        (68u << 10)          /* a request of 64 KiB, whatever the others hold */
-#define AGAIN_US      20000                /* between two looks, of one that waits */
-#define AGAIN_CROWD   64                   /* so many more wait as long again */
-#define SHED_NS       UINT64_C(1000000000) /* between two searches for those that stall */
-#define NS_PER_SECOND UINT64_C(1000000000)
+#define STEP        (256u << 10) /* bytes that a worker takes ahead */
+#define ALWAYS      (68u << 10)  /* a request of 64 KiB, whatever the others hold */
+#define AGAIN_US    20000        /* between two looks, of one that waits */
+#define AGAIN_CROWD 64           /* so many more wait as long again */
+#define SHED_NS     NBD_SECOND   /* between two searches for those that stall */
 
 void conn_memory_take(NbdLocal *local, uint64_t bytes)
 {
@@ -70,7 +69,7 @@ static void shed_local(WorkerMessage *message)
     atomic_store(&local->shedding, false);
     for (Conn *conn = local->conns, *next; conn != NULL && !local->frozen; conn = next) {
         next = conn->next;
-        if (stalls(conn, now, server->limits.stall_timeout * NS_PER_SECOND)) {
+        if (stalls(conn, now, server->limits.stall_timeout * NBD_SECOND)) {
             atomic_fetch_add(&server->memory.dropped, 1);
             conn_drop(conn,
                       "client dropped: it holds memory that others wait for, and neither takes "

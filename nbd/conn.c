@@ -335,13 +335,44 @@ static void writable_cb(evutil_socket_t fd, short what, void *argument)
     callback_end(conn);
 }
 
+static void timer_cb(evutil_socket_t fd, short what, void *argument);
+
+static bool set_timer(Conn *conn, uint64_t nanoseconds)
+{
+    if (conn->timer == NULL) {
+        conn->timer = evtimer_new(worker_base(conn->local->worker), timer_cb, conn);
+    }
+    struct timeval time = {.tv_sec = nanoseconds / NBD_SECOND,
+                           .tv_usec = nanoseconds % NBD_SECOND / 1000};
+    return conn->timer != NULL && event_add(conn->timer, &time) == 0;
+}
+
+/* The server stops. Why the client gets no more time, or NULL: it gets some. Of what a slow one has,
+ * one that takes nothing at all has half. */
+static const char *outstayed(Conn *conn)
+{
+    uint64_t now = nbd_clock();
+    uint64_t patience = conn->local->server->limits.shutdown_timeout * NBD_SECOND;
+    uint64_t idle_since = conn->blocked ? max_u64(conn->blocked_since, conn->stopped_at) : now;
+    if (now - idle_since >= patience / 2) {
+        return "client dropped: it takes none of its last replies";
+    }
+    if (now - conn->stopped_at >= patience) {
+        return "client dropped: it does not take its last replies in time";
+    }
+    uint64_t next = min_u64(idle_since + patience / 2, conn->stopped_at + patience);
+    return set_timer(conn, next - now) ? NULL : "client dropped: its time cannot be watched";
+}
+
 static void timer_cb(evutil_socket_t fd, short what, void *argument)
 {
     Conn *conn = argument;
     callback_begin(conn);
-    log_limited(LOG_LEVEL_INFO, conn->stopping ? "client dropped: it does not take its last replies"
-                                               : "client dropped: silent for too long");
-    conn_break(conn);
+    const char *why = conn->stopping ? outstayed(conn) : "client dropped: silent for too long";
+    if (why != NULL) {
+        log_limited(LOG_LEVEL_INFO, "%s", why);
+        conn_break(conn);
+    }
     callback_end(conn);
 }
 
@@ -355,15 +386,6 @@ static void turn_end(WorkerMessage *message)
 }
 
 /* Life */
-
-static bool set_timer(Conn *conn, unsigned seconds)
-{
-    if (conn->timer == NULL) {
-        conn->timer = evtimer_new(worker_base(conn->local->worker), timer_cb, conn);
-    }
-    struct timeval time = {.tv_sec = seconds};
-    return conn->timer != NULL && event_add(conn->timer, &time) == 0;
-}
 
 static bool make_events(Conn *conn)
 {
@@ -477,7 +499,7 @@ void conn_skip(Conn *conn, uint64_t length, NbdRequest *request)
 void conn_restart_timer(Conn *conn)
 {
     unsigned timeout = conn->local->server->limits.handshake_timeout;
-    if (timeout != 0 && !conn->stopping && !set_timer(conn, timeout)) {
+    if (timeout != 0 && !conn->stopping && !set_timer(conn, timeout * NBD_SECOND)) {
         conn_break(conn);
     }
 }
@@ -515,7 +537,8 @@ void conn_stop(Conn *conn)
         conn_drain(conn);
     }
     conn->stopping = true;
-    if (!set_timer(conn, conn->local->server->limits.shutdown_timeout)) {
+    conn->stopped_at = nbd_clock();
+    if (!set_timer(conn, conn->local->server->limits.shutdown_timeout * NBD_SECOND / 2)) {
         conn_break(conn);
     }
     callback_end(conn);

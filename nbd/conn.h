@@ -89,6 +89,7 @@ struct Conn {
     uint64_t resume_charge;
     uint64_t queued_bytes;
     uint64_t blocked_since; /* nbd_clock; when blocked */
+    uint64_t stopped_at;    /* nbd_clock; when stopping */
     uint64_t heard;         /* nbd_clock of the last receive that brought something */
     NbdRequest *queue, **queue_last;
 };
@@ -159,7 +160,7 @@ void conn_thaw(Conn *conn);
 void conn_abandon(Conn *conn);
 
 /* The server stops: what is in flight is finished, what comes meanwhile is refused, then it closes; by
- * force when the client does not take its replies in time. The kernel's requests are not refused but
+ * force when the client does not take its replies in time, see --shutdown-timeout. The kernel's requests are not refused but
  * left alone: it asks the next server. */
 void conn_stop(Conn *conn);
 

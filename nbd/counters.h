@@ -74,12 +74,14 @@ static inline uint64_t nbd_counted(const NbdCounter *counter)
     return atomic_load_explicit(counter, memory_order_acquire);
 }
 
-/* The clock of latencies, in nanoseconds. [any] */
+#define NBD_SECOND UINT64_C(1000000000)
+
+/* The clock of latencies and of patience, in nanoseconds. [any] */
 static inline uint64_t nbd_clock(void)
 {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * UINT64_C(1000000000) + now.tv_nsec;
+    return now.tv_sec * NBD_SECOND + now.tv_nsec;
 }
 
 void nbd_count_latency(NbdCounters *counters, unsigned command,

@@ -36,7 +36,8 @@ typedef struct NbdLimits {
         stall_timeout; /* seconds of a client that stalls while others wait for memory; 0: for ever */
     unsigned handshake_timeout; /* seconds of silence before transmission; 0: for ever */
     bool allow_resize;          /* clients that may write may change the size of a disk */
-    unsigned shutdown_timeout;  /* seconds to take the last replies when the server stops */
+    unsigned shutdown_timeout;  /* seconds to take the last replies when the server stops; half
+                                   of that for a client that takes none */
 } NbdLimits;
 
 /* What all connections hold, see conn-memory.h. [any] */

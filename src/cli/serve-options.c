@@ -78,7 +78,8 @@ static GArray *own_entries(ServeOptions *o)
         {"allow-resize", 0, 0, G_OPTION_ARG_NONE, &o->allow_resize,
          "Clients that may write may change the size of a disk, and cut off what it has", NULL},
         {"shutdown-timeout", 0, 0, G_OPTION_ARG_INT, &o->shutdown_timeout,
-         "Seconds that clients have to take their last replies when the server ends (default: 1)",
+         "Seconds that clients have to take their last replies when the server ends; half of that "
+         "where nothing is taken at all (default: 1)",
          "SECONDS"},
         {"socket-mode", 0, 0, G_OPTION_ARG_FILENAME, &o->socket_mode,
          "Permissions of the files of unix sockets, octal (default: what the umask leaves)",
