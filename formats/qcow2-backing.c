@@ -156,6 +156,11 @@ bool qcow2_set_backing(Image *image, const char *name, const char *format, const
                        GError **error)
 {
     const Qcow2State *s = image->state;
+    if (name && qcow2_data_is_raw(s)) {
+        return error_set(error, EINVAL,
+                         "%s: has a raw data file, which says all of the disk: can have no backing",
+                         image->path);
+    }
     if (name && strlen(name) > QCOW2_MAX_BACKING_NAME) {
         return error_set(error, EINVAL, "%s: the backing name has %zu bytes: must be at most %d",
                          image->path, strlen(name), QCOW2_MAX_BACKING_NAME);

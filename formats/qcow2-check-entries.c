@@ -21,7 +21,7 @@ static bool mend_table(Qcow2Check *check, const CheckTable *table, uint8_t *entr
     bool changed = false;
     for (uint64_t i = 0; check_only_table(check, table) && i < check_table_entries(check); i++) {
         Qcow2Entry entry = qcow2_entry_load(check->s, entries, i);
-        CheckVerdict verdict = check_l2_entry(check, entry);
+        CheckVerdict verdict = check_l2_entry(check, table, i, entry);
         if (verdict.reason) {
             g_autofree char *was = check_entry_text(check, entry);
             g_autofree char *now = check_entry_text(check, verdict.mended);
@@ -125,10 +125,11 @@ static bool copied_table(Qcow2Check *check, const CheckTable *table, uint8_t *en
     for (uint64_t i = 0; i < check_table_entries(check); i++) {
         Qcow2Entry entry = qcow2_entry_load(check->s, entries, i);
         if ((entry.word & QCOW2_COMPRESSED) || (entry.word & QCOW2_OFFSET_MASK) == 0 ||
-            check_l2_entry(check, entry).reason) {
+            check_l2_entry(check, table, i, entry).reason) {
             continue;
         }
-        uint64_t right = with_copied(check, entry.word);
+        uint64_t right =
+            check->s->external ? entry.word | QCOW2_COPIED : with_copied(check, entry.word);
         if (right != entry.word) {
             check_say(check, "Repairing OFLAG_COPIED data cluster: entry=0x%" PRIx64, entry.word);
             entry.word = right;

@@ -51,6 +51,9 @@ static CheckVerdict compressed_entry(const Qcow2Check *check, Qcow2Entry entry)
 {
     CheckVerdict verdict = {.mended.word = entry.word & ~QCOW2_COPIED};
     Qcow2Cluster cluster = qcow2_l2_decode(check->s, verdict.mended);
+    if (check->s->external) {
+        return lost_entry(check, "is compressed, in an image with a data file");
+    }
     if (cluster.type != QCOW2_CLUSTER_COMPRESSED) {
         return lost_entry(check, "is compressed, at an impossible offset");
     }
@@ -65,12 +68,17 @@ static CheckVerdict compressed_entry(const Qcow2Check *check, Qcow2Entry entry)
     return verdict;
 }
 
+static bool is_placed(const Qcow2Check *check, uint64_t word)
+{
+    return (word & QCOW2_OFFSET_MASK) != 0 || (check->s->external && (word & QCOW2_COPIED));
+}
+
 /* Both bits of a part: its data is there, so it is not given up. */
-static void check_bitmap(CheckVerdict *verdict)
+static void check_bitmap(CheckVerdict *verdict, bool placed)
 {
     uint32_t allocated = verdict->mended.bitmap;
     uint32_t zero = verdict->mended.bitmap >> QCOW2_SUBCLUSTERS;
-    if (allocated != 0 && (verdict->mended.word & QCOW2_OFFSET_MASK) == 0) {
+    if (allocated != 0 && !placed) {
         verdict->reason = "has allocated subclusters, but no cluster";
         verdict->mended.bitmap = qcow2_subcluster_bitmap(0, zero | allocated);
         verdict->lost = true;
@@ -80,17 +88,37 @@ static void check_bitmap(CheckVerdict *verdict)
     }
 }
 
-CheckVerdict check_l2_entry(const Qcow2Check *check, Qcow2Entry entry)
+/* Where a standard entry points to: NULL, or what is wrong with that. */
+static const char *check_place(const Qcow2Check *check, const CheckTable *table, uint64_t index,
+                               uint64_t word)
+{
+    const Qcow2State *s = check->s;
+    uint64_t offset = word & QCOW2_OFFSET_MASK;
+    if (offset % check->cluster_size != 0) {
+        return "points into the middle of a cluster";
+    }
+    if (!s->external) {
+        bool good = offset == 0 || check_range_ok(check, offset, check->cluster_size);
+        return good ? NULL : "points behind the end of the file";
+    }
+    if (offset == 0 && !(word & QCOW2_COPIED)) {
+        return NULL;
+    }
+    if (offset >> s->cluster_bits != check_guest_cluster(check, table, index)) {
+        return "is not at its guest offset in the data file";
+    }
+    return offset < store_size(s->data) ? NULL : "points behind the end of the data file";
+}
+
+CheckVerdict check_l2_entry(const Qcow2Check *check, const CheckTable *table, uint64_t index,
+                            Qcow2Entry entry)
 {
     if (entry.word & QCOW2_COMPRESSED) {
         return compressed_entry(check, entry);
     }
-    uint64_t offset = entry.word & QCOW2_OFFSET_MASK;
-    if (offset % check->cluster_size != 0) {
-        return lost_entry(check, "points into the middle of a cluster");
-    }
-    if (offset != 0 && !check_range_ok(check, offset, check->cluster_size)) {
-        return lost_entry(check, "points behind the end of the file");
+    const char *misplaced = check_place(check, table, index, entry.word);
+    if (misplaced) {
+        return lost_entry(check, misplaced);
     }
     CheckVerdict verdict = {
         .mended = {entry.word & ~qcow2_l2_reserved(check->s), entry.bitmap},
@@ -98,7 +126,7 @@ CheckVerdict check_l2_entry(const Qcow2Check *check, Qcow2Entry entry)
     if (entry.word & qcow2_l2_reserved(check->s)) {
         verdict.reason = "has reserved bits set";
     }
-    check_bitmap(&verdict);
+    check_bitmap(&verdict, is_placed(check, entry.word));
     return verdict;
 }
 
@@ -112,10 +140,9 @@ char *check_entry_text(const Qcow2Check *check, Qcow2Entry entry)
 /* ---- L1 ---- */
 
 /* A flag that says "refcount is exactly one" where it is not, or the other way round. */
-static void check_copied(Qcow2Check *check, const char *what, uint64_t entry, uint64_t times)
+static void check_copied(Qcow2Check *check, const char *what, uint64_t entry, uint64_t refcount,
+                         uint64_t times)
 {
-    uint64_t offset = entry & QCOW2_OFFSET_MASK;
-    uint64_t refcount = check_found(check, offset >> check->s->cluster_bits);
     if ((refcount == 1) != ((entry & QCOW2_COPIED) != 0)) {
         check->bad_copied += times;
         check_corruption(check, times,
@@ -135,7 +162,8 @@ static void scan_l1_entry(Qcow2Check *check, uint64_t at, uint32_t index, uint64
                          verdict.reason);
     }
     if (active && offset != 0) {
-        check_copied(check, "L2 table", entry, 1);
+        check_copied(check, "L2 table", entry, check_found(check, offset >> check->s->cluster_bits),
+                     1);
     }
     if (verdict.mended.word != 0) {
         CheckTable table = {
@@ -228,7 +256,7 @@ static void scan_standard(Qcow2Check *check, const CheckTable *table, uint64_t e
                           uint64_t *next)
 {
     uint64_t offset = entry & QCOW2_OFFSET_MASK;
-    if (offset == 0) {
+    if (!is_placed(check, entry)) {
         return;
     }
     check->result->allocated_clusters += table->active;
@@ -236,11 +264,14 @@ static void scan_standard(Qcow2Check *check, const CheckTable *table, uint64_t e
         check->result->fragmented_clusters += table->active;
     }
     *next = offset + check->cluster_size;
-    if (check_range_ok(check, offset, check->cluster_size)) {
+    if (!check->s->external && check_range_ok(check, offset, check->cluster_size)) {
         check_count(check, offset, check->cluster_size, table->references);
     }
     if (table->active > 0) {
-        check_copied(check, "data cluster", entry, table->active);
+        /* Nothing counts what lies in a data file: it is the disk's alone. */
+        uint64_t refcount =
+            check->s->external ? 1 : check_found(check, offset >> check->s->cluster_bits);
+        check_copied(check, "data cluster", entry, refcount, table->active);
     }
 }
 
@@ -252,7 +283,7 @@ static bool scan_table(Qcow2Check *check, const CheckTable *table, uint8_t *entr
         if (entry.word == 0 && entry.bitmap == 0) {
             continue;
         }
-        CheckVerdict verdict = check_l2_entry(check, entry);
+        CheckVerdict verdict = check_l2_entry(check, table, i, entry);
         if (verdict.reason) {
             g_autofree char *text = check_entry_text(check, entry);
             check->bad_entries++;

@@ -29,15 +29,12 @@ typedef struct Unshare {
     bool changed;
 } Unshare;
 
-static uint64_t guest_cluster(const Qcow2Check *check, const CheckTable *table, uint64_t index)
+/* The cluster of the file where an entry has plain data, or 0: there is none. */
+static uint64_t data_cluster(const Qcow2Check *check, const CheckTable *table, uint64_t index,
+                             Qcow2Entry entry)
 {
-    return ((uint64_t)table->l1_index << check->s->l2_bits) + index;
-}
-
-/* The host cluster of plain data, or 0: there is none. */
-static uint64_t data_cluster(const Qcow2Check *check, Qcow2Entry entry)
-{
-    if ((entry.word & QCOW2_COMPRESSED) || check_l2_entry(check, entry).reason) {
+    if (check->s->external || (entry.word & QCOW2_COMPRESSED) ||
+        check_l2_entry(check, table, index, entry).reason) {
         return 0;
     }
     return (entry.word & QCOW2_OFFSET_MASK) >> check->s->cluster_bits;
@@ -50,7 +47,7 @@ static bool is_table(Qcow2Check *check, const CheckTable *table, const uint8_t *
         return true;
     }
     for (uint64_t i = 0; i < check_table_entries(check); i++) {
-        if (check_l2_entry(check, qcow2_entry_load(check->s, entries, i)).reason) {
+        if (check_l2_entry(check, table, i, qcow2_entry_load(check->s, entries, i)).reason) {
             return false;
         }
     }
@@ -62,14 +59,14 @@ static bool note_suspects(Qcow2Check *check, const CheckTable *table, uint8_t *e
 {
     Unshare *unshare = opaque;
     for (uint64_t i = 0; i < check_table_entries(check); i++) {
-        uint64_t cluster = data_cluster(check, qcow2_entry_load(check->s, entries, i));
+        uint64_t cluster = data_cluster(check, table, i, qcow2_entry_load(check->s, entries, i));
         if (cluster == 0 || counts_wanted(&check->counts, cluster) <= 1) {
             continue;
         }
         Suspect *suspect = g_hash_table_lookup(unshare->suspects, &cluster);
         if (!suspect) {
             suspect = g_new(Suspect, 1);
-            *suspect = (Suspect){.cluster = cluster, .guest = guest_cluster(check, table, i)};
+            *suspect = (Suspect){.cluster = cluster, .guest = check_guest_cluster(check, table, i)};
             g_hash_table_insert(unshare->suspects, &suspect->cluster, suspect);
         }
         suspect->references += table->references;
@@ -123,8 +120,9 @@ static bool move_shared(Qcow2Check *check, const CheckTable *table, uint8_t *ent
     }
     for (uint64_t i = 0; i < check_table_entries(check) && unshare->result == 0; i++) {
         Qcow2Entry entry = qcow2_entry_load(check->s, entries, i);
-        uint64_t cluster = data_cluster(check, entry);
-        if (cluster == 0 || !must_move(check, unshare, cluster, guest_cluster(check, table, i))) {
+        uint64_t cluster = data_cluster(check, table, i, entry);
+        if (cluster == 0 ||
+            !must_move(check, unshare, cluster, check_guest_cluster(check, table, i))) {
             continue;
         }
         uint64_t to = copy_cluster(check, unshare, cluster);
@@ -132,7 +130,7 @@ static bool move_shared(Qcow2Check *check, const CheckTable *table, uint8_t *ent
             check_say(check,
                       "Repairing cluster %" PRIu64 ", which is used twice: guest offset %" PRIu64
                       " gets a copy at %" PRIu64,
-                      cluster, guest_cluster(check, table, i) << check->s->cluster_bits, to);
+                      cluster, check_guest_cluster(check, table, i) << check->s->cluster_bits, to);
             entry.word = to | (entry.word & QCOW2_ZERO);
             qcow2_entry_store(check->s, entries, i, entry);
             changed = true;

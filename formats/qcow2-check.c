@@ -70,6 +70,12 @@ static bool mend_entries(Repair *repair, GError **error)
     if (repair->check.bad_entries == 0) {
         return true;
     }
+    /* Nothing of a data file that was cut short comes back; without this, its entries would go, too. */
+    int grown = qcow2_data_extend(repair->image);
+    if (grown < 0) {
+        return error_set_errno(error, -grown, "%s: cannot repair the data file",
+                               repair->image->path);
+    }
     int result = check_mend_entries(&repair->check, &repair->tables_lost);
     return repair_wrote(repair, result, "L1 and L2 entries", error);
 }

@@ -124,7 +124,16 @@ typedef struct CheckVerdict {
 } CheckVerdict;
 
 CheckVerdict check_l1_entry(const Qcow2Check *check, uint64_t entry);
-CheckVerdict check_l2_entry(const Qcow2Check *check, Qcow2Entry entry);
+/* The entry at an index of a table. */
+CheckVerdict check_l2_entry(const Qcow2Check *check, const CheckTable *table, uint64_t index,
+                            Qcow2Entry entry);
+
+/* The number of the cluster of the disk that such an entry is about. */
+static inline uint64_t check_guest_cluster(const Qcow2Check *check, const CheckTable *table,
+                                           uint64_t index)
+{
+    return ((uint64_t)table->l1_index << check->s->l2_bits) + index;
+}
 
 /* How a message names an entry; g_free. */
 char *check_entry_text(const Qcow2Check *check, Qcow2Entry entry);

@@ -18,6 +18,7 @@
 #define QCOW2_MAX_SNAPSHOT_TABLE_BYTES (64u << 20)
 #define QCOW2_MAX_BITMAPS              65535
 #define QCOW2_MAX_BACKING_NAME         1023
+#define QCOW2_MAX_DATA_FILE_NAME       1023
 #define QCOW2_V2_HEADER_LENGTH         72
 #define QCOW2_V3_HEADER_LENGTH         104 /* the least of version 3; 112: compression type */
 

@@ -154,7 +154,7 @@ static int phase_one(Image *image)
         r = write_whole_table(image);
     }
     if (r == 0) {
-        r = store_sync(image->store);
+        r = qcow2_sync(image);
     }
     if (r < 0 || (!table_moved(s) && g_hash_table_size(s->table_dirty) == 0)) {
         return r;

@@ -86,10 +86,6 @@ static bool check_features(const uint8_t *head, size_t n, const char *name, cons
         return error_set(error, ENOTSUP, "%s: incompatible_features names what is unknown here: %s",
                          name, printable);
     }
-    if (h->incompatible_features & QCOW2_INCOMPAT_DATA_FILE) {
-        return error_set(error, ENOTSUP,
-                         "%s: incompatible_features: external data file: not supported yet", name);
-    }
     return true;
 }
 
@@ -330,6 +326,8 @@ static bool read_extension(Image *image, uint32_t type, const uint8_t *data, uin
         return qcow2_crypto_extension(image, data, length, error);
     case QCOW2_EXT_BITMAPS:
         return read_bitmaps_extension(image, data, length, error);
+    case QCOW2_EXT_DATA_FILE:
+        return qcow2_data_extension(image, data, length, error);
     default: /* feature names were looked at before; unknown extensions are to be ignored */
         return true;
     }
@@ -447,12 +445,29 @@ bool qcow2_header_read(Image *image, GError **error)
     return true;
 }
 
-/* Fields that lie together in one sector, so in one piece; durable when this returns 0. header_lock is
- * held. */
-static int write_fields(Image *image, const uint8_t *fields, size_t length, uint64_t offset)
+#define FIELDS(first, behind) offsetof(Qcow2HeaderDisk, first), offsetof(Qcow2HeaderDisk, behind)
+
+/* Writes the fields from `first` up to `behind` as next says them, durably. They lie together in one sector, so
+ * they are written in one piece. header_lock is held; who calls keeps the state's header in step, field by
+ * field: others are read meanwhile. */
+static int write_fields(Image *image, const Qcow2Header *next, size_t first, size_t behind)
 {
-    int r = store_write(image->store, fields, length, offset);
+    Qcow2HeaderDisk disk;
+    qcow2_header_pack(next, &disk);
+    int r = store_write(image->store, (const uint8_t *)&disk + first, behind - first, first);
     return r < 0 ? r : store_sync(image->store);
+}
+
+/* The same for fields that say what the disk is: after a failure it is not known which of the two the header
+ * has, so nothing is written any more; also for want of space, for to try again would not tell. */
+static int write_disk_fields(Image *image, const Qcow2Header *next, size_t first, size_t behind)
+{
+    Qcow2State *s = image->state;
+    int r = write_fields(image, next, first, behind);
+    if (r < 0) {
+        s->broken = -EIO;
+    }
+    return r;
 }
 
 int qcow2_header_set_features(Image *image, uint64_t incompatible, uint64_t autoclear)
@@ -461,13 +476,11 @@ int qcow2_header_set_features(Image *image, uint64_t incompatible, uint64_t auto
     if (s->header.version < 3) {
         return 0;
     }
-    uint8_t fields[24];
-    store_be64(fields, incompatible);
-    store_be64(fields + 8, s->header.compatible_features);
-    store_be64(fields + 16, autoclear);
     with_mutex(&s->header_lock);
-    int r = write_fields(image, fields, sizeof fields,
-                         offsetof(Qcow2HeaderDisk, incompatible_features));
+    Qcow2Header next = s->header;
+    next.incompatible_features = incompatible;
+    next.autoclear_features = autoclear;
+    int r = write_fields(image, &next, FIELDS(incompatible_features, refcount_order));
     if (r == 0) {
         s->header.incompatible_features = incompatible;
         s->header.autoclear_features = autoclear;
@@ -475,52 +488,14 @@ int qcow2_header_set_features(Image *image, uint64_t incompatible, uint64_t auto
     return r;
 }
 
-int qcow2_header_set_snapshots(Image *image, uint64_t offset, uint32_t count)
-{
-    Qcow2State *s = image->state;
-    uint8_t fields[12];
-    store_be32(fields, count);
-    store_be64(fields + 4, offset);
-    with_mutex(&s->header_lock);
-    int r = write_fields(image, fields, sizeof fields, offsetof(Qcow2HeaderDisk, nb_snapshots));
-    if (r == 0) {
-        s->header.nb_snapshots = count;
-        s->header.snapshots_offset = offset;
-    } else {
-        s->broken = r; /* which of the two the disk has is not known any more */
-    }
-    return r;
-}
-
-int qcow2_header_set_disk(Image *image, uint64_t size, uint64_t offset, uint32_t entries)
-{
-    Qcow2State *s = image->state;
-    uint8_t fields[24];
-    store_be64(fields, size);
-    store_be32(fields + 8, s->header.crypt_method);
-    store_be32(fields + 12, entries);
-    store_be64(fields + 16, offset);
-    with_mutex(&s->header_lock);
-    int r = write_fields(image, fields, sizeof fields, offsetof(Qcow2HeaderDisk, size));
-    if (r == 0) {
-        s->header.size = size;
-        s->header.l1_size = entries;
-        s->header.l1_table_offset = offset;
-    } else {
-        s->broken = r;
-    }
-    return r;
-}
-
 int qcow2_header_set_refcount_table(Image *image, uint64_t offset, uint32_t clusters)
 {
     Qcow2State *s = image->state;
-    uint8_t fields[12];
-    store_be64(fields, offset);
-    store_be32(fields + 8, clusters);
     with_mutex(&s->header_lock);
-    int r = write_fields(image, fields, sizeof fields,
-                         offsetof(Qcow2HeaderDisk, refcount_table_offset));
+    Qcow2Header next = s->header;
+    next.refcount_table_offset = offset;
+    next.refcount_table_clusters = clusters;
+    int r = write_fields(image, &next, FIELDS(refcount_table_offset, nb_snapshots));
     if (r == 0) {
         s->header.refcount_table_offset = offset;
         s->header.refcount_table_clusters = clusters;
@@ -528,32 +503,47 @@ int qcow2_header_set_refcount_table(Image *image, uint64_t offset, uint32_t clus
     return r;
 }
 
-int qcow2_header_set_l1(Image *image, uint64_t offset, uint32_t entries)
+int qcow2_header_set_snapshots(Image *image, uint64_t offset, uint32_t count)
 {
     Qcow2State *s = image->state;
-    uint8_t fields[12];
-    store_be32(fields, entries);
-    store_be64(fields + 4, offset);
     with_mutex(&s->header_lock);
-    int r = write_fields(image, fields, sizeof fields, offsetof(Qcow2HeaderDisk, l1_size));
+    Qcow2Header next = s->header;
+    next.nb_snapshots = count;
+    next.snapshots_offset = offset;
+    int r = write_disk_fields(image, &next, FIELDS(nb_snapshots, incompatible_features));
     if (r == 0) {
+        s->header.nb_snapshots = count;
+        s->header.snapshots_offset = offset;
+    }
+    return r;
+}
+
+int qcow2_header_set_disk(Image *image, uint64_t size, uint64_t offset, uint32_t entries)
+{
+    Qcow2State *s = image->state;
+    with_mutex(&s->header_lock);
+    Qcow2Header next = s->header;
+    next.size = size;
+    next.l1_size = entries;
+    next.l1_table_offset = offset;
+    int r = write_disk_fields(image, &next, FIELDS(size, refcount_table_offset));
+    if (r == 0) {
+        s->header.size = size;
         s->header.l1_size = entries;
         s->header.l1_table_offset = offset;
     }
     return r;
 }
 
+int qcow2_header_set_l1(Image *image, uint64_t offset, uint32_t entries)
+{
+    return qcow2_header_set_disk(image, qcow2_state(image)->header.size, offset, entries);
+}
+
 int qcow2_header_set_size(Image *image, uint64_t size)
 {
-    Qcow2State *s = image->state;
-    uint8_t field[8];
-    store_be64(field, size);
-    with_mutex(&s->header_lock);
-    int r = write_fields(image, field, sizeof field, offsetof(Qcow2HeaderDisk, size));
-    if (r == 0) {
-        s->header.size = size;
-    }
-    return r;
+    const Qcow2Header *h = &qcow2_state(image)->header;
+    return qcow2_header_set_disk(image, size, h->l1_table_offset, h->l1_size);
 }
 
 int qcow2_corrupt(Image *image, const char *format, ...)

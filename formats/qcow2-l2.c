@@ -14,13 +14,15 @@
 
 int qcow2_entry_damaged(Image *image, uint64_t offset, Qcow2Entry entry)
 {
-    g_autofree char *bitmap = qcow2_state(image)->extended
-                                  ? g_strdup_printf(" with bitmap 0x%" PRIx64, entry.bitmap)
-                                  : g_strdup("");
+    const Qcow2State *s = image->state;
+    g_autofree char *bitmap =
+        s->extended ? g_strdup_printf(" with bitmap 0x%" PRIx64, entry.bitmap) : g_strdup("");
     return qcow2_corrupt(image,
                          "the L2 entry of guest offset %" PRIu64 " is 0x%" PRIx64 "%s"
-                         ": reserved bits, a host offset that is not aligned%s",
-                         offset, entry.word, bitmap, *bitmap ? ", or an impossible bitmap" : "");
+                         ": reserved bits, a host offset that is not %s%s",
+                         offset, entry.word, bitmap,
+                         s->external ? "the guest's, as in a data file" : "aligned",
+                         s->extended ? ", or an impossible bitmap" : "");
 }
 
 void qcow2_cursor_init(Qcow2Cursor *cursor, Image *image)
@@ -78,7 +80,7 @@ int qcow2_cursor_get(Qcow2Cursor *cursor, uint64_t offset, Qcow2Cluster *cluster
             qcow2_entry_load(s, cursor->block->data, (offset - cursor->start) >> s->cluster_bits);
     }
     *cluster = qcow2_l2_decode(s, entry);
-    if (cluster->type == QCOW2_CLUSTER_DAMAGED) {
+    if (cluster->type == QCOW2_CLUSTER_DAMAGED || qcow2_is_misplaced(s, cluster, offset)) {
         return qcow2_entry_damaged(cursor->image, offset, entry);
     }
     return 0;

@@ -52,7 +52,7 @@ Qcow2Cluster qcow2_l2_decode(const Qcow2State *s, Qcow2Entry entry)
 {
     const Qcow2Cluster damaged = {.type = QCOW2_CLUSTER_DAMAGED};
     if (entry.word & QCOW2_COMPRESSED) {
-        return entry.bitmap == 0 ? decode_compressed(s, entry.word) : damaged;
+        return entry.bitmap == 0 && !s->external ? decode_compressed(s, entry.word) : damaged;
     }
     Qcow2Cluster cluster = {
         .host = entry.word & QCOW2_OFFSET_MASK,
@@ -60,7 +60,8 @@ Qcow2Cluster qcow2_l2_decode(const Qcow2State *s, Qcow2Entry entry)
         .allocated = entry.bitmap,
         .zero = entry.bitmap >> QCOW2_SUBCLUSTERS,
     };
-    cluster.placed = cluster.host != 0;
+    cluster.placed = cluster.host != 0 || (s->external && cluster.copied);
+    cluster.copied |= s->external && cluster.placed;
     bool zero = s->extended ? cluster.allocated == 0 && cluster.zero != 0 : entry.word & QCOW2_ZERO;
     if ((entry.word & qcow2_l2_reserved(s)) || cluster.host % s->cluster_size != 0 ||
         (cluster.allocated & cluster.zero) || (cluster.allocated && !cluster.placed)) {
@@ -79,6 +80,9 @@ Qcow2Cluster qcow2_l2_decode(const Qcow2State *s, Qcow2Entry entry)
 Qcow2Run qcow2_cluster_run(const Qcow2State *s, const Qcow2Cluster *cluster)
 {
     uint64_t length = 0;
+    if (s->external) {
+        return (Qcow2Run){0, 0};
+    }
     switch (cluster->type) {
     case QCOW2_CLUSTER_ZERO_ALLOC:
     case QCOW2_CLUSTER_DATA:
@@ -151,7 +155,7 @@ static void add(Mapping *m, Extent extent, uint64_t length)
     extent.image = m->image;
     if (extent.type == EXTENT_DATA || extent.type == EXTENT_ENCODED ||
         (extent.flags & EXTENT_HAS_HOST)) {
-        extent.store = m->image->store;
+        extent.store = qcow2_data_store(m->image);
     }
     extent_list_add(m->list, &extent);
     m->offset += length;
@@ -202,12 +206,12 @@ static bool is_sparse(Image *image)
 static int add_data(Mapping *m, uint64_t host, uint64_t length, bool copied)
 {
     const Qcow2State *s = m->image->state;
-    uint64_t size = align_up(store_size(m->image->store), s->cluster_size);
+    uint64_t size = align_up(store_size(qcow2_data_store(m->image)), s->cluster_size);
     uint64_t there = host < size ? min_u64(length, size - host) : 0;
     bool writable = copied && m->image->write && !s->corrupt;
     Qcow2Run run = {host >> s->cluster_bits,
                     div_round_up(length + host % s->cluster_size, s->cluster_size)};
-    if (writable && qcow2_overlaps_metadata(m->image, run)) {
+    if (writable && !s->external && qcow2_overlaps_metadata(m->image, run)) {
         return qcow2_corrupt(m->image,
                              "guest offset %" PRIu64 " lies at %" PRIu64 ", on top of metadata",
                              m->offset, host);
@@ -216,7 +220,7 @@ static int add_data(Mapping *m, uint64_t host, uint64_t length, bool copied)
         Extent extent = {.type = EXTENT_DATA,
                          .host_offset = host,
                          .flags = (writable ? EXTENT_WRITABLE : 0) |
-                                  (is_sparse(m->image) ? EXTENT_SPARSE : 0)};
+                                  (s->external || is_sparse(m->image) ? EXTENT_SPARSE : 0)};
         add(m, extent, there);
     }
     if (there < length) {
@@ -263,7 +267,7 @@ static int add_run(Mapping *m, const Qcow2Cluster *cluster, Qcow2ClusterType typ
         return 0;
     case QCOW2_CLUSTER_ZERO_ALLOC: {
         Extent extent = {.type = EXTENT_ZERO};
-        if (range_within(host, length, store_size(m->image->store))) {
+        if (range_within(host, length, store_size(qcow2_data_store(m->image)))) {
             extent.host_offset = host;
             extent.flags = EXTENT_HAS_HOST;
         }
@@ -319,7 +323,7 @@ static int map_piece(Mapping *m, const MetaBlock *block, uint64_t first)
     while (i < n && m->offset < m->end && m->list->count - m->first < MAP_EXTENTS_MAX) {
         Qcow2Entry entry = qcow2_entry_load(s, block->data, i);
         Qcow2Cluster cluster = qcow2_l2_decode(s, entry);
-        if (cluster.type == QCOW2_CLUSTER_DAMAGED) {
+        if (cluster.type == QCOW2_CLUSTER_DAMAGED || qcow2_is_misplaced(s, &cluster, m->offset)) {
             return qcow2_entry_damaged(m->image, m->offset, entry);
         }
         uint64_t run = 1, start = align_down(m->offset, s->cluster_size);

@@ -54,20 +54,6 @@ static uint64_t l1_room(const Qcow2State *s)
     return align_up((uint64_t)s->header.l1_size * 8, s->cluster_size) / 8;
 }
 
-/* r: of a write of the header. */
-static int header_written(Qcow2State *s, int r)
-{
-    if (r < 0) {
-        s->broken = -EIO; /* also for want of space: to try again would not tell */
-    }
-    return r;
-}
-
-static int set_l1(Image *image, uint64_t offset, uint64_t entries)
-{
-    return header_written(image->state, qcow2_header_set_l1(image, offset, entries));
-}
-
 static int extend_l1(Image *image, uint64_t entries)
 {
     Qcow2State *s = image->state;
@@ -78,7 +64,7 @@ static int extend_l1(Image *image, uint64_t entries)
     }
     int r = store_write(image->store, zeroes, (entries - old) * 8, offset + old * 8);
     r = r < 0 ? r : store_sync(image->store);
-    return r < 0 ? r : set_l1(image, offset, entries);
+    return r < 0 ? r : qcow2_header_set_l1(image, offset, entries);
 }
 
 /* All of the table in memory, and zeroes up to the end of the run. */
@@ -111,7 +97,7 @@ static int move_l1(Image *image, uint64_t entries)
         qcow2_alloc_return(image, run);
         return r;
     }
-    r = set_l1(image, run.first << s->cluster_bits, entries);
+    r = qcow2_header_set_l1(image, run.first << s->cluster_bits, entries);
     if (r == 0) {
         qcow2_run_append(s->unmapped, old);
     }
@@ -141,8 +127,8 @@ static int need_l1(Image *image, uint64_t entries)
 static int zero_in_place(Image *image, const Qcow2Cluster *cluster)
 {
     const Qcow2State *s = image->state;
-    if (qcow2_overlaps_metadata(image, qcow2_cluster_run(s, cluster)) ||
-        !range_within(cluster->host, s->cluster_size, store_size(image->store))) {
+    if (!s->external && (qcow2_overlaps_metadata(image, qcow2_cluster_run(s, cluster)) ||
+                         !range_within(cluster->host, s->cluster_size, store_size(image->store)))) {
         return qcow2_corrupt(image, "the last cluster lies at %" PRIu64 ", on metadata or nowhere",
                              cluster->host);
     }
@@ -191,7 +177,7 @@ static int zero_last(Image *image)
 
 static int set_size(Image *image, uint64_t size)
 {
-    int r = header_written(image->state, qcow2_header_set_size(image, size));
+    int r = qcow2_header_set_size(image, size);
     if (r == 0) {
         image->size = size;
     }
@@ -205,8 +191,14 @@ static int grow(Image *image, uint64_t size)
     int r = need_l1(image, div_round_up(size, table_span(s)));
     r = r < 0 ? r : zero_last(image);
     r = r < 0 ? r : qcow2_drop(image, from, to, qcow2_backing_end(image));
+    r = r < 0 ? r : qcow2_data_resize(image, size);
     r = r < 0 ? r : qcow2_flush(image);
-    return r < 0 ? r : set_size(image, size);
+    r = r < 0 ? r : set_size(image, size);
+    if (r == 0 && qcow2_data_is_raw(s)) {
+        r = qcow2_data_map_all(image, align_down(from, s->cluster_size), size);
+        r = r < 0 ? r : qcow2_flush(image);
+    }
+    return r;
 }
 
 static bool check_growth(const Image *image, uint64_t size, GError **error)
@@ -289,6 +281,7 @@ static int drop_rest(Image *image, uint64_t end)
     r = r < 0 || from >= to ? r : qcow2_drop(image, from, to, 0);
     s->size_at_open = 0; /* also the end of the file goes */
     r = r < 0 ? r : qcow2_settle(image);
+    r = r < 0 ? r : qcow2_data_resize(image, image->size);
     return r < 0 ? r : qcow2_trim(image);
 }
 

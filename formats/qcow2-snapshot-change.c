@@ -203,6 +203,12 @@ bool qcow2_snapshot_create(Image *image, const char *name, GError **error)
     Qcow2State *s = image->state;
     Qcow2Run l1;
     Qcow2SnapshotTable table;
+    if (s->external) {
+        return error_set(error, ENOTSUP,
+                         "%s: its data lies in %s, each cluster at its one place: can have no "
+                         "snapshots",
+                         image->path, s->data->name);
+    }
     if (!check_name(image, name, error) || !begin(image, s->l1, s->l1_size, error)) {
         return false;
     }

@@ -51,9 +51,9 @@ static int replace(Unmap *u, const Qcow2Cluster *old, Qcow2Entry entry, bool fre
 static int place_anew(Unmap *u, const Qcow2Cluster *cluster, uint64_t flags, uint64_t bitmap)
 {
     const Qcow2State *s = u->image->state;
-    Qcow2Run run;
+    Qcow2Run run = {align_down(u->offset, s->cluster_size) >> s->cluster_bits, 0};
     bool fresh;
-    int r = qcow2_alloc_run(u->image, 1, &run, &fresh);
+    int r = s->external ? 0 : qcow2_alloc_run(u->image, 1, &run, &fresh);
     if (r < 0) {
         return r;
     }
@@ -203,6 +203,7 @@ static int unmap_piece(Unmap *u)
 static int unmap_all(Unmap *u)
 {
     Image *image = u->image;
+    uint64_t start = u->offset;
     qcow2_cursor_init(&u->cursor, image);
     int r = qcow2_may_change(image);
     while (r == 0 && u->offset < u->end) {
@@ -211,6 +212,9 @@ static int unmap_all(Unmap *u)
         qcow2_update_dirty(image->state);
         qcow2_flush_if_full(image);
         r = r < 0 ? r : qcow2_may_change(image);
+    }
+    if (qcow2_state(image)->external && !u->keep && !u->expose) {
+        qcow2_data_free(image, start, min_u64(u->offset, u->end));
     }
     return r;
 }
@@ -234,6 +238,9 @@ int qcow2_unmap(Image *image, uint64_t offset, uint64_t length, UnmapFlags flags
     };
     if (u.expose) {
         u.backing_end = 0;
+    }
+    if (qcow2_data_is_raw(s)) {
+        return qcow2_data_zero(image, offset, length, flags);
     }
     if (s->header.version < 3 && (u.keep || offset < u.backing_end)) {
         return -ENOTSUP;

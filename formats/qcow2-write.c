@@ -110,6 +110,9 @@ static int reserve(Image *image, Allocation *a, Qcow2Cursor *cursor)
 {
     const Qcow2State *s = image->state;
     uint64_t end = a->offset + a->length, pending = 0; /* clusters that need space */
+    if (s->external) {
+        return qcow2_data_reserve(image, a);
+    }
     if (a->stored_length > 0) {
         return qcow2_compressed_reserve(image, a);
     }
@@ -138,7 +141,7 @@ int qcow2_write_data(Image *image, Extent extent, const uint8_t *bytes)
 {
     extent.type = EXTENT_DATA;
     extent.image = image;
-    extent.store = image->store;
+    extent.store = qcow2_data_store(image);
     return extent_write(&extent, &(struct iovec){(void *)bytes, extent.length}, 1);
 }
 
@@ -219,7 +222,7 @@ static void give_back(Image *image, Allocation *a)
     for (unsigned i = 0; i < a->extents.count; i++) {
         const Extent *e = &a->extents.items[i];
         for (uint64_t at = 0; at < e->length; at += cluster_part(s, e, e->offset + at)) {
-            if (!is_still_wanted(image, &cursor, e, at)) {
+            if (!s->external && !is_still_wanted(image, &cursor, e, at)) {
                 qcow2_run_append(runs, reserved_run(s, e, at));
             }
         }

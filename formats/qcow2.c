@@ -35,6 +35,8 @@ static void qcow2_close(Image *image)
     Qcow2State *s = image->state;
     metacache_free(s->meta);
     luks_header_free(s->luks);
+    g_clear_pointer(&s->data, store_unref);
+    g_free(s->data_name);
     qcow2_snapshots_free(s);
     qcow2_bitmaps_free(s);
     g_clear_pointer(&s->l1_dirty, g_hash_table_destroy);
@@ -80,6 +82,7 @@ static bool read_header(Image *image, GError **error)
     s->cluster_bits = s->header.cluster_bits;
     s->cluster_size = UINT64_C(1) << s->cluster_bits;
     s->extended = s->header.incompatible_features & QCOW2_INCOMPAT_EXTENDED_L2;
+    s->external = s->header.incompatible_features & QCOW2_INCOMPAT_DATA_FILE;
     s->entry_size = s->extended ? 16 : 8;
     s->l2_bits = s->cluster_bits - (s->extended ? 4 : 3);
     s->unit = s->extended ? s->cluster_size / QCOW2_SUBCLUSTERS : s->cluster_size;
@@ -90,7 +93,8 @@ static bool read_header(Image *image, GError **error)
     image->size = s->header.size;
     image->allocation_unit = s->unit;
     image->largest_unit = s->cluster_size;
-    return qcow2_header_read(image, error);
+    image->plain_only = s->external;
+    return qcow2_header_read(image, error) && qcow2_data_open(image, error);
 }
 
 bool qcow2_l1_read(Image *image, GError **error)
@@ -223,7 +227,8 @@ static bool qcow2_start_writing(Image *image, GError **error)
         return false;
     }
     /* Whatever other bits promise, our writes break it. */
-    uint64_t kept = has_bitmaps ? QCOW2_AUTOCLEAR_BITMAPS : 0;
+    uint64_t kept = (has_bitmaps ? QCOW2_AUTOCLEAR_BITMAPS : 0) |
+                    (qcow2_data_is_raw(s) ? QCOW2_AUTOCLEAR_DATA_RAW : 0);
     if (s->header.autoclear_features != kept) {
         int r = qcow2_header_set_features(image, s->header.incompatible_features, kept);
         if (r < 0) {
@@ -270,6 +275,7 @@ static void qcow2_info(const Image *image, GVariantBuilder *data)
     qcow2_bitmap_info(image, data);
     qcow2_encryption_info(image, data);
     add_entry(data, "refcount-bits", g_variant_new_int64(1 << h->refcount_order));
+    qcow2_data_info(image, data);
     if (h->version >= 3) {
         add_entry(data, "corrupt",
                   g_variant_new_boolean(h->incompatible_features & QCOW2_INCOMPAT_CORRUPT));
@@ -301,6 +307,7 @@ const Format format_qcow2 = {
     .abandon = qcow2_abandon,
     .unmap = qcow2_unmap,
     .flush = qcow2_flush,
+    .sync = qcow2_sync,
     .finish = qcow2_finish,
     .is_dirty = qcow2_is_dirty,
     .decode = qcow2_decode,
@@ -318,6 +325,7 @@ const Format format_qcow2 = {
     .bitmap_change = qcow2_bitmap_change,
     .cluster_size = qcow2_cluster_size,
     .dirty_flag = qcow2_dirty_flag,
+    .allocated_bytes = qcow2_allocated_bytes,
     .resize = qcow2_resize,
     .measure = qcow2_measure,
     .create_like = qcow2_create_like,

@@ -7,6 +7,7 @@
  *     qcow2.c           probe, open, close, info
  *     qcow2-header.c    header, extensions, feature bits
  *     qcow2-backing.c   another name of the backing
+ *     qcow2-datafile.c  guest data in a file of its own
  *     qcow2-snapshot.c  the snapshot table, read
  *     qcow2-snapshot-table.c   the snapshot table, written anew
  *     qcow2-snapshot-tree.c    references to all that hangs on an L1 table
@@ -24,7 +25,7 @@
  *     qcow2-flush.c     flush, pending frees, finish
  *     qcow2-resize.c    another size of the disk
  *     qcow2-check*.c    check and repair
- *     qcow2-create.c    create
+ *     qcow2-create*.c   create (qcow2-create.h)
  *
  * Who may call what: "shared" functions run beside each other and beside flush; "exclusive" ones
  * alone (formats/format.h: map is shared, allocate, commit, abandon, unmap, check are exclusive).
@@ -84,6 +85,10 @@ typedef struct Qcow2State {
     uint32_t refcount_order;
     uint32_t block_bits;   /* log2 of refcounts in a refcount block */
     uint64_t refcount_max; /* the largest that the width can say */
+
+    bool external;   /* guest data lies in `data`, each cluster at its guest offset */
+    char *data_name; /* as the image says */
+    Store *data;     /* NULL unless external */
 
     LuksHeader *luks; /* crypt_method 2: the header, which lies at luks_offset; or NULL */
     uint64_t luks_offset, luks_length;
@@ -157,6 +162,45 @@ void qcow2_encryption_info(const Image *image, GVariantBuilder *data);
 bool qcow2_encryption_plan(GHashTable *options, unsigned *method, GError **error);
 bool qcow2_encryption_make(unsigned method, const FormatCreate *how, const char *name,
                            GByteArray **header, GError **error);
+
+/* ---- the external data file (qcow2-datafile.c) ---- */
+
+bool qcow2_data_extension(Image *image, const uint8_t *data, uint32_t length, GError **error);
+/* After the header was read. */
+bool qcow2_data_open(Image *image, GError **error);
+void qcow2_data_info(const Image *image, GVariantBuilder *data);
+
+/* The data file alone reads as the disk does, and must go on doing so. */
+static inline bool qcow2_data_is_raw(const Qcow2State *s)
+{
+    return s->external && (s->header.autoclear_features & QCOW2_AUTOCLEAR_DATA_RAW);
+}
+
+/* Where guest data lies. */
+static inline Store *qcow2_data_store(const Image *image)
+{
+    const Qcow2State *s = image->state;
+    return s->external ? s->data : image->store;
+}
+
+/* Every store of the image. */
+int qcow2_sync(Image *image);
+uint64_t qcow2_allocated_bytes(const Image *image);
+
+/* The rest is for images that have such a file. [exclusive] */
+
+/* Fills in the extents of a range. */
+int qcow2_data_reserve(Image *image, Allocation *a);
+/* The range, of which no entry says that it is data, gives its space back. */
+void qcow2_data_free(Image *image, uint64_t offset, uint64_t end);
+/* Of a raw data file: Format.unmap. */
+int qcow2_data_zero(Image *image, uint64_t offset, uint64_t length, UnmapFlags flags);
+/* All of the range is data afterwards; it holds what the data file holds. */
+int qcow2_data_map_all(Image *image, uint64_t from, uint64_t end);
+/* The file is at least as long as the disk afterwards. Nothing to do where there is none. */
+int qcow2_data_extend(Image *image);
+/* The file gets this size. Nothing to do where there is none. */
+int qcow2_data_resize(Image *image, uint64_t size);
 
 /* ---- header (qcow2-header.c) ---- */
 
@@ -265,7 +309,7 @@ typedef enum {
 
 typedef struct Qcow2Cluster {
     Qcow2ClusterType type;
-    bool copied;
+    bool copied;              /* nobody else refers to its host cluster */
     bool placed;              /* ZERO_ALLOC, DATA: there is a host cluster */
     uint64_t host;            /* bytes; ZERO_ALLOC, DATA, COMPRESSED */
     uint32_t stored_length;   /* COMPRESSED: bytes from host to the end of its last sector */
@@ -275,6 +319,9 @@ typedef struct Qcow2Cluster {
 /* What an L2 entry says. Where there are subclusters, the type is DATA when one of them is, and the state of each is
  * asked of qcow2_subcluster_type. Does not look at the size of the file. Pure. */
 Qcow2Cluster qcow2_l2_decode(const Qcow2State *s, Qcow2Entry entry);
+
+/* In an external data file, where its guest offset is not: such an entry is damaged. Pure. */
+bool qcow2_is_misplaced(const Qcow2State *s, const Qcow2Cluster *cluster, uint64_t offset);
 
 /* qcow2_corrupt, of the entry of a guest offset. */
 int qcow2_entry_damaged(Image *image, uint64_t offset, Qcow2Entry entry);
@@ -310,7 +357,7 @@ static inline uint64_t qcow2_entries_per_piece(const Qcow2State *s)
 /* Where the offset of a compressed entry ends and its number of sectors begins. Pure. */
 uint32_t qcow2_compressed_offset_bits(const Qcow2State *s);
 
-/* All host clusters that the entry refers to (count 0: none). */
+/* All clusters of the image's own file that the entry refers to (count 0: none). */
 Qcow2Run qcow2_cluster_run(const Qcow2State *s, const Qcow2Cluster *cluster);
 
 /* Whether a table of that many clusters may lie at offset: aligned, not in cluster 0, inside the

@@ -229,6 +229,11 @@ static bool fill(Convert *convert, Image *target, bool blank, uint64_t length, G
         return error_set(error, ENOTSUP,
                          "-c: compressed clusters are not encrypted: leave out -c, or encryption");
     }
+    if (convert->compress && target->plain_only) {
+        return error_set(
+            error, ENOTSUP,
+            "-c: a data file holds no compressed clusters: leave out -c, or data_file");
+    }
     CopyOptions options = {
         .source_offset = convert->offset,
         .length = length,

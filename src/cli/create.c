@@ -101,8 +101,8 @@ static bool decide_preallocation(CreateCommand *command, GError **error)
 }
 
 /* The new image gets its space, before it has its name. */
-static bool allocate_image(const CreateCommand *command, const CliCommon *common, Store *store,
-                           GError **error)
+static bool allocate_image(const CreateCommand *command, const CliCommon *common,
+                           const CreateTarget *target, GError **error)
 {
     if (command->preallocation == PREALLOCATE_OFF) {
         return true;
@@ -110,9 +110,10 @@ static bool allocate_image(const CreateCommand *command, const CliCommon *common
     ImageOpen how = {
         .format = command->format,
         .write = true,
+        .parts = target->parts,
         .secret = secrets_find(common->secrets, command->path),
     };
-    g_autoptr(Image) image = image_open_store(store, &how, NULL, error);
+    g_autoptr(Image) image = image_open_store(target->store, &how, NULL, error);
     bool shows = !command->quiet && !common->json;
     if (!image || !preallocate_check(image, command->preallocation, error) ||
         !preallocate(image, 0, command->preallocation, shows ? fold_progress_print : NULL, error)) {
@@ -136,7 +137,7 @@ static bool write_image(const CreateCommand *command, const CliCommon *common, G
     };
     return target_open(&target, command->path, error) &&
            command->format->create(target.store, &how, error) &&
-           allocate_image(command, common, target.store, error) && target_commit(&target, error);
+           allocate_image(command, common, &target, error) && target_commit(&target, error);
 }
 
 static void print_human(const CreateCommand *command)

@@ -106,7 +106,11 @@ static int step(Image *image, uint64_t *at, Preallocation how)
     if (r == 0) {
         const Extent *first = &list.items[0];
         bool has_space = first->type == EXTENT_DATA && (first->flags & EXTENT_WRITABLE);
-        r = has_space ? 0 : allocate(image, *at, first->length, how);
+        if (has_space && (first->flags & EXTENT_SPARSE) && how != PREALLOCATE_METADATA) {
+            r = fill(first->store, first->host_offset, first->length, true, how);
+        } else if (!has_space) {
+            r = allocate(image, *at, first->length, how);
+        }
         *at = extent_end(first);
     }
     extent_list_clear(&list);

@@ -75,6 +75,7 @@ struct Image {
     bool no_lock;
     bool marks;                     /* has bitmaps that follow what is written: format->mark */
     bool unwritable;                /* set by open: can never be written, though the format can */
+    bool plain_only;                /* set by open: holds no encoded data, though the format can */
     bool no_names;                  /* not opened by a path: what it names is never opened */
     uint64_t metadata_cache;        /* bytes */
     const char *const *allow_paths; /* valid during format->open only */
