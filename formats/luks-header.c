@@ -307,7 +307,7 @@ static bool add_digests(const LuksHeader *header, Cost *cost, GError **error)
     return true;
 }
 
-static bool check_cost(const LuksHeader *header, GError **error)
+bool luks_header_check_cost(const LuksHeader *header, GError **error)
 {
     Cost cost = {0};
     for (int slot = 0; slot < slot_count(header); slot++) {
@@ -369,7 +369,7 @@ static Cipher *make_cipher(LuksHeader *header, const uint8_t *key, size_t length
 
 Cipher *luks_header_unlock(LuksHeader *header, const Secret *secret, GError **error)
 {
-    if (!check_cost(header, error)) {
+    if (!luks_header_check_cost(header, error)) {
         return NULL;
     }
     uint8_t *key = secret_memory_new(CIPHER_KEY_MAX);

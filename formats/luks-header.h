@@ -33,6 +33,9 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(LuksHeader, luks_header_free)
 uint64_t luks_header_data_offset(const LuksHeader *header); /* bytes from the header's beginning */
 uint32_t luks_header_sector(const LuksHeader *header);      /* bytes */
 
+/* Whether a secret may be tried at all: what its key slots want together stays within limits. */
+bool luks_header_check_cost(const LuksHeader *header, GError **error);
+
 /* The cipher of the data. EKEYREJECTED: the secret opens no key slot. */
 Cipher *luks_header_unlock(LuksHeader *header, const Secret *secret, GError **error);
 

@@ -17,6 +17,7 @@
 #include "cli/output.h"
 #include "base/errors.h"
 #include "fastpath/dmtable.h"
+#include "map/encryption.h"
 
 #define EXTENTS_AT_ONCE 256
 #define LINES_DEFAULT   1000
@@ -25,7 +26,7 @@
 typedef struct MapLine {
     uint64_t start, length;
     uint64_t host_offset;
-    const char *file; /* NULL: no offset to tell */
+    const char *file; /* NULL: there is no offset at which the guest's bytes could be read */
     unsigned depth;
     bool present, zero, data, compressed;
 } MapLine;
@@ -59,7 +60,7 @@ static void print_human(const MapLine *line)
     if (line->file) {
         printf("%#-16" PRIx64 "%s\n", line->host_offset, line->file);
     } else {
-        printf("%s\n", "compressed");
+        printf("%s\n", line->compressed ? "compressed" : "encrypted");
     }
 }
 
@@ -121,7 +122,7 @@ static int add_sparse(MapPrinter *printer, const Extent *extent, MapLine line)
 static int add_extent(void *argument, const Extent *extent)
 {
     MapPrinter *printer = argument;
-    bool placed = extent->type == EXTENT_DATA ||
+    bool placed = (extent->type == EXTENT_DATA && !extent_is_encrypted(extent)) ||
                   (extent->type == EXTENT_ZERO && extent->flags & EXTENT_HAS_HOST);
     MapLine line = {
         .start = extent->offset,

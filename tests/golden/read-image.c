@@ -1,9 +1,8 @@
 /*
- * read-image FILE: the sha256 of what a guest would read from the image and all below it.
+ * read-image [--secret PASSPHRASE-FILE] FILE: the sha256 of what a guest would read from the image and all below it.
  *
  * Reads through chain_read, in pieces whose odd sizes begin and end everywhere in sectors, grains
- * and clusters. With
- * --raw it writes the contents to stdout instead.
+ * and clusters. With --raw it writes the contents to stdout instead.
  */
 #include <stdio.h>
 #include <string.h>
@@ -37,14 +36,27 @@ static bool read_all(Image *image, GChecksum *sum, bool raw)
 
 int main(int argc, char **argv)
 {
-    bool raw = argc == 3 && strcmp(argv[1], "--raw") == 0;
-    if (argc != 2 && !raw) {
-        fprintf(stderr, "usage: read-image [--raw] FILE\n");
+    gboolean raw = FALSE;
+    g_autofree char *secret_file = NULL;
+    const GOptionEntry entries[] = {
+        {"raw", 0, 0, G_OPTION_ARG_NONE, &raw, "Write the contents", NULL},
+        {"secret", 0, 0, G_OPTION_ARG_FILENAME, &secret_file, "Of an encrypted image", "FILE"},
+        {NULL},
+    };
+    g_autoptr(GError) error = NULL;
+    g_autoptr(GOptionContext) context = g_option_context_new("FILE");
+    g_option_context_add_main_entries(context, entries, NULL);
+    if (!g_option_context_parse(context, &argc, &argv, &error) || argc != 2) {
+        fprintf(stderr, "read-image: %s\n", error ? error->message : "one image at a time");
         return 2;
     }
-    g_autoptr(GError) error = NULL;
-    ImageOpen how = {.write = false};
-    g_autoptr(Image) image = image_open(argv[argc - 1], &how, &error);
+    g_autoptr(Secrets) secrets = secrets_new(NULL);
+    ImageOpen how = {.write = false, .secrets = secrets};
+    if (secret_file && !secrets_add_file(secrets, secret_file, &error)) {
+        fprintf(stderr, "read-image: %s\n", error->message);
+        return 1;
+    }
+    g_autoptr(Image) image = image_open(argv[1], &how, &error);
     if (!image) {
         fprintf(stderr, "read-image: %s\n", error->message);
         return 1;

@@ -5,6 +5,7 @@
 
 In a folder:
     top.*            the image that is opened; what else lies there is below it or part of it; *.gz are unpacked
+    secret           the passphrase of an encrypted image
     expect.sha256    of the contents as a guest sees them
     expect.map       what `cownbd map --json` answers, one entry a line (make/golden.py, map_lines)
     expect.error     instead: words in the one line with which the image is refused
@@ -65,7 +66,8 @@ def check_refused(read_image, top, words):
 
 def check_opens(read_image, top, folder):
     digest = (folder / "expect.sha256").read_text()
-    expect("sha256", must_run(read_image, top), digest)
+    secret = top.with_name("secret")
+    expect("sha256", must_run(read_image, *(["--secret", secret] if secret.exists() else []), top), digest)
     entries = json.loads(must_run(COWNBD, "map", "--json", top))
     expect_map(entries, (folder / "expect.map").read_text().splitlines())
     info = json.loads(must_run(COWNBD, "info", "--json", top))
