@@ -159,7 +159,7 @@ def encrypted_by_qemu(golden, fmt, method, *options):
 
 def make_qcow2__luks(golden):
     """qemu-img create -o encrypt.format=luks, written by qemu-io backwards: sectors are counted in the file."""
-    encrypted_by_qemu(golden, "qcow2", "luks", "encrypt.cipher-alg=aes-128", "encrypt.iter-time=200", "cluster_size=4k")
+    encrypted_by_qemu(golden, "qcow2", "luks", "encrypt.cipher-alg=aes-128", "encrypt.iter-time=10", "cluster_size=4k")
 
 
 def make_qcow2__aes(golden):
