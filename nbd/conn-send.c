@@ -4,7 +4,8 @@
  * Replies of one callback or turn leave in one send. When much is queued they leave at once, so
  * that the client works on the first while we make the next. What must stay true: the queue's
  * requests stay counted in flight until their last byte is sent, so a client that reads nothing
- * stops at its budget; and a request is freed only after the queue has let go of it.
+ * stops at its budget; a request is freed only after the queue has let go of it; and while blocked,
+ * the socket is watched, for nothing else ends that.
  */
 #include <errno.h>
 #include <event2/event.h>
@@ -121,7 +122,7 @@ void conn_flush(Conn *conn)
         }
     }
     if (conn->writing && !has_output(conn) && !conn->local->still) {
-        conn->writing = false;
+        conn->writing = conn->blocked = false; /* TLS sends what is left also while it receives */
         event_del(conn->write_event);
     }
 }

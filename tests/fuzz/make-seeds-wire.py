@@ -78,3 +78,6 @@ for name, stream in seeds.items():
     for piece in (0, 13, 0xC0):
         with open(os.path.join(here, f"{name}-{piece}"), "wb") as out:
             out.write(bytes([piece]) + stream)
+# Replies that leave while the next request comes in single bytes, each a record of TLS.
+with open(os.path.join(here, "reads-129"), "wb") as out:
+    out.write(bytes([129]) + flags + go + request(0, 1, 96000) * 4)

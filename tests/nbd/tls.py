@@ -3,6 +3,7 @@
 Certificates are made once, below a directory of this run.
 """
 import atexit
+import fcntl
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 import warnings
 
@@ -353,6 +355,39 @@ def is_dropped(server, say=lambda client: None):
             return client.is_closed()
     except Closed:
         return True
+
+
+def waiting(client):
+    """Bytes that the server has sent and nobody has read."""
+    return struct.unpack("i", fcntl.ioctl(client.socket, termios.FIONREAD, bytes(4)))[0]
+
+
+def test_output_that_leaves_while_a_request_comes_is_followed_by_the_rest():
+    """What the socket did not take may leave when the next request is received, not by an event of its own."""
+    length = 16 << 10
+
+    def reader(count):
+        client = Pump(server.address, structured=False).begin()
+        client.handshake(1 << 20)
+        client.use_tls().go()
+        client.send(read * count)
+        other.read(0, 1)  # the one worker has done what came before
+        return client
+
+    read = struct.pack(">IHHQQI", REQUEST_MAGIC, 0, READ, 1, 0, length)
+    with serve("-t", "1") as server, tls_client(server) as other:
+        other.go()
+        assert other.write(0, b"x" * length) == 0
+        with reader(8 * MB // length) as client:
+            full = waiting(client) // length
+        for count in range(full - 1, full + 6):  # some fill the socket, and what is left is TLS's: nothing is queued
+            with reader(count) as client:
+                client.incoming.write(client.socket.recv(waiting(client) // 2))
+                client.send(read[:1])
+                other.read(0, 1)
+                client.send(read[1:])
+                for _ in range(count + 1):
+                    assert client.chunk() == (1, True, None, 0) and client.receive(length) == b"x" * length
 
 
 def test_a_silent_handshake_is_dropped():
