@@ -7,6 +7,7 @@
  *     a grain on top of something else .............................. the same, else it gets bytes of its own
  *     a table and its copy differ ................................... the table counts, unless it has nothing where the
  *                                                                     copy has a grain that nobody else has
+ *     COWD: freeSector lies before something that is used ........... put behind it
  *     grains that nobody uses: at the end of the file ............... cut off
  *                              elsewhere ............................ counted; nothing can be done
  *
@@ -361,6 +362,26 @@ static int check_tail(const Check *check)
     return r < 0 ? r : store_sync(sparse->store);
 }
 
+/* A writer that goes by it would put new grains over those that are there. */
+static int check_free(const Check *check)
+{
+    VmdkSparse *sparse = check->sparse;
+    uint32_t recorded;
+    int r = vmdk_entry_get(sparse, sparse->free_offset, &recorded);
+    if (r < 0 || sparse->free_offset == 0 || offset_of(recorded) >= check->scan.end) {
+        return r;
+    }
+    check_result_say(check->result,
+                     "%s: freeSector is %u, but space is used up to %" PRIu64 " (sector %" PRIu64
+                     ")",
+                     sparse->store->name, recorded, check->scan.end, check->scan.end / VMDK_SECTOR);
+    if (!check_result_corruption(check->result, check->repair)) {
+        return 0;
+    }
+    vmdk_space_begin(sparse, check->scan.end);
+    return vmdk_flush(check->image);
+}
+
 /* ---- one extent ----------------------------------------------------------------------------- */
 
 static int check_round(Check *check)
@@ -412,14 +433,15 @@ static int check_extent(Check *check)
         return 0; /* streams have any length */
     }
     count_gaps(check);
-    return check_tail(check);
+    r = check_tail(check);
+    return r < 0 ? r : check_free(check);
 }
 
 /* What an unclosed extent may have was looked at. */
 static int close_extent(VmdkSparse *sparse)
 {
     static const uint8_t closed = 0;
-    int r = store_write(sparse->store, &closed, sizeof closed, VMDK_UNCLEAN_OFFSET);
+    int r = store_write(sparse->store, &closed, sizeof closed, sparse->unclean_offset);
     r = r < 0 ? r : store_sync(sparse->store);
     sparse->is_unclean = r < 0;
     return r;
@@ -438,7 +460,7 @@ bool vmdk_check(Image *image, CheckRepair repair, CheckResult *result, GError **
     const VmdkState *state = image->state;
     for (unsigned i = 0; i < state->count; i++) {
         VmdkSparse *sparse = state->extents[i].sparse;
-        if (!sparse || !sparse->is_hosted) {
+        if (!sparse || sparse->unclean_offset == 0) {
             continue;
         }
         Check check = {.scan = {.sparse = sparse, .fault = note_fault},

@@ -32,6 +32,9 @@ int vmdk_cid_change(Image *image)
 {
     VmdkState *state = image->state;
     VmdkDescriptor *descriptor = state->descriptor;
+    if (descriptor->cid_digits == 0) {
+        return 0; /* COWD without a descriptor: it has no CID, and nobody's parent can it be */
+    }
     uint64_t start = descriptor_offset(state) + descriptor->cid_at;
     uint64_t end = start + descriptor->cid_digits;
     uint64_t from = max_u64(start, align_down(end - 1, VMDK_SECTOR)); /* the last sector's digits */

@@ -1,6 +1,6 @@
 /*
- * A sparse vmdk extent of older ESX ("VMFSSPARSE", COWD): its header. Directory, tables and grains are those of
- * vmdk-sparse.c.
+ * A sparse vmdk extent of older ESX ("VMFSSPARSE", COWD): its header, and a new one. Directory, tables and grains are
+ * those of vmdk-sparse.c.
  *
  *     offset size  meaning (all little endian; offsets and lengths in sectors of 512 bytes)
  *          0    4  magic "COWD"
@@ -10,7 +10,7 @@
  *         16    4  grainSize, a power of two, 1 by default
  *         20    4  gdOffset, 4 by default
  *         24    4  numGDEntries, tables of 4096 grains each
- *         28    4  freeSector, where the next grain goes
+ *         28    4  freeSector, where the next grain or table goes
  *         32 1028  root: geometry; else: the parent's file name (1024) and its generation
  *       1060    4  generation
  *       1064   60  name
@@ -21,20 +21,24 @@
  * It has no descriptor. One that is a root can be a disk by itself; another one has a parent, of which only a descriptor
  * file says by a CID which one that is.
  *
- * What must stay true: all tables that the capacity needs are in the directory, and the directory in the file.
+ * What must stay true: all tables that the capacity needs are in the directory, and the directory in the file. What is
+ * used lies before freeSector, on the disk at any moment: ESX takes from there on without looking (vmdk-flush.c).
  */
-#include "formats/vmdk.h"
+#include "formats/vmdk-impl.h"
 
 #include <errno.h>
+#include <stddef.h>
+#include <string.h>
 
 #include "base/bytes.h"
 #include "base/errors.h"
 
 #define COWD_VERSION      1u
 #define COWD_ROOT         0x1u
+#define COWD_CHECKED      0x2u
 #define COWD_INCONSISTENT 0x4u
 #define COWD_FLAGS        0x7u
-#define COWD_ENTRIES      4096u /* in a grain table */
+#define COWD_PARENT_MAX   1023u /* bytes */
 
 typedef struct __attribute__((packed)) VmdkCowdHeaderDisk {
     uint32_t magic, version, flags;
@@ -49,7 +53,7 @@ typedef struct __attribute__((packed)) VmdkCowdHeaderDisk {
     uint8_t padding[396];
 } VmdkCowdHeaderDisk;
 
-G_STATIC_ASSERT(sizeof(VmdkCowdHeaderDisk) == 4 * VMDK_SECTOR);
+G_STATIC_ASSERT(sizeof(VmdkCowdHeaderDisk) == VMDK_COWD_HEAD);
 
 static bool check_version(const char *name, const VmdkCowdHeaderDisk *disk, GError **error)
 {
@@ -67,11 +71,27 @@ static bool check_version(const char *name, const VmdkCowdHeaderDisk *disk, GErr
                      name, flags, COWD_INCONSISTENT);
 }
 
-bool vmdk_cowd_open(VmdkSparse *sparse, GError **error)
+/* A writer must know all of the directory, for nothing else may lie there. */
+static bool check_directory(VmdkSparse *sparse, const VmdkCowdHeaderDisk *disk, bool write,
+                            GError **error)
+{
+    uint32_t entries = le32toh(disk->directory_entries);
+    if (entries < vmdk_sparse_tables(sparse)) {
+        return error_set(
+            error, EUCLEAN,
+            "%s: numGDEntries is %u: must be %" G_GUINT64_FORMAT " at least, for numSectors %u",
+            sparse->store->name, entries, vmdk_sparse_tables(sparse), le32toh(disk->capacity));
+    }
+    sparse->directory_length = entries * UINT64_C(4);
+    return !write || vmdk_sparse_range(sparse, "gdOffset", le32toh(disk->directory_offset),
+                                       sparse->directory_length, &sparse->directory_offset, error);
+}
+
+bool vmdk_cowd_open(VmdkSparse *sparse, bool write, GError **error)
 {
     VmdkCowdHeaderDisk disk;
     vmdk_sparse_set_sectors(sparse);
-    sparse->entries_per_table = COWD_ENTRIES;
+    sparse->entries_per_table = VMDK_COWD_ENTRIES;
     if (!vmdk_sparse_read(sparse->store, 0, "header", &disk, sizeof disk, error) ||
         !check_version(sparse->store->name, &disk, error) ||
         !vmdk_sparse_capacity(sparse, "numSectors", le32toh(disk.capacity), error) ||
@@ -80,10 +100,33 @@ bool vmdk_cowd_open(VmdkSparse *sparse, GError **error)
         return false;
     }
     sparse->is_alone = le32toh(disk.flags) & COWD_ROOT;
-    uint32_t entries = le32toh(disk.directory_entries);
-    return entries >= vmdk_sparse_tables(sparse) ||
-           error_set(
-               error, EUCLEAN,
-               "%s: numGDEntries is %u: must be %" G_GUINT64_FORMAT " at least, for numSectors %u",
-               sparse->store->name, entries, vmdk_sparse_tables(sparse), le32toh(disk.capacity));
+    sparse->is_unclean = disk.unclean_shutdown != 0;
+    sparse->head_length = sizeof disk;
+    sparse->unclean_offset = offsetof(VmdkCowdHeaderDisk, unclean_shutdown);
+    sparse->free_offset = offsetof(VmdkCowdHeaderDisk, free_sector);
+    return check_directory(sparse, &disk, write, error);
+}
+
+void vmdk_cowd_pack(const VmdkPlan *plan, const VmdkLayout *layout, const char *parent,
+                    uint8_t *head)
+{
+    VmdkCowdHeaderDisk disk = {
+        .magic = htole32(VMDK_COWD_MAGIC),
+        .version = htole32(COWD_VERSION),
+        .flags = htole32(COWD_CHECKED | (parent ? 0 : COWD_ROOT)),
+        .capacity = htole32(layout->capacity),
+        .grain_size = htole32(plan->grain / VMDK_SECTOR),
+        .directory_offset = htole32(layout->directory),
+        .directory_entries = htole32(layout->tables),
+        .free_sector = htole32(layout->grains),
+    };
+    if (!parent) {
+        VmdkGeometry geometry = vmdk_plan_geometry(plan);
+        store_le32(disk.geometry_or_parent, geometry.cylinders);
+        store_le32(disk.geometry_or_parent + 4, geometry.heads);
+        store_le32(disk.geometry_or_parent + 8, geometry.sectors);
+    } else if (strlen(parent) <= COWD_PARENT_MAX) { /* else the descriptor alone says it */
+        memcpy(disk.geometry_or_parent, parent, strlen(parent));
+    }
+    memcpy(head, &disk, sizeof disk);
 }

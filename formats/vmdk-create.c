@@ -6,9 +6,11 @@
  *     twoGbMaxExtentSparse   a descriptor file, and sparse extents without a descriptor: disk-s001.vmdk, ...
  *     monolithicFlat         a descriptor file, and the disk's bytes: disk-flat.vmdk
  *     twoGbMaxExtentFlat     the same in parts: disk-f001.vmdk, ...
+ *     vmfsSparse             a descriptor file, and a COWD extent: disk-delta.vmdk: header | directory | grains
  *
- * All tables are there from the start, as holes of the file: other programs want them, and a new grain then changes
- * tables only. Grains begin at a multiple of their size.
+ * All tables of hosted extents are there from the start, as holes of the file: other programs want them, and a new
+ * grain then changes tables only. COWD gets a table with its first grain, as from ESX. Grains begin at a multiple of
+ * their size.
  */
 #include <errno.h>
 #include <string.h>
@@ -37,6 +39,17 @@ static int write_directory(Store *store, uint64_t sector, const VmdkLayout *layo
     return r;
 }
 
+/* Space for what comes before the grains, as zeroes. */
+static int make_room(Store *store, const VmdkLayout *layout)
+{
+    int r = store_truncate(store, layout->grains * VMDK_SECTOR);
+    r = r == -ENOTSUP || r == -EINVAL ? 0 : r; /* a block device: what it holds is written over */
+    if (r == 0 && store_size(store) < layout->grains * VMDK_SECTOR) {
+        r = -ENOSPC;
+    }
+    return r < 0 ? r : space_make_fresh(store, 0, layout->grains * VMDK_SECTOR, UINT64_MAX);
+}
+
 /* descriptor: NULL for an extent without one. */
 static int write_sparse(Store *store, const VmdkPlan *plan, uint64_t length,
                         const GString *descriptor)
@@ -56,14 +69,7 @@ static int write_sparse(Store *store, const VmdkPlan *plan, uint64_t length,
     };
     uint8_t sector[VMDK_SECTOR];
     vmdk_header_pack(&header, sector);
-    int r = store_truncate(store, layout.grains * VMDK_SECTOR);
-    r = r == -ENOTSUP || r == -EINVAL ? 0 : r; /* a block device: what it holds is written over */
-    if (r == 0 && store_size(store) < layout.grains * VMDK_SECTOR) {
-        r = -ENOSPC;
-    }
-    if (r == 0) {
-        r = space_make_fresh(store, 0, layout.grains * VMDK_SECTOR, UINT64_MAX);
-    }
+    int r = make_room(store, &layout);
     r = r < 0 ? r : write_directory(store, layout.redundant, &layout);
     r = r < 0 ? r : write_directory(store, layout.directory, &layout);
     if (r == 0 && descriptor) {
@@ -73,8 +79,21 @@ static int write_sparse(Store *store, const VmdkPlan *plan, uint64_t length,
     return r < 0 ? r : store_sync(store);
 }
 
-static int write_extent(Store *store, const VmdkPlan *plan, uint64_t length)
+static int write_cowd(Store *store, const VmdkPlan *plan, const char *parent)
 {
+    VmdkLayout layout = vmdk_plan_layout(plan, plan->size);
+    uint8_t head[VMDK_COWD_HEAD];
+    vmdk_cowd_pack(plan, &layout, parent, head);
+    int r = make_room(store, &layout);
+    r = r < 0 ? r : store_write(store, head, sizeof head, 0);
+    return r < 0 ? r : store_sync(store);
+}
+
+static int write_extent(Store *store, const VmdkPlan *plan, uint64_t length, const char *parent)
+{
+    if (plan->subformat->cowd) {
+        return write_cowd(store, plan, parent);
+    }
     if (plan->subformat->sparse) {
         return write_sparse(store, plan, length, NULL);
     }
@@ -93,8 +112,10 @@ static char *extent_name(const VmdkPlan *plan, const char *base_name, unsigned n
                : g_strdup_printf("%.*s%s%s", stem, base_name, plan->subformat->suffix, suffix);
 }
 
-static bool make_extents(const VmdkPlan *plan, FormatFiles *files, GPtrArray *names, GError **error)
+static bool make_extents(const VmdkPlan *plan, const FormatCreate *how, GPtrArray *names,
+                         GError **error)
 {
+    FormatFiles *files = how->files;
     for (uint64_t i = 0; i < vmdk_plan_extents(plan); i++) {
         char *name = extent_name(plan, files->base_name, i);
         g_ptr_array_add(names, name);
@@ -102,7 +123,7 @@ static bool make_extents(const VmdkPlan *plan, FormatFiles *files, GPtrArray *na
         if (!store) {
             return false;
         }
-        int r = write_extent(store, plan, vmdk_plan_length(plan, i));
+        int r = write_extent(store, plan, vmdk_plan_length(plan, i), how->backing_name);
         if (r < 0) {
             return error_set_errno(error, -r, "%s: cannot write the extent", store->name);
         }
@@ -127,8 +148,7 @@ static bool create_several(Store *store, const VmdkPlan *plan, const FormatCreat
                            GError **error)
 {
     g_autoptr(GPtrArray) names = g_ptr_array_new_with_free_func(g_free);
-    if (!check_files(plan, how, store->name, error) ||
-        !make_extents(plan, how->files, names, error)) {
+    if (!check_files(plan, how, store->name, error) || !make_extents(plan, how, names, error)) {
         return false;
     }
     g_autoptr(GString) descriptor = vmdk_descriptor_text(plan, how, names);
@@ -160,6 +180,18 @@ bool vmdk_create(Store *store, const FormatCreate *how, GError **error)
                                   : create_one(store, &plan, how, error);
 }
 
+/* A table comes with the first of its grains. */
+static void measure_cowd(const VmdkPlan *plan, FormatMeasure *measure)
+{
+    const uint64_t table = align_up(VMDK_COWD_ENTRIES * UINT64_C(4), plan->grain);
+    const uint64_t covers = plan->grain * VMDK_COWD_ENTRIES;
+    VmdkLayout layout = vmdk_plan_layout(plan, plan->size);
+    uint64_t head = layout.grains * VMDK_SECTOR;
+    measure->required = head + measure->data(measure->opaque, plan->grain) +
+                        div_round_up(measure->data(measure->opaque, covers), covers) * table;
+    measure->fully_allocated = head + align_up(plan->size, plan->grain) + layout.tables * table;
+}
+
 bool vmdk_measure(const FormatCreate *how, FormatMeasure *measure, GError **error)
 {
     VmdkPlan plan = {0};
@@ -167,6 +199,10 @@ bool vmdk_measure(const FormatCreate *how, FormatMeasure *measure, GError **erro
         return false;
     }
     uint64_t tables = 0, grains = 0;
+    if (plan.subformat->cowd) {
+        measure_cowd(&plan, measure);
+        return true;
+    }
     for (uint64_t i = 0; plan.subformat->sparse && i < vmdk_plan_extents(&plan); i++) {
         uint64_t length = vmdk_plan_length(&plan, i);
         tables += vmdk_plan_layout(&plan, length).grains * VMDK_SECTOR;

@@ -6,7 +6,7 @@
  *
  * Tables may share a sector with nothing, but a page with grains, so the cache has blocks of a sector.
  *
- * Nothing in the file records what is free: space is only ever taken from its end. A table that is not there is made
+ * Space is only ever taken from the end of the file. A hosted extent does not record what is free; COWD does. A table that is not there is made
  * when it is needed; as long as no directory on the disk shows it, its entries may be written before the sync.
  */
 #include <errno.h>
@@ -108,6 +108,18 @@ void vmdk_space_give_back(VmdkSparse *sparse, uint64_t offset, uint64_t length)
         sparse->fresh_start = max_u64(sparse->fresh_start, sparse->used_end);
         sparse->used_end = offset;
     }
+}
+
+int vmdk_space_record(VmdkSparse *sparse)
+{
+    uint32_t recorded, begin = sparse->used_end / VMDK_SECTOR;
+    if (sparse->free_offset == 0 || begin == 0) {
+        return 0;
+    }
+    int r = vmdk_entry_get(sparse, sparse->free_offset, &recorded);
+    return r < 0 || recorded == begin
+               ? r
+               : vmdk_entry_set(sparse, sparse->free_offset, begin, META_FIRST);
 }
 
 /* ---- tables --------------------------------------------------------------------------------- */

@@ -2,7 +2,7 @@
  * vmdk: the start of writing, flush in the order that a crash needs, and the end.
  *
  *     first change   another CID, extents marked as in use ........... sync
- *     flush          new tables .............. sync (also data, in all files)
+ *     flush          new tables, freeSector .. sync (also data, in all files)
  *                    tables, directories ..... sync
  *     end            flush, cut off what was grown ahead, marks taken away
  *
@@ -35,8 +35,8 @@ static const char *refusal_of(const VmdkExtent *extent)
     if (sparse->compressed) {
         return "is compressed (streamOptimized)";
     }
-    if (!sparse->is_hosted) {
-        return "is a sparse extent of ESX";
+    if (sparse->unclean_offset == 0) {
+        return "is of ESX's kind seSparse";
     }
     return extent->offset % sparse->grain == 0 ? NULL : "begins inside a grain";
 }
@@ -87,7 +87,7 @@ static int mark_extents(const VmdkState *state, uint8_t mark)
     for (unsigned i = 0; r == 0 && i < state->count; i++) {
         VmdkSparse *sparse = state->extents[i].sparse;
         if (sparse && sparse->is_unclean != (mark != 0)) {
-            r = store_write(sparse->store, &mark, sizeof mark, VMDK_UNCLEAN_OFFSET);
+            r = store_write(sparse->store, &mark, sizeof mark, sparse->unclean_offset);
         }
     }
     return r;
@@ -143,7 +143,8 @@ static int write_first(const VmdkState *state)
     int r = 0;
     for (unsigned i = 0; r == 0 && i < state->count; i++) {
         VmdkSparse *sparse = state->extents[i].sparse;
-        r = sparse ? metacache_write(sparse->cache, META_FIRST) : 0;
+        r = sparse ? vmdk_space_record(sparse) : 0;
+        r = r == 0 && sparse ? metacache_write(sparse->cache, META_FIRST) : r;
     }
     return r;
 }

@@ -9,6 +9,7 @@
  *     vmdk-scan.c     who uses which part of a sparse extent: for writers and for check
  *     vmdk-plan.c     what a new image shall be
  *     vmdk-stream.c   a new image made from its front to its end
+ *     vmdk-cowd.c     the header of extents of ESX, a new one too
  *     vmdk-create.c, vmdk-check.c
  */
 #ifndef FORMATS_VMDK_IMPL_H
@@ -87,6 +88,8 @@ int vmdk_copy_renew(VmdkSparse *sparse, uint64_t index);
 
 /* Takes bytes (whole sectors) at the end of the file. *fresh: they read as zeroes. [exclusive] */
 int vmdk_space_take(VmdkSparse *sparse, uint64_t length, uint64_t *offset, bool *fresh);
+/* Writes down where free space begins, for who goes by it, before the next sync. [exclusive] */
+int vmdk_space_record(VmdkSparse *sparse);
 /* Gives back what was taken last; it may have been written to. [exclusive] */
 void vmdk_space_give_back(VmdkSparse *sparse, uint64_t offset, uint64_t length);
 
@@ -174,6 +177,7 @@ typedef struct VmdkSubformat {
     bool sparse;
     bool split;
     bool compressed;
+    bool cowd;          /* of ESX */
     const char *suffix; /* of an extent's name; NULL: the image itself is the extent */
 } VmdkSubformat;
 
@@ -190,6 +194,12 @@ typedef struct VmdkLayout {
     uint64_t redundant, directory, grains;
 } VmdkLayout;
 
+/* What a BIOS is told. */
+typedef struct VmdkGeometry {
+    uint64_t cylinders;
+    uint32_t heads, sectors;
+} VmdkGeometry;
+
 extern const FormatOption vmdk_create_options[];
 /* The plan points into how. */
 bool vmdk_plan_make(VmdkPlan *plan, const FormatCreate *how, GError **error);
@@ -197,11 +207,18 @@ bool vmdk_plan_make(VmdkPlan *plan, const FormatCreate *how, GError **error);
 uint64_t vmdk_plan_extents(const VmdkPlan *plan);
 uint64_t vmdk_plan_length(const VmdkPlan *plan, uint64_t number);
 VmdkLayout vmdk_plan_layout(const VmdkPlan *plan, uint64_t length);
+VmdkGeometry vmdk_plan_geometry(const VmdkPlan *plan);
 /* names: of the extents, in order. */
 GString *vmdk_descriptor_text(const VmdkPlan *plan, const FormatCreate *how,
                               const GPtrArray *names);
 /* For an image that is its own extent. */
 GString *vmdk_descriptor_embedded(const VmdkPlan *plan, const FormatCreate *how, const char *path);
+
+/* ---- vmdk-cowd.c ---- */
+
+/* The header, VMDK_COWD_HEAD bytes, of a new extent. parent: its name, or NULL. */
+void vmdk_cowd_pack(const VmdkPlan *plan, const VmdkLayout *layout, const char *parent,
+                    uint8_t *head);
 
 /* ---- vmdk-create.c, vmdk-stream.c, vmdk-check.c ---- */
 

@@ -23,23 +23,25 @@
 
 const FormatOption vmdk_create_options[] = {
     {"subformat", "monolithicSparse (default), monolithicFlat, twoGbMaxExtentSparse, "
-                  "twoGbMaxExtentFlat or streamOptimized"},
+                  "twoGbMaxExtentFlat, streamOptimized or vmfsSparse"},
     {"adapter_type", "ide (default), buslogic, lsilogic or legacyESX"},
     {"hwversion", "version of the virtual hardware, a number (default 4)"},
     {"toolsversion", "version of VMware Tools, a number"},
     {"compat6", "the same as hwversion=6: on or off (default)"},
     {"zeroed_grain", "grains may be zero without space: on or off (default)"},
-    {"grain_size", "size of a grain: 4k to 16M, a power of two (default 64k)"},
+    {"grain_size", "size of a grain: 4k to 16M, a power of two (default 64k; vmfsSparse: 512 to "
+                   "16M, default 512)"},
     {"extent_size", "size of an extent of twoGbMaxExtent*: 64k to 2G, whole grains (default 2G)"},
     {NULL, NULL},
 };
 
 static const VmdkSubformat subformats[] = {
-    {"monolithicSparse", true, false, false, NULL},
-    {"monolithicFlat", false, false, false, "-flat"},
-    {"twoGbMaxExtentSparse", true, true, false, "-s"},
-    {"twoGbMaxExtentFlat", false, true, false, "-f"},
-    {"streamOptimized", true, false, true, NULL},
+    {.name = "monolithicSparse", .sparse = true},
+    {.name = "monolithicFlat", .suffix = "-flat"},
+    {.name = "twoGbMaxExtentSparse", .sparse = true, .split = true, .suffix = "-s"},
+    {.name = "twoGbMaxExtentFlat", .split = true, .suffix = "-f"},
+    {.name = "streamOptimized", .sparse = true, .compressed = true},
+    {.name = "vmfsSparse", .sparse = true, .cowd = true, .suffix = "-delta"},
 };
 
 /* ---- options -------------------------------------------------------------------------------- */
@@ -56,7 +58,8 @@ static bool plan_subformat(VmdkPlan *plan, GHashTable *options, GError **error)
     }
     return !name || error_set(error, EINVAL,
                               "subformat is '%s': must be monolithicSparse, monolithicFlat, "
-                              "twoGbMaxExtentSparse, twoGbMaxExtentFlat or streamOptimized",
+                              "twoGbMaxExtentSparse, twoGbMaxExtentFlat, streamOptimized or "
+                              "vmfsSparse",
                               name);
 }
 
@@ -113,12 +116,13 @@ static bool plan_sizes(VmdkPlan *plan, GHashTable *options, GError **error)
 {
     const char *grain = option_lookup(options, "grain_size");
     const char *extent = option_lookup(options, "extent_size");
-    plan->grain = GRAIN_DEFAULT;
+    uint32_t least = plan->subformat->cowd ? VMDK_SECTOR : GRAIN_MIN;
+    plan->grain = plan->subformat->cowd ? VMDK_SECTOR : GRAIN_DEFAULT;
     plan->extent_size = EXTENT_SIZE_DEFAULT;
     if (grain && (!option_parse_size(grain, &plan->grain) || !is_power_of_two(plan->grain) ||
-                  plan->grain < GRAIN_MIN || plan->grain > VMDK_GRAIN_MAX)) {
-        return error_set(error, EINVAL, "grain_size is '%s': must be a power of two from 4k to 16M",
-                         grain);
+                  plan->grain < least || plan->grain > VMDK_GRAIN_MAX)) {
+        return error_set(error, EINVAL, "grain_size is '%s': must be a power of two from %s to 16M",
+                         grain, plan->subformat->cowd ? "512" : "4k");
     }
     if (extent &&
         (!option_parse_size(extent, &plan->extent_size) || plan->extent_size < EXTENT_SIZE_MIN ||
@@ -154,8 +158,15 @@ uint64_t vmdk_plan_length(const VmdkPlan *plan, uint64_t number)
 VmdkLayout vmdk_plan_layout(const VmdkPlan *plan, uint64_t length)
 {
     VmdkLayout layout = {.capacity = length / VMDK_SECTOR};
-    layout.tables = div_round_up(length, plan->grain * VMDK_NEW_ENTRIES);
+    uint32_t entries = plan->subformat->cowd ? VMDK_COWD_ENTRIES : VMDK_NEW_ENTRIES;
+    layout.tables = div_round_up(length, plan->grain * entries);
     layout.directory_sectors = div_round_up(layout.tables * 4, VMDK_SECTOR);
+    if (plan->subformat->cowd) { /* tables are made when they are needed */
+        layout.directory = VMDK_COWD_HEAD / VMDK_SECTOR;
+        uint64_t end = (layout.directory + layout.directory_sectors) * VMDK_SECTOR;
+        layout.grains = align_up(end, plan->grain) / VMDK_SECTOR;
+        return layout;
+    }
     uint64_t whole = layout.directory_sectors + layout.tables * VMDK_NEW_TABLE_SECTORS;
     layout.redundant = VMDK_NEW_DESCRIPTOR + VMDK_NEW_DESCRIPTOR_SECTORS;
     layout.directory = layout.redundant + whole;
@@ -176,6 +187,11 @@ static bool check_sizes(const VmdkPlan *plan, GError **error)
                          " extents: must be %u at most; use subformat=%s",
                          plan->size, count, VMDK_EXTENTS_MAX,
                          plan->subformat->sparse ? "monolithicSparse" : "monolithicFlat");
+    }
+    if (plan->subformat->cowd && plan->size / VMDK_SECTOR > UINT32_MAX) {
+        return error_set(error, EFBIG,
+                         "image size %" PRIu64 ": must be below 2T for subformat=vmfsSparse",
+                         plan->size);
     }
     if (vmdk_plan_layout(plan, vmdk_plan_length(plan, 0)).grains > UINT32_MAX) {
         return error_set(error, EFBIG,
@@ -211,8 +227,9 @@ static bool check_backing(const VmdkPlan *plan, const FormatCreate *how, GError 
 
 static bool check_plan(const VmdkPlan *plan, const FormatCreate *how, GError **error)
 {
-    if (plan->zeroed_grain && !plan->subformat->sparse) {
-        return error_set(error, EINVAL, "zeroed_grain: %s has no grains", plan->subformat->name);
+    if (plan->zeroed_grain && (!plan->subformat->sparse || plan->subformat->cowd)) {
+        return error_set(error, EINVAL, "zeroed_grain: %s has no %s", plan->subformat->name,
+                         plan->subformat->cowd ? "grains that are zero without space" : "grains");
     }
     return check_sizes(plan, error) && check_backing(plan, how, error);
 }
@@ -233,13 +250,20 @@ static void add_parent(GString *text, const FormatCreate *how)
     }
 }
 
+VmdkGeometry vmdk_plan_geometry(const VmdkPlan *plan)
+{
+    bool ide = strcmp(plan->adapter, "ide") == 0;
+    VmdkGeometry geometry = {.heads = ide ? 16 : 255, .sectors = GEOMETRY_SECTORS};
+    geometry.cylinders = plan->size / VMDK_SECTOR / geometry.heads / GEOMETRY_SECTORS;
+    if (ide) {
+        geometry.cylinders = min_u64(geometry.cylinders, CYLINDERS_MAX);
+    }
+    return geometry;
+}
+
 static void add_data_base(GString *text, const VmdkPlan *plan)
 {
-    unsigned heads = strcmp(plan->adapter, "ide") == 0 ? 16 : 255;
-    uint64_t cylinders = plan->size / VMDK_SECTOR / heads / GEOMETRY_SECTORS;
-    if (heads == 16) {
-        cylinders = min_u64(cylinders, CYLINDERS_MAX);
-    }
+    VmdkGeometry geometry = vmdk_plan_geometry(plan);
     g_string_append_printf(text,
                            "\n# The Disk Data Base\n"
                            "ddb.virtualHWVersion = \"%s\"\n"
@@ -248,8 +272,16 @@ static void add_data_base(GString *text, const VmdkPlan *plan)
                            "ddb.geometry.sectors = \"%u\"\n"
                            "ddb.adapterType = \"%s\"\n"
                            "ddb.toolsVersion = \"%s\"\n",
-                           plan->hw_version, cylinders, heads, GEOMETRY_SECTORS, plan->adapter,
-                           plan->tools_version);
+                           plan->hw_version, geometry.cylinders, geometry.heads, geometry.sectors,
+                           plan->adapter, plan->tools_version);
+}
+
+static const char *extent_type(const VmdkSubformat *subformat)
+{
+    VmdkType type = subformat->cowd     ? VMDK_TYPE_VMFSSPARSE
+                    : subformat->sparse ? VMDK_TYPE_SPARSE
+                                        : VMDK_TYPE_FLAT;
+    return vmdk_type_names[type];
 }
 
 GString *vmdk_descriptor_text(const VmdkPlan *plan, const FormatCreate *how, const GPtrArray *names)
@@ -260,10 +292,10 @@ GString *vmdk_descriptor_text(const VmdkPlan *plan, const FormatCreate *how, con
     g_string_append_printf(text, "createType=\"%s\"\n\n# Extent description\n",
                            plan->subformat->name);
     for (guint i = 0; i < names->len; i++) {
-        g_string_append_printf(
-            text, "RW %" PRIu64 " %s \"%s\"%s\n", vmdk_plan_length(plan, i) / VMDK_SECTOR,
-            plan->subformat->sparse ? "SPARSE" : "FLAT", (char *)g_ptr_array_index(names, i),
-            plan->subformat->sparse ? "" : " 0");
+        g_string_append_printf(text, "RW %" PRIu64 " %s \"%s\"%s\n",
+                               vmdk_plan_length(plan, i) / VMDK_SECTOR,
+                               extent_type(plan->subformat), (char *)g_ptr_array_index(names, i),
+                               plan->subformat->sparse ? "" : " 0");
     }
     add_data_base(text, plan);
     return text;

@@ -146,9 +146,9 @@ static int claim_tables(VmdkScan *scan)
 {
     const VmdkSparse *sparse = scan->sparse;
     uint64_t tables = vmdk_sparse_tables(sparse);
-    claim_head(scan, 0, VMDK_SECTOR);
+    claim_head(scan, 0, sparse->head_length);
     claim_head(scan, sparse->descriptor_offset, sparse->descriptor_length);
-    claim_head(scan, sparse->directory_offset, tables * 4);
+    claim_head(scan, sparse->directory_offset, sparse->directory_length);
     int r = claim_entries(scan, VMDK_TABLE, 0, sparse->directory_offset, tables);
     if (r == 0 && sparse->redundant_offset != 0) {
         claim_head(scan, sparse->redundant_offset, tables * 4);

@@ -236,7 +236,8 @@ bool vmdk_sparse_directory(VmdkSparse *sparse, const char *field, uint64_t secto
         return error_set(error, EUCLEAN, "%s: %s is 0: must be behind the header",
                          sparse->store->name, field);
     }
-    return vmdk_sparse_range(sparse, field, sector, vmdk_sparse_tables(sparse) * sparse->entry_size,
+    sparse->directory_length = vmdk_sparse_tables(sparse) * sparse->entry_size;
+    return vmdk_sparse_range(sparse, field, sector, sparse->directory_length,
                              &sparse->directory_offset, error);
 }
 
@@ -344,7 +345,8 @@ static bool open_hosted(VmdkSparse *sparse, bool write, GError **error)
         !read_footer(store, &disk, error)) {
         return false;
     }
-    sparse->is_hosted = true;
+    sparse->head_length = sizeof disk;
+    sparse->unclean_offset = offsetof(VmdkHeaderDisk, unclean_shutdown);
     sparse->is_unclean = disk.unclean_shutdown != 0;
     if (!header_unpack(sparse, &disk, error)) {
         return false;
@@ -360,7 +362,7 @@ static bool open_kind(VmdkSparse *sparse, bool write, GError **error)
         return false;
     }
     if (load_le32(magic) == VMDK_COWD_MAGIC) {
-        return vmdk_cowd_open(sparse, error);
+        return vmdk_cowd_open(sparse, write, error);
     }
     if (load_le64(magic) == VMDK_SESPARSE_MAGIC) {
         return vmdk_sesparse_open(sparse, error);

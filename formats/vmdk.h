@@ -83,10 +83,13 @@ struct VmdkSparse {
     bool is_alone;              /* COWD: may be a disk without any descriptor */
     uint64_t descriptor_offset; /* bytes; the embedded descriptor, length 0 when there is none */
     uint64_t descriptor_length;
-    /* Hosted: */
-    bool is_hosted;
+    uint64_t head_length;      /* bytes, of the header */
+    uint64_t directory_length; /* bytes; may have more entries than the capacity needs */
+    /* Kinds that are written: */
     bool is_unclean;           /* uncleanShutdown: the last writer did not close it */
+    uint64_t unclean_offset;   /* bytes, of that mark; 0: the kind is only read */
     uint64_t redundant_offset; /* bytes, of the copy of the directory; 0: there is none */
+    uint64_t free_offset;      /* bytes, of COWD's freeSector; 0: nothing records what is free */
     /* Writers only. */
     uint64_t used_end;      /* everything from here on is free */
     uint64_t fresh_start;   /* from here on nothing was ever written */
@@ -104,6 +107,8 @@ struct VmdkSparse {
 
 #define VMDK_MAGIC               0x564d444bu /* "KDMV", as the file has it, read in little endian */
 #define VMDK_COWD_MAGIC          0x44574f43u /* "COWD" */
+#define VMDK_COWD_ENTRIES        4096u       /* in a grain table of COWD */
+#define VMDK_COWD_HEAD           (4 * VMDK_SECTOR)
 #define VMDK_SESPARSE_MAGIC      UINT64_C(0xcafebabe)
 
 #define VMDK_DIRECTORY_IN_FOOTER UINT64_MAX /* gdOffset of a stream's header */
@@ -134,9 +139,6 @@ typedef struct VmdkHeader { /* of a new hosted extent; in sectors */
 
 void vmdk_header_pack(const VmdkHeader *header, uint8_t *sector);
 
-/* Of a hosted extent: the byte that says that it was not closed. */
-#define VMDK_UNCLEAN_OFFSET 72u
-
 /* For the kinds: fills in find_table and find_grain for entries of 4 bytes that are sectors. */
 void vmdk_sparse_set_sectors(VmdkSparse *sparse);
 /* Reads `size` bytes of the store at offset that must be there; what: their name in messages. */
@@ -156,7 +158,7 @@ uint64_t vmdk_sparse_tables(const VmdkSparse *sparse);
 
 /* --- vmdk-cowd.c, vmdk-sesparse.c: the headers of the other kinds. Fill in all but the cache. --- */
 
-bool vmdk_cowd_open(VmdkSparse *sparse, GError **error);
+bool vmdk_cowd_open(VmdkSparse *sparse, bool write, GError **error);
 bool vmdk_sesparse_open(VmdkSparse *sparse, GError **error);
 
 #endif

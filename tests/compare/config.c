@@ -75,6 +75,7 @@ const Config configs[] = {
      FILL_BACKING, "vmdk"},
     {"vmdk-16k-split-backing", "vmdk", 16 * KIB, 2 * MIB + 512,
      "subformat=twoGbMaxExtentSparse,grain_size=16k,extent_size=768k", FILL_BACKING, "vmdk"},
+    {"vmdk-cowd-backing", "vmdk", 512, 4 * MIB + 512, "subformat=vmfsSparse", FILL_BACKING, "vmdk"},
     {"vmdk-flat", "vmdk", 4 * KIB, 2 * MIB + 512, "subformat=twoGbMaxExtentFlat,extent_size=1M",
      FILL_NONE, NULL},
     {"qed-backing", "qed", 4 * KIB, 4 * MIB + 512, "cluster_size=4k,table_size=2", FILL_BACKING,

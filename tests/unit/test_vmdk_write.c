@@ -8,13 +8,14 @@
  *     0 header   1 descriptor (20)   21 copy of the directory   22 its table (4)   26 directory   27 its table (4)
  *     32 grains, 8 sectors each
  */
-#define SIZE       (1u << 20)
-#define GRAIN      4096u
-#define COPY       (22 * SECTOR)
-#define DIRECTORY  (26 * SECTOR)
-#define TABLE      (27 * SECTOR)
-#define GRAINS     32u
-#define DESCRIPTOR (1 * SECTOR)
+#define SIZE           (1u << 20)
+#define GRAIN          4096u
+#define COPY           (22 * SECTOR)
+#define DIRECTORY      (26 * SECTOR)
+#define TABLE          (27 * SECTOR)
+#define GRAINS         32u
+#define DESCRIPTOR     (1 * SECTOR)
+#define UNCLEAN_OFFSET 72u
 
 static void set_option(GHashTable *options, const char *name, const char *value)
 {
@@ -129,9 +130,9 @@ START_TEST(vmdk_cid_changes_with_the_first_write)
     extent_list_clear(&list);
     write_grain(image, 1, 'y');
     ck_assert_uint_eq(vmdk_cid(image), after);
-    ck_assert_uint_eq(word_at(store, VMDK_UNCLEAN_OFFSET) & 0xff, 1);
+    ck_assert_uint_eq(word_at(store, UNCLEAN_OFFSET) & 0xff, 1);
     ck_assert_int_eq(image_finish(image), 0);
-    ck_assert_uint_eq(word_at(store, VMDK_UNCLEAN_OFFSET) & 0xff, 0);
+    ck_assert_uint_eq(word_at(store, UNCLEAN_OFFSET) & 0xff, 0);
     ck_assert_uint_eq(store_size(store), size);
 
     g_autoptr(Image) again = open_store(store, NULL, false, false);
@@ -339,7 +340,7 @@ START_TEST(vmdk_differences_of_an_unclosed_extent_are_leaks)
 {
     uint64_t size;
     g_autofree uint8_t *bytes = full_image(4, &size);
-    bytes[VMDK_UNCLEAN_OFFSET] = 1;
+    bytes[UNCLEAN_OFFSET] = 1;
     store_le32(bytes + COPY + 4, 0);
     g_autoptr(Store) store = store_memory_new("test.vmdk", bytes, size);
     CheckResult found = check(store, CHECK_REPORT_ONLY);
@@ -348,7 +349,7 @@ START_TEST(vmdk_differences_of_an_unclosed_extent_are_leaks)
     CheckResult mended = check(store, CHECK_REPAIR_LEAKS);
     ck_assert_uint_eq(mended.leaks_fixed, 1);
     ck_assert_uint_eq(word_at(store, COPY + 4), GRAINS + 8);
-    ck_assert_uint_eq(word_at(store, VMDK_UNCLEAN_OFFSET) & 0xff, 0);
+    ck_assert_uint_eq(word_at(store, UNCLEAN_OFFSET) & 0xff, 0);
     assert_clean(store);
 
     g_autoptr(Store) other = store_memory_new("test.vmdk", bytes, size);
