@@ -203,6 +203,27 @@ def check_vmdk_extents():
         must("qemu-img", "check", "-q", theirs)
 
 
+def check_vmdk_of_esx():
+    """COWD, which only we make: over a parent, too. qemu-img and libvmdk read it, qemu-io changes what is there."""
+    options = ("-f", "vmdk", "-o", "subformat=vmfsSparse")
+    ours("create", "-q", *options, "esx.vmdk", SIZE)
+    with Served("esx.vmdk") as served:
+        served.io("write -P 65 1M 3M", "write -P 66 7900k 900k", "discard 2M 2M", "write -z 3M 512k")
+    must("qemu-io", "-f", "vmdk", "-c", "write -P 70 1100k 70k", "esx.vmdk")
+    want = contents("esx.vmdk")
+    expect_equal(by_qemu("esx.vmdk", "vmdk"), want, "qemu-img reads another COWD")
+    expect_equal(by_libyal("esx.vmdk"), want, "libvmdk reads another COWD")
+    must("qemu-img", "check", "-q", "esx.vmdk")
+    ours("create", "-q", *options, "-b", "esx.vmdk", "-F", "vmdk", "snapshot.vmdk")
+    with Served("snapshot.vmdk") as served:
+        served.io("write -P 71 1030k 9k", "write -P 72 19M 1M")
+    chain = contents("snapshot.vmdk")
+    expect(chain != want, "nothing was written to snapshot.vmdk")
+    expect_equal(by_qemu("snapshot.vmdk", "vmdk"), chain, "qemu-img reads another chain of COWD")
+    ours("check", "snapshot.vmdk")
+    ours("check", "esx.vmdk")
+
+
 def check_vmdk_names():
     """All files of an image appear, or none; what it replaces goes away as a whole."""
     def names():
@@ -240,4 +261,5 @@ with Workdir():
         check_converted(*each)
     check_backing_names()
     check_vmdk_extents()
+    check_vmdk_of_esx()
     check_vmdk_names()

@@ -334,10 +334,16 @@ static void rename_extents(const char *image, const char *from, const char *to)
     }
 }
 
+static bool has_extents(const Config *config)
+{
+    return config->options && (strstr(config->options, "extent_size") != NULL ||
+                               strstr(config->options, "vmfsSparse") != NULL);
+}
+
 void config_copy_image(const Config *config, const char *from, const char *to)
 {
     copy_sparse(from, to);
-    if (config->options && strstr(config->options, "extent_size")) {
+    if (has_extents(config)) {
         g_autofree char *base = g_path_get_basename(from), *new_base = g_path_get_basename(to);
         g_autofree char *old = g_strdup_printf("\"%s-", base);
         g_autofree char *new = g_strdup_printf("\"%s-", new_base);
