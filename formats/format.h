@@ -145,6 +145,8 @@ typedef struct FormatStreaming {
 
 struct Format {
     const char *name;
+    /* An image may be a directory, in which this file is what is opened, and names the others. NULL: it may not. */
+    const char *directory_file;
 
     /* How sure, 0 (no) to 100, that the file is of this format, from its first bytes (n <=
      * IMAGE_PROBE_SIZE). */

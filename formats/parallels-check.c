@@ -122,6 +122,9 @@ static int run(Check *check, const ParallelsPlace *places, uint32_t count)
 bool parallels_check(Image *image, CheckRepair repair, CheckResult *result, GError **error)
 {
     ParallelsState *s = image->state;
+    if (s->directory) {
+        return parallels_directory_check(image, result, error);
+    }
     Check check = {.image = image, .s = s, .result = result, .repair = repair};
     uint32_t count;
     g_autofree ParallelsPlace *places = parallels_sorted(s, &count);

@@ -82,6 +82,10 @@ bool parallels_create(Store *store, const FormatCreate *how, GError **error)
 
 bool parallels_create_like(const Image *image, GHashTable *options, GError **error)
 {
+    if (parallels_state(image)->directory) {
+        return error_set(error, ENOTSUP,
+                         "%s: a disk of several files is not made again: convert it", image->path);
+    }
     g_hash_table_insert(options, g_strdup("cluster_size"),
                         g_strdup_printf("%" PRIu64, parallels_state(image)->header.cluster_size));
     return true;

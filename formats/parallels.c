@@ -7,7 +7,8 @@
  *
  *     table: where the cluster lies, in sectors (WithoutFreeSpace) or in clusters (WithouFreSpacExt); 0: it is zero
  *
- * A file has no parent: who makes snapshots keeps their order elsewhere. A cluster size that is no power of two (63
+ * A file has no parent: who makes snapshots keeps their order elsewhere, in a descriptor beside the files of one disk
+ * (parallels-directory.c); that is an image of this format, too. A cluster size that is no power of two (63
  * sectors, 252 KiB) can be read, and not written.
  *
  * What must stay true: no number of the table becomes an offset unless the cluster lies in the file, behind the table.
@@ -27,13 +28,14 @@ static int parallels_probe(const uint8_t *head, size_t n, const char *path)
     bool magic = n >= PARALLELS_HEADER_SIZE &&
                  (memcmp(head, PARALLELS_MAGIC, PARALLELS_MAGIC_SIZE) == 0 ||
                   memcmp(head, PARALLELS_MAGIC_OLD, PARALLELS_MAGIC_SIZE) == 0);
-    return magic ? 100 : 0;
+    return magic ? 100 : parallels_descriptor_probe(head, n) ? 90 : 0;
 }
 
 static void state_free(ParallelsState *s)
 {
     if (s) {
         block_table_free(s->table);
+        parallels_directory_free(s->directory);
         g_free(s);
     }
 }
@@ -61,9 +63,8 @@ static bool check_write(const Image *image, const ParallelsHeader *header, GErro
     return true;
 }
 
-static bool parallels_open(Image *image, GError **error)
+static bool open_file(Image *image, ParallelsState *s, GError **error)
 {
-    g_autoptr(ParallelsState) s = g_new0(ParallelsState, 1);
     ParallelsHeader *header = &s->header;
     if (!parallels_header_read(image->store, image->path, header, error) ||
         (image->write && !check_write(image, header, error))) {
@@ -76,6 +77,29 @@ static bool parallels_open(Image *image, GError **error)
     }
     image->size = header->size;
     image->allocation_unit = is_power_of_two(header->cluster_size) ? header->cluster_size : 1;
+    return true;
+}
+
+static bool open_directory(Image *image, ParallelsState *s, GError **error)
+{
+    s->directory = parallels_directory_open(image, &s->header, error);
+    return s->directory != NULL;
+}
+
+static bool parallels_open(Image *image, GError **error)
+{
+    g_autoptr(ParallelsState) s = g_new0(ParallelsState, 1);
+    uint8_t head[IMAGE_PROBE_SIZE];
+    size_t n = min_u64(sizeof head, store_size(image->store));
+    int r = store_read(image->store, head, n, 0);
+    if (r < 0) {
+        return error_set_errno(error, -r, "%s: cannot read its first bytes", image->path);
+    }
+    bool good = parallels_descriptor_probe(head, n) ? open_directory(image, s, error)
+                                                    : open_file(image, s, error);
+    if (!good) {
+        return false;
+    }
     image->state = g_steal_pointer(&s);
     return true;
 }
@@ -120,6 +144,9 @@ static int add_cluster(Image *image, uint32_t block, uint64_t offset, uint64_t l
 /* The table is in memory: all of the range costs nothing more, but for the memory of the answer. */
 static int parallels_map(Image *image, uint64_t offset, uint64_t length, ExtentList *list)
 {
+    if (parallels_state(image)->directory) {
+        return parallels_directory_map(image, offset, length, list);
+    }
     uint64_t cluster = parallels_state(image)->header.cluster_size, end = offset + length;
     while (offset < end && list->count < MAP_EXTENTS_MAX) {
         uint32_t block = offset / cluster;
@@ -131,6 +158,19 @@ static int parallels_map(Image *image, uint64_t offset, uint64_t length, ExtentL
         offset = block_end;
     }
     return 0;
+}
+
+static void parallels_info(const Image *image, GVariantBuilder *data)
+{
+    if (parallels_state(image)->directory) {
+        parallels_directory_info(image, data);
+    }
+}
+
+static uint64_t parallels_allocated_bytes(const Image *image)
+{
+    return parallels_state(image)->directory ? parallels_directory_allocated_bytes(image)
+                                             : store_allocated_bytes(image->store);
 }
 
 static uint64_t parallels_cluster_size(const Image *image)
@@ -157,8 +197,11 @@ const Format format_parallels = {
     .flush = parallels_flush,
     .finish = parallels_finish,
     .is_dirty = parallels_is_dirty,
+    .directory_file = PARALLELS_DESCRIPTOR_NAME,
+    .info = parallels_info,
     .cluster_size = parallels_cluster_size,
     .dirty_flag = parallels_dirty_flag,
+    .allocated_bytes = parallels_allocated_bytes,
     .measure = parallels_measure,
     .create_like = parallels_create_like,
     .create_options = parallels_create_options,

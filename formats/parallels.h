@@ -6,6 +6,7 @@
  *     parallels-write.c    allocate, commit, abandon, unmap; start of writing, flush, finish
  *     parallels-create.c   create, measure
  *     parallels-check.c    check and repair
+ *     parallels-descriptor.c, parallels-directory.c   disks of several files: the text about them; open, map, check
  */
 #ifndef FORMATS_PARALLELS_H
 #define FORMATS_PARALLELS_H
@@ -55,9 +56,14 @@ typedef struct ParallelsHeader {
     uint32_t in_use, flags;
 } ParallelsHeader;
 
+typedef struct ParallelsDirectory ParallelsDirectory;
+
 typedef struct ParallelsState {
     ParallelsHeader header;
     BlockTable *table;
+    ParallelsDirectory *
+        directory; /* NULL: the image is one file. Else there is no table, and the header says no more
+                                      than cluster_size and in_use */
 
     /* Writers only. */
     uint64_t used_end;    /* host offset: the next cluster goes there */
@@ -117,5 +123,60 @@ typedef struct ParallelsPlace {
 
 /* All entries that are not 0, by place. g_free; NULL without memory. */
 ParallelsPlace *parallels_sorted(const ParallelsState *s, uint32_t *count);
+
+/* ---- parallels-descriptor.c: the text that says of which files a disk is made ---- */
+
+#define PARALLELS_DESCRIPTOR_NAME "DiskDescriptor.xml"
+#define PARALLELS_DESCRIPTOR_MAX  (1u << 20) /* bytes */
+#define PARALLELS_STORAGES_MAX    1024u
+#define PARALLELS_FILES_MAX       1024u /* of a storage */
+
+typedef struct ParallelsFile {
+    char *guid; /* in small letters */
+    char *name;
+    bool plain; /* the bytes of the disk, without a header */
+} ParallelsFile;
+
+/* A part of the disk, with the files that hold it at one time or another. */
+typedef struct ParallelsStorage {
+    uint64_t offset, length; /* bytes, whole sectors, never empty */
+    uint64_t cluster_size;   /* bytes, of its files that are not plain */
+    GPtrArray *files;        /* of ParallelsFile, each of another GUID */
+} ParallelsStorage;
+
+typedef struct ParallelsDescriptor {
+    uint64_t size;       /* bytes, below 2^63 */
+    GPtrArray *storages; /* of ParallelsStorage: in order, without gaps, from 0 to size */
+    GHashTable *parents; /* the tree of snapshots: GUID -> GUID of the parent */
+    char *top;           /* GUID: what the disk is now */
+} ParallelsDescriptor;
+
+/* True when text begins like a descriptor. */
+bool parallels_descriptor_probe(const uint8_t *head, size_t n);
+/* path is for messages. NULL with *error. */
+ParallelsDescriptor *parallels_descriptor_parse(const char *text, size_t n, const char *path,
+                                                GError **error);
+void parallels_descriptor_free(ParallelsDescriptor *descriptor);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(ParallelsDescriptor, parallels_descriptor_free)
+
+/* The GUIDs from this snapshot down to the root, IMAGE_CHAIN_MAX at most; they are the descriptor's. NULL with
+ * *error. */
+GPtrArray *parallels_descriptor_chain(const ParallelsDescriptor *descriptor, const char *guid,
+                                      const char *path, GError **error);
+/* NULL: there is none. */
+const ParallelsFile *parallels_storage_file(const ParallelsStorage *storage, const char *guid);
+
+/* ---- parallels-directory.c: a disk of several files. Only read ---- */
+
+/* image->store is a descriptor: opens what it names. Fills in what image says of the disk, and in header what
+ * ParallelsState says. NULL with *error. */
+ParallelsDirectory *parallels_directory_open(Image *image, ParallelsHeader *header, GError **error);
+void parallels_directory_free(ParallelsDirectory *directory);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(ParallelsDirectory, parallels_directory_free)
+
+int parallels_directory_map(Image *image, uint64_t offset, uint64_t length, ExtentList *list);
+bool parallels_directory_check(Image *image, CheckResult *result, GError **error);
+void parallels_directory_info(const Image *image, GVariantBuilder *data);
+uint64_t parallels_directory_allocated_bytes(const Image *image);
 
 #endif

@@ -24,6 +24,9 @@ static JsonNode *format_specific(const Image *image)
     g_variant_builder_init(&builder, G_VARIANT_TYPE("a{sv}"));
     image->format->info(image, &builder);
     g_autoptr(GVariant) data = g_variant_ref_sink(g_variant_builder_end(&builder));
+    if (g_variant_n_children(data) == 0) {
+        return NULL;
+    }
     JsonObject *object = json_object_new();
     json_object_set_string_member(object, "type", image->format->name);
     json_object_set_member(object, "data", json_gvariant_serialize(data));

@@ -56,7 +56,8 @@ static bool is_plain(const char *path)
     return true;
 }
 
-/* The regular file of that path below the directory, without following links; -1 with errno. */
+/* The regular file of that path below the directory, or the one that stands for a directory there, without following
+ * links; -1 with errno. */
 static int open_below(const ConfigDirectory *directory, const char *path)
 {
     autofd int top = open(directory->path, O_PATH | O_DIRECTORY | O_CLOEXEC);
@@ -64,7 +65,9 @@ static int open_below(const ConfigDirectory *directory, const char *path)
     if (top < 0) {
         return -1;
     }
-    autofd int fd = image_name_open_beneath(top, path, O_PATH | O_CLOEXEC);
+    g_autofree char *in_directory = image_name_in_directory(top, path, NULL);
+    autofd int fd =
+        image_name_open_beneath(top, in_directory ? in_directory : path, O_PATH | O_CLOEXEC);
     if (fd < 0 || fstat(fd, &st) != 0) {
         return -1;
     }

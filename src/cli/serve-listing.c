@@ -17,6 +17,7 @@
 #include "base/log.h"
 #include "cli/serve-impl.h"
 #include "formats/format.h"
+#include "map/image-name.h"
 #include "map/image.h"
 
 #define LOOKED_AT_MAX 10000
@@ -114,8 +115,10 @@ static void walk_folder(Walk *walk, int folder, const char *path, unsigned depth
         if (fstatat(folder, name, &st, AT_SYMLINK_NOFOLLOW) != 0) {
             continue;
         }
-        if (S_ISREG(st.st_mode)) {
-            look_at_file(walk, folder, name, below);
+        g_autofree char *in_directory =
+            S_ISDIR(st.st_mode) ? image_name_in_directory(folder, name, NULL) : NULL;
+        if (S_ISREG(st.st_mode) || in_directory) {
+            look_at_file(walk, folder, in_directory ? in_directory : name, below);
         } else if (S_ISDIR(st.st_mode) && depth < DEPTH_MAX) {
             autofd int next = openat(folder, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
             if (next >= 0) {

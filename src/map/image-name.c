@@ -24,6 +24,7 @@
 
 #include "base/cleanup.h"
 #include "base/errors.h"
+#include "formats/format.h"
 
 #define OPEN_RETRIES 16 /* openat2 answers EAGAIN when something was renamed beside it */
 
@@ -96,6 +97,24 @@ int image_path_open(const char *path, bool write, GError **error)
         return -1;
     }
     return fd_steal(&fd);
+}
+
+char *image_name_in_directory(int at, const char *path, const Format *format)
+{
+    struct stat st;
+    if (fstatat(at, path, &st, 0) < 0 || !S_ISDIR(st.st_mode)) {
+        return NULL;
+    }
+    for (const Format *const *one = formats; *one; one++) {
+        if (!(*one)->directory_file || (format && format != *one)) {
+            continue;
+        }
+        g_autofree char *file = g_build_filename(path, (*one)->directory_file, NULL);
+        if (faccessat(at, file, F_OK, 0) == 0) {
+            return g_steal_pointer(&file);
+        }
+    }
+    return NULL;
 }
 
 /* The part of path behind directory, both absolute and free of "." and ".."; NULL when it does not

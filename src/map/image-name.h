@@ -19,6 +19,10 @@ int image_path_open(const char *path, bool write, GError **error);
 int image_name_open(const Image *image, const char *what, const char *name, bool write,
                     char **resolved, GError **error);
 
+/* Where path (from the directory `at` on; AT_FDCWD) is a directory that is an image, of this format (NULL: of any): the
+ * path of the file in it that is opened in its place; free with g_free. Else NULL. */
+char *image_name_in_directory(int at, const char *path, const Format *format);
+
 /* openat below the directory, following no link, or as near to that as an old kernel comes. path has no
  * "..". -1 with errno. */
 int image_name_open_beneath(int directory, const char *path, int flags);

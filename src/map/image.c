@@ -10,6 +10,7 @@
  * was asked for, or outside its store; whatever a format makes of a hostile image, the movers
  * behind it can trust the list.
  */
+#include <fcntl.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -205,16 +206,34 @@ static bool backing_format(const Image *image, const Format **format, GError **e
     return true;
 }
 
+static int try_backing_name(Image *image, const char *name, bool write, GError **error)
+{
+    g_clear_pointer(&image->backing_path, g_free);
+    return image_name_open(image, "backing file", name, write, &image->backing_path, error);
+}
+
+/* A name that is none of a file may be one of a directory that is an image. */
+static int try_backing_directory(Image *image, bool write)
+{
+    int fd = -1;
+    for (const Format *const *format = formats; *format && fd < 0; format++) {
+        const char *file = (*format)->directory_file;
+        if (file) {
+            g_autofree char *name = g_build_filename(image->backing_name, file, NULL);
+            fd = try_backing_name(image, name, write, NULL);
+        }
+    }
+    return fd;
+}
+
 static int open_backing_name(Image *image, bool write, GError **error)
 {
     g_autoptr(GError) first = NULL;
-    int fd = image_name_open(image, "backing file", image->backing_name, write,
-                             &image->backing_path, &first);
+    int fd = try_backing_name(image, image->backing_name, write, &first);
     if (fd < 0 && image->backing_substitute) {
-        g_free(image->backing_path);
-        fd = image_name_open(image, "backing file", image->backing_substitute, write,
-                             &image->backing_path, NULL);
+        fd = try_backing_name(image, image->backing_substitute, write, NULL);
     }
+    fd = fd < 0 ? try_backing_directory(image, write) : fd;
     if (fd < 0) {
         g_propagate_error(error, g_steal_pointer(&first));
     }
@@ -286,6 +305,8 @@ static bool open_backing(Image *image, const ImageOpen *top, GArray *files, GErr
 Image *image_open(const char *path, const ImageOpen *how, GError **error)
 {
     g_autoptr(GArray) files = chain_files_new();
+    g_autofree char *in_directory = image_name_in_directory(AT_FDCWD, path, how->format);
+    path = in_directory ? in_directory : path;
     int fd = image_path_open(path, how->write, error);
     if (fd < 0) {
         return NULL;

@@ -87,7 +87,7 @@ struct Image {
     void *state; /* the format's */
 };
 
-/* Opens path and everything below it. Refuses loops, chains over IMAGE_CHAIN_MAX, names outside the
+/* Opens path and everything below it; a directory that is an image by the file in it. Refuses loops, chains over IMAGE_CHAIN_MAX, names outside the
  * allowed directories, locked files. When write and the top image is raw by guess, see
  * format_guessed. */
 Image *image_open(const char *path, const ImageOpen *how, GError **error);

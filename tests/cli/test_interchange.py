@@ -7,11 +7,15 @@ docs/formats.md has the table of who judged what.
 import hashlib
 import os
 import subprocess
+import sys
 import time
 
 import pyqcow
 import pyvhdi
 import pyvmdk
+
+sys.path.insert(0, os.path.join(os.environ["COWNBD_SOURCE"], "tests/golden/make"))
+import parallels
 
 from cli import COWNBD, Workdir, expect, expect_equal, expect_refused, must, ours, run
 
@@ -250,7 +254,53 @@ def check_vmdk_names():
     ours("compare", "theirs.vmdk", "several.vmdk")
 
 
+def check_parallels_directory():
+    """Files that qemu made, put together by a descriptor: a root, what was written since, and plain bytes behind both."""
+    os.mkdir("disk.hdd")
+    half = SIZE // 2
+    cluster = ("-o", "cluster_size=4k")
+    must("qemu-img", "create", "-q", "-f", "parallels", *cluster, "disk.hdd/root.hds", half)
+    must("qemu-img", "create", "-q", "-f", "parallels", *cluster, "disk.hdd/now.hds", half)
+    must("qemu-io", "-f", "parallels", "-c", "write -P 1 0 1M", "-c", "write -P 2 5M 1M", "disk.hdd/root.hds")
+    must("qemu-io", "-f", "parallels", "-c", "write -P 3 512k 1M", "disk.hdd/now.hds")
+    must("qemu-img", "create", "-q", "-f", "raw", "model.raw", SIZE)
+    must("qemu-io", "-f", "raw", "-c", "write -P 1 0 512k", "-c", "write -P 3 512k 1M", "-c", "write -P 2 5M 1M",
+         "-c", f"write -P 4 {half} 64k", "model.raw")
+    with open("model.raw", "rb") as model, open("disk.hdd/plain.hds", "wb") as plain:
+        model.seek(half)
+        plain.write(model.read())
+    snapshot, sectors = parallels.SNAPSHOTS[0], half // 512
+    storages = [(sectors, [(snapshot, "Compressed", "root.hds"), (parallels.TOP, "Compressed", "now.hds")]),
+                (sectors, [(snapshot, "Plain", "plain.hds"), (parallels.TOP, "Compressed", "nothing.hds")])]
+    must("qemu-img", "create", "-q", "-f", "parallels", *cluster, "disk.hdd/nothing.hds", half)
+    text = parallels.descriptor(storages, parallels.shots(snapshot, parallels.TOP))
+
+    expect_refused(run(COWNBD, "info", "disk.hdd"), "disk.hdd: is a directory")
+    with open("disk.hdd/DiskDescriptor.xml", "w") as file:
+        file.write(text)
+    for path in ("disk.hdd", "disk.hdd/", "disk.hdd/DiskDescriptor.xml"):
+        ours("compare", path, "model.raw")
+    ours("check", "-f", "parallels", "disk.hdd")
+    must("qemu-img", "compare", "-f", "raw", "-F", "raw", "model.raw", converted("disk.hdd"))
+    ours("create", "-f", "qcow2", "-b", "disk.hdd", "-F", "parallels", "over.qcow2")
+    ours("compare", "over.qcow2", "model.raw")
+    with open("model.raw", "rb") as model:
+        expect_equal(contents("disk.hdd"), hashlib.sha256(model.read()).hexdigest(), "disk.hdd over NBD")
+    for command in (["check", "--repair=all"], ["resize"]):
+        expect_refused(run(COWNBD, *command, "disk.hdd", *["+1M"] * (command == ["resize"])), "open it read-only")
+    expect_refused(run(COWNBD, "info", "-f", "raw", "disk.hdd"), "is a directory")
+    with open("disk.hdd/DiskDescriptor.xml", "w") as file:
+        file.write(text.replace("root.hds", "../model.raw"))
+    expect_refused(run(COWNBD, "map", "disk.hdd"), "--allow-path")
+
+
+def converted(image):
+    ours("convert", "-q", "-O", "raw", image, "converted.raw")
+    return "converted.raw"
+
+
 with Workdir():
+    check_parallels_directory()
     for each in QEMU_NAME:
         check_ours(each)
         check_theirs(each)

@@ -1,4 +1,5 @@
 """Exports that come and go, by hand and by configuration, while others are served."""
+import hashlib
 import json
 import os
 import shutil
@@ -478,6 +479,17 @@ def test_a_directory_is_served_when_asked_for():
         wait_for(lambda: list(server.listed()) == ["a"])
         with server.connect() as client:
             assert client.option(OPT_INFO, info_data(b"d/x"))[-1][0] == ERR_UNKNOWN
+
+
+def test_a_directory_that_is_an_image_is_one_export():
+    with Configured(declared="[directory d]\npath=images\nread-only=true\n") as server:
+        golden = os.path.join(os.environ["COWNBD_SOURCE"], "tests/golden/parallels/split")
+        shutil.copytree(golden, server.path("images/disk.hdd"))
+        os.rename(server.path("images/disk.hdd/top.xml"), server.path("images/disk.hdd/DiskDescriptor.xml"))
+        assert server.names() == ["d/disk.hdd"]
+        with server.connect().go(b"d/disk.hdd") as client:
+            with open(os.path.join(golden, "expect.sha256")) as digest:
+                assert hashlib.sha256(client.read(0, client.size)).hexdigest() == digest.read().strip()
 
 
 def test_list_shows_what_is_in_directories():

@@ -2,45 +2,7 @@
 #include <errno.h>
 #include <string.h>
 
-#include "base/bytes.h"
-#include "base/log.h"
-#include "formats/parallels.h"
-#include "tests/unit/images.h"
-#include "tests/unit/suite.h"
-
-/* 4 KiB clusters; the last one is cut by the end of the disk. */
-#define CLUSTER 4096u
-#define BLOCKS  9u
-#define SIZE    (8 * CLUSTER + 512)
-#define TABLE   PARALLELS_HEADER_SIZE
-#define DATA    CLUSTER /* where the first cluster lies */
-
-static Store *new_store(void)
-{
-    g_autoptr(GHashTable) options = g_hash_table_new(g_str_hash, g_str_equal);
-    g_hash_table_insert(options, "cluster_size", "4k");
-    FormatCreate how = {.size = SIZE, .options = options};
-    g_autoptr(GError) error = NULL;
-    Store *store = store_memory_new("test.hds", NULL, 0);
-    ck_assert_msg(parallels_create(store, &how, &error), "%s", error ? error->message : "");
-    return store;
-}
-
-/* The bytes of an image whose first `count` clusters are there, cluster i filled with 'a' + i. */
-static uint8_t *full_image(unsigned count, uint64_t *size)
-{
-    g_autoptr(Store) store = new_store();
-    const uint8_t *empty = store_memory_content(store, size);
-    ck_assert_uint_eq(*size, DATA);
-    *size = DATA + CLUSTER * count;
-    uint8_t *bytes = g_malloc0(*size);
-    memcpy(bytes, empty, DATA);
-    for (unsigned i = 0; i < count; i++) {
-        store_le32(bytes + TABLE + 4 * i, 1 + i);
-        memset(bytes + DATA + CLUSTER * i, 'a' + (int)i, CLUSTER);
-    }
-    return bytes;
-}
+#include "tests/unit/parallels-image.h"
 
 static uint32_t on_disk(Store *store, uint64_t offset)
 {

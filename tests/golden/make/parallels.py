@@ -38,26 +38,32 @@ def image(magic, tracks, sectors, order, data_off=None, in_use=CLOSED, flags=0):
     return file.ljust(start, b"\0") + data, places
 
 
-def expected(tracks, sectors, places):
-    contents, lines, at, cluster = b"", [], 0, tracks * SECTOR
-    while at < sectors * SECTOR:
-        number, length = at // cluster, min(cluster, sectors * SECTOR - at)
-        place = places.get(number)
-        line = {"start": at, "length": length, "depth": 0, "present": place is not None, "data": place is not None,
-                "zero": place is None}
-        if place is None:
-            contents += bytes(length)
-        else:
-            contents += fill(number, cluster)[:length]
-            line.update(offset=place, filename="top.hds")
+def joined(pieces):
+    """Of (bytes, where they lie, in which file; None for nowhere) in the order of the disk: contents, entries of the map."""
+    contents, lines = b"", []
+    for data, place, name in pieces:
+        line = {"start": len(contents), "length": len(data), "depth": 0, "present": place is not None,
+                "data": place is not None, "zero": place is None}
+        if place is not None:
+            line.update(offset=place, filename=name)
+        contents += data
         last = lines[-1] if lines else None
-        if last and last["data"] == line["data"] and ("offset" not in line or
-                                                      last["offset"] + last["length"] == line["offset"]):
-            last["length"] += length
+        if last and last["data"] == line["data"] and (place is None or last["filename"] == name and
+                                                      last["offset"] + last["length"] == place):
+            last["length"] += len(data)
         else:
             lines.append(line)
-        at += length
     return contents, lines
+
+
+def expected(tracks, sectors, places):
+    cluster = tracks * SECTOR
+    pieces = []
+    for at in range(0, sectors * SECTOR, cluster):
+        place, length = places.get(at // cluster), min(cluster, sectors * SECTOR - at)
+        data = bytes(length) if place is None else fill(at // cluster, cluster)[:length]
+        pieces.append((data, place, "top.hds"))
+    return joined(pieces)
 
 
 def put(golden, magic, tracks, sectors, order, **how):
@@ -111,6 +117,120 @@ def make_parallels__refused_table_outside(golden):
     """
     golden.write("top.hds", image(b"WithouFreSpacExt", 8, 8 * 4000, [])[0][:8192])
     golden.expect_error("nb_bat_entries is 4000")
+
+
+# ---- disks of several files ----
+
+TOP, NO_GUID = "{5fbaabe3-6958-40ff-92a7-860e329aab41}", "{00000000-0000-0000-0000-000000000000}"
+SNAPSHOTS = ["{11111111-2222-3333-4444-5555555555%02d}" % number for number in range(8)]
+TRACKS = 8
+
+DESCRIPTOR = """<?xml version='1.0' encoding='UTF-8'?>
+<Parallels_disk_image Version="1.0">
+    <Disk_Parameters>
+        <Disk_size>%d</Disk_size>
+        <Cylinders>1</Cylinders>
+        <Heads>16</Heads>
+        <Sectors>32</Sectors>
+        <Padding>0</Padding>
+        <Encryption>
+            <Engine>%s</Engine>
+            <Data></Data>
+        </Encryption>
+        <Name>disk &amp; snapshots</Name>
+    </Disk_Parameters>
+    <StorageData>
+%s    </StorageData>
+    <Snapshots>
+%s    </Snapshots>
+</Parallels_disk_image>
+"""
+STORAGE = """        <Storage>
+            <Start>%d</Start>
+            <End>%d</End>
+            <Blocksize>%d</Blocksize>
+%s        </Storage>
+"""
+IMAGE = """            <Image>
+                <GUID>%s</GUID>
+                <Type>%s</Type>
+                <File>%s</File>
+            </Image>
+"""
+SHOT = """        <Shot>
+            <GUID>%s</GUID>
+            <ParentGUID>%s</ParentGUID>
+        </Shot>
+"""
+
+
+def shots(*guids):
+    """From the root up."""
+    return "".join(SHOT % (guid, parent) for parent, guid in zip((NO_GUID,) + guids, guids))
+
+
+def descriptor(storages, snapshots):
+    """A storage: its sectors, and its images as (GUID, type, file)."""
+    text, start = "", 0
+    for sectors, images in storages:
+        text += STORAGE % (start, start + sectors, TRACKS, "".join(IMAGE % image for image in images))
+        start += sectors
+    return DESCRIPTOR % (start, NO_GUID, text, snapshots)
+
+
+def layer(golden, name, sectors, order, salt):
+    """A file of a storage. order: clusters as they lie in it; None: it is plain. What the file has: cluster -> (bytes, place)."""
+    clusters = -(-sectors // TRACKS)
+    old = image(b"WithouFreSpacExt", TRACKS, sectors, range(clusters) if order is None else order)
+    data, places = bytearray(old[0]), old[1]
+    for place in places.values():
+        data[place:place + 4] = b"%04d" % salt
+    start = places[0] if order is None else 0
+    golden.write(name, bytes(data[start:start + sectors * SECTOR] if order is None else data))
+    return {number: (bytes(data[place:place + TRACKS * SECTOR]), place - start, name) for number, place in places.items()}
+
+
+def disk_pieces(sectors, layers):
+    """What a storage shows; layers from the root up."""
+    cluster = TRACKS * SECTOR
+    for at in range(0, sectors * SECTOR, cluster):
+        length, number = min(cluster, sectors * SECTOR - at), at // cluster
+        data, place, name = next((has[number] for has in reversed(layers) if number in has), (bytes(cluster), None, None))
+        yield data[:length], place, name
+
+
+def make_parallels__snapshots(golden):
+    """
+    By hand: a disk of three files, plain bytes below two snapshots of it; the one that is written to has the GUID that
+    stands for it where nothing else is said, and is shorter at its end by half a cluster than whole clusters.
+    """
+    sectors = 20 * TRACKS + 4
+    layers = [layer(golden, "root.hds", sectors, None, 1),
+              layer(golden, "middle.hds", sectors, [3, 2, None, 20, 9], 2),
+              layer(golden, "now.hds", sectors, [9, 10, 0], 3)]
+    golden.write("top.xml", descriptor([(sectors, [
+        (TOP.upper(), "Compressed", "now.hds"), (SNAPSHOTS[0], "Plain", "root.hds"),
+        (SNAPSHOTS[1], "Compressed", "middle.hds")])], shots(SNAPSHOTS[0], SNAPSHOTS[1], TOP)))
+    golden.expect(*joined(disk_pieces(sectors, layers)))
+
+
+def make_parallels__split(golden):
+    """
+    By hand: three storages one behind the other, each with a snapshot and what was written since, which TopGUID names;
+    a snapshot beside it is not shown. The second storage ends inside a cluster, the last one's root is shorter than it.
+    """
+    sizes, snapshot, now = [5 * TRACKS, 3 * TRACKS + 1, 9 * TRACKS], SNAPSHOTS[2], SNAPSHOTS[3]
+    storages, pieces = [], []
+    for number, sectors in enumerate(sizes):
+        root = sectors if number < 2 else 4 * TRACKS
+        layers = [layer(golden, "%d.root.hds" % number, root, [[0, 1, 4], [3, 1], [2, 0, 3]][number], 10 + number),
+                  layer(golden, "%d.now.hds" % number, sectors, [[1], [], [8, 7, 0]][number], 20 + number)]
+        pieces += disk_pieces(sectors, layers)
+        storages.append((sectors, [(guid, "Compressed", "%d.%s.hds" % (number, name))
+                                   for guid, name in ((snapshot, "root"), (now, "now"), (TOP, "other"))]))
+    tree = "        <TopGUID> %s\n</TopGUID>\n" % now + shots(snapshot, now) + SHOT % (TOP, snapshot)
+    golden.write("top.xml", descriptor(storages, tree))
+    golden.expect(*joined(pieces))
 
 
 if __name__ == "__main__":
