@@ -4,6 +4,7 @@
  *     parallels.c          probe, open, close, map
  *     parallels-header.c   the header: read and checked, the mark of a writer
  *     parallels-write.c    allocate, commit, abandon, unmap; start of writing, flush, finish
+ *     parallels-resize.c   a larger disk
  *     parallels-create.c   create, measure
  *     parallels-check.c    check and repair
  *     parallels-descriptor.c, parallels-directory.c   disks of several files: the text about them; open, map, check
@@ -108,7 +109,9 @@ void parallels_space_start(Image *image);
 /* Takes whole clusters at the end of the file. [exclusive] */
 int parallels_space_take(Image *image, uint64_t length, uint64_t *host);
 
-/* ---- parallels-create.c, parallels-check.c ---- */
+/* ---- parallels-resize.c, parallels-create.c, parallels-check.c ---- */
+
+bool parallels_resize(Image *image, uint64_t size, GError **error);
 
 extern const FormatOption parallels_create_options[];
 bool parallels_measure(const FormatCreate *how, FormatMeasure *measure, GError **error);

@@ -78,6 +78,7 @@ static bool qcow_open(Image *image, GError **error)
         .head_end = QCOW_HEADER_SIZE,
         .decode = decode_entry,
         .take_head = take_head,
+        .before_change = qcow_before_change,
     };
     if (!table_tree_open(&s->tree, image, error)) {
         return false;
@@ -197,6 +198,7 @@ const Format format_qcow = {
     .is_dirty = table_tree_is_dirty,
     .decode = qcow_decode,
     .cluster_size = qcow_cluster_size,
+    .resize = qcow_resize,
     .measure = qcow_measure,
     .create_like = qcow_create_like,
     .create_options = qcow_create_options,

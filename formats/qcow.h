@@ -4,6 +4,7 @@
  *     qcow.c          probe, open, close, map, decode
  *     qcow-header.c   the header
  *     qcow-write.c    unmap
+ *     qcow-resize.c   a larger disk
  *     qcow-create.c   create
  *
  * Tables, writing, check and repair: tabletree.h.
@@ -57,6 +58,7 @@ typedef struct QcowHeader {
 typedef struct QcowState {
     TableTree tree; /* first */
     QcowHeader header;
+    int broken; /* which L1 table counts is not known: nothing may be allocated any more */
 } QcowState;
 
 static inline QcowState *qcow_state(const Image *image)
@@ -71,6 +73,11 @@ bool qcow_header_read(Image *image, QcowHeader *header, GError **error);
 /* ---- qcow-write.c ---- */
 
 int qcow_unmap(Image *image, uint64_t offset, uint64_t length, UnmapFlags flags);
+
+/* ---- qcow-resize.c ---- */
+
+int qcow_before_change(Image *image); /* TableTree.before_change */
+bool qcow_resize(Image *image, uint64_t size, GError **error);
 
 /* ---- qcow-create.c ---- */
 

@@ -9,8 +9,6 @@
 #include "formats/qed.h"
 
 #include "base/errors.h"
-#include "formats/copyup.h"
-#include "formats/space.h"
 
 static int need_l1(Image *image, uint64_t entries)
 {
@@ -30,33 +28,6 @@ static int need_l1(Image *image, uint64_t entries)
     return 0;
 }
 
-static int entry_of(Image *image, uint64_t offset, uint64_t *entry)
-{
-    uint64_t place;
-    int r = table_tree_find(image, offset, &place);
-    *entry = 0;
-    return r < 0 || place == 0 ? r : table_tree_get(table_tree(image), place, entry);
-}
-
-/* What the cluster that the end of the disk cuts holds behind the end. */
-static int zero_last(Image *image)
-{
-    const TableTree *tree = table_tree(image);
-    uint64_t used = image->size % tree->cluster_size, offset = image->size - used, entry;
-    int r = used == 0 ? 0 : entry_of(image, offset, &entry);
-    if (r < 0 || used == 0) {
-        return r;
-    }
-    if (entry == 0 && table_tree_backing_end(image) > image->size) {
-        r = copy_up(image, offset, used);
-        r = r < 0 ? r : entry_of(image, offset, &entry);
-    }
-    if (r < 0 || entry <= QED_ZERO) {
-        return r;
-    }
-    return space_make_fresh(image->store, entry + used, tree->cluster_size - used, UINT64_MAX);
-}
-
 /* Whole clusters of the new part: what the backing has there, and what a table of before may have. */
 static int zero_rest(Image *image, uint64_t size)
 {
@@ -71,7 +42,7 @@ static int grow(Image *image, uint64_t size)
 {
     int r = table_tree_may_change(image);
     r = r < 0 ? r : need_l1(image, div_round_up(size, qed_table_span(&qed_state(image)->header)));
-    r = r < 0 ? r : zero_last(image);
+    r = r < 0 ? r : table_tree_zero_last(image);
     r = r < 0 ? r : zero_rest(image, size);
     r = r < 0 ? r : table_tree_flush(image);
     r = r < 0 ? r : qed_set_size(image, size);

@@ -4,6 +4,7 @@
  *
  *     tabletree.c         entries, space; allocate, commit, abandon, flush, finish
  *     tabletree-scan.c    who uses which part of the file: for writers and for check
+ *     tabletree-resize.c  for disks that become larger
  *     tabletree-check.c   check and repair
  *
  * A format's state begins with a TableTree, so that functions named here stand in its table of callbacks as they are.
@@ -131,6 +132,13 @@ uint64_t table_tree_next_piece(const Image *image, uint64_t place, uint64_t end,
 /* Sees that everything lies in the file and nothing on top of anything else: what a writer needs.
  */
 bool table_tree_scan(Image *image, GError **error);
+
+/* ---- tabletree-resize.c: before a disk becomes larger ---- */
+
+/* The cluster that the end of the disk cuts reads as zeroes behind the end. [exclusive] */
+int table_tree_zero_last(Image *image);
+/* Drops whatever entries the last table has behind the end. [exclusive] */
+int table_tree_clear_behind(Image *image);
 
 /* ---- tabletree-check.c ---- */
 

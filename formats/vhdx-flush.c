@@ -147,6 +147,9 @@ int vhdx_flush(Image *image)
     VhdxState *s = image->state;
     bool changed =
         metacache_has_dirty(s->tables, META_FIRST) || metacache_has_dirty(s->tables, META_SECOND);
+    if (s->broken < 0) {
+        return s->broken;
+    }
     int r = s->entry_torn ? redo_entry(image) : 0;
     s->entry_torn = r < 0;
     r = r == 0 && !changed ? store_sync(image->store) : r;
@@ -208,13 +211,24 @@ bool vhdx_start_writing(Image *image, GError **error)
     return r == 0 || error_set_errno(error, -r, "%s: cannot write the header", image->path);
 }
 
+/* After a flush. */
+static int empty_log(Image *image)
+{
+    if (vhdx_guid_is_null(vhdx_state(image)->header.log_guid)) {
+        return 0;
+    }
+    int r = store_sync(image->store);
+    return r < 0 ? r : set_log_guid(image, NULL);
+}
+
 int vhdx_trim(Image *image)
 {
     uint64_t end = vhdx_space_end(image->state);
     if (end >= store_size(image->store)) {
         return 0;
     }
-    int r = store_truncate(image->store, end);
+    int r = empty_log(image);
+    r = r < 0 ? r : store_truncate(image->store, end);
     if (r == -ENOTSUP || r == -EINVAL) {
         return 0; /* a block device */
     }
@@ -226,10 +240,7 @@ int vhdx_finish(Image *image)
 {
     VhdxState *s = image->state;
     int r = vhdx_flush(image);
-    if (r == 0 && !vhdx_guid_is_null(s->header.log_guid)) {
-        r = store_sync(image->store);
-        r = r < 0 ? r : set_log_guid(image, NULL);
-    }
+    r = r < 0 ? r : empty_log(image);
     if (r < 0 || !s->moved || s->fixed || image->repair) {
         return r;
     }

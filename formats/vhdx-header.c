@@ -278,3 +278,19 @@ void vhdx_regions_make(uint8_t *bytes, VhdxRange table, VhdxRange metadata)
     make_region(bytes + 16 + REGION_ENTRY, vhdx_guid_metadata, metadata);
     store_le32(bytes + CHECKSUM_AT, vhdx_checksum(bytes, VHDX_TABLE_SIZE));
 }
+
+int vhdx_regions_move_table(const Image *image, VhdxRange table, uint8_t *bytes)
+{
+    const VhdxState *s = image->state;
+    int r = read_region_table(image, s, s->regions_bad & 1 ? 1 : 0, bytes);
+    uint32_t count = r < 0 ? 0 : load_le32(bytes + 8);
+    for (uint32_t i = 0; i < count && i < VHDX_ENTRIES_MAX; i++) {
+        uint8_t *entry = bytes + 16 + i * REGION_ENTRY;
+        if (memcmp(entry, vhdx_guid_table, VHDX_GUID_SIZE) == 0) {
+            store_le64(entry + 16, table.offset);
+            store_le32(entry + 24, table.length);
+        }
+    }
+    store_le32(bytes + CHECKSUM_AT, vhdx_checksum(bytes, VHDX_TABLE_SIZE));
+    return r;
+}

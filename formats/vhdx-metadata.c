@@ -186,6 +186,7 @@ static bool read_sizes(Image *image, VhdxState *s, const VhdxRange *found, GErro
         return false;
     }
     image->size = load_le64(size);
+    s->size_offset = found[ITEM_DISK_SIZE].offset;
     s->blocks = div_round_up(image->size, s->block_size);
     s->chunk_ratio = VHDX_CHUNK_SECTORS * s->sector_size / s->block_size;
     uint64_t needed = vhdx_entries_needed(s) * 8;

@@ -377,6 +377,7 @@ const Format format_vhdx = {
     .is_dirty = vhdx_is_dirty,
     .cluster_size = vhdx_cluster_size,
     .dirty_flag = vhdx_dirty_flag,
+    .resize = vhdx_resize,
     .create_options = vhdx_create_options,
     .create = vhdx_create,
     .check = vhdx_check,

@@ -11,6 +11,7 @@
  *     vhdx-space.c     which MiB of the file are used
  *     vhdx-write.c     allocate, commit, abandon
  *     vhdx-unmap.c     unmap
+ *     vhdx-resize.c    another size of the disk
  *     vhdx-create.c    create
  *     vhdx-check.c     check and repair
  */
@@ -115,6 +116,7 @@ typedef struct VhdxState {
     bool fixed; /* all blocks stay allocated */
     bool has_parent;
     uint8_t parent_guid[2][VHDX_GUID_SIZE]; /* either is the parent's data_guid */
+    uint64_t size_offset;                   /* of the file: the disk's size, in the metadata */
     uint32_t blocks;                        /* of the disk */
     uint32_t chunk_ratio;                   /* blocks whose sector bits fill a MiB */
     MetaCache *tables;                      /* table and sector bits, in pages */
@@ -136,7 +138,8 @@ typedef struct VhdxState {
     uint64_t log_position;            /* where it goes */
     uint8_t *entry;                   /* the newest one, or NULL */
     bool entry_torn;                  /* perhaps only some of its pages are in place */
-    int write_error;   /* an implicit flush failed: changes answer this until one succeeds */
+    int broken;      /* what a change of the size has written is not known: no table is any more */
+    int write_error; /* an implicit flush failed: changes answer this until one succeeds */
     atomic_bool dirty; /* flush has something to write */
 } VhdxState;
 
@@ -169,6 +172,9 @@ bool vhdx_regions_read(const Image *image, VhdxState *s, GError **error);
 
 /* A region table with the two regions that every file has; bytes: VHDX_TABLE_SIZE, zeroes. */
 void vhdx_regions_make(uint8_t *bytes, VhdxRange table, VhdxRange metadata);
+
+/* The sound one of the file, as it is with the table of blocks elsewhere; bytes: VHDX_TABLE_SIZE. 0 or -errno. */
+int vhdx_regions_move_table(const Image *image, VhdxRange table, uint8_t *bytes);
 
 bool vhdx_guid_make(uint8_t *guid, GError **error);
 char *vhdx_guid_text(const uint8_t *guid); /* "{01020304-0506-...}", as Windows writes it; g_free */
@@ -310,10 +316,13 @@ void vhdx_flush_if_full(Image *image);
 int vhdx_finish(Image *image);
 bool vhdx_is_dirty(const Image *image);
 void vhdx_update_dirty(VhdxState *s);
-/* Cuts off what lies behind the last place that is used. */
+/* After a flush: cuts off what lies behind the last place that is used. Before that the log is emptied, for it knows how
+ * long the file was. */
 int vhdx_trim(Image *image);
 
-/* ---- vhdx-create.c, vhdx-check.c ---- */
+/* ---- vhdx-resize.c, vhdx-create.c, vhdx-check.c ---- */
+
+bool vhdx_resize(Image *image, uint64_t size, GError **error);
 
 extern const FormatOption vhdx_create_options[];
 bool vhdx_create(Store *store, const FormatCreate *how, GError **error);

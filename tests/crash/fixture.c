@@ -204,6 +204,12 @@ Fixture *fixture_new(const Setup *setup)
         memset(fixture->values + first, 0, (setup->disk_size / CELL - first) * sizeof(uint32_t));
     }
     ImageFiles files = create_image(setup, fixture->image_name, fixture->format, fixture->backing);
+    if (setup->filled) {
+        g_autoptr(GError) error = NULL;
+        g_autoptr(Image) image = fixture_open(fixture, &files, true, &error);
+        must(image, error, "open to fill");
+        fill_pieces(fixture, image);
+    }
     if (setup->dirty) {
         make_dirty(fixture, &files);
     }
@@ -233,8 +239,10 @@ Image *fixture_open(const Fixture *fixture, const ImageFiles *files, bool write,
 Image *fixture_open_whole(const Fixture *fixture, const ImageFiles *files, GError **error)
 {
     g_autoptr(Image) image = fixture_open(fixture, files, true, error);
-    uint64_t size = fixture->setup->disk_size;
-    bool whole = image && (image->size == size || image_resize(image, size, error));
+    uint64_t size = fixture->setup->disk_size, middle = size / 1024 * 512;
+    bool twice = image && !fixture->setup->resizes && image->size < middle;
+    bool whole = image && (!twice || image_resize(image, middle, error)) &&
+                 (image->size == size || image_resize(image, size, error));
     return whole ? g_steal_pointer(&image) : NULL;
 }
 

@@ -28,6 +28,7 @@ typedef struct Setup {
     const char *more_options;   /* of create: "name=value,name=value", or NULL */
     bool compressed;         /* the image has compressed clusters at the start; made by qemu-img */
     bool snapshot;           /* and an internal snapshot, which shares all clusters; the same */
+    bool filled;             /* data is there at the start */
     bool dirty;              /* data is there, the last writer was cut off, refcounts are stale */
     uint64_t metadata_cache; /* 0: the default */
     unsigned request_unit;   /* where the cluster is too large for that; 0: the cluster */
