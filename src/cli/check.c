@@ -126,7 +126,7 @@ static void print_repaired(const CheckResult *result)
 }
 
 /* The check; after a repair that changed something, another one, which counts. */
-static bool check_image(Image *image, CheckRepair repair, bool json, CheckResult *result,
+static bool check_image(Image *image, CheckRepair repair, bool tell, CheckResult *result,
                         GError **error)
 {
     *result = (CheckResult){.message = print_finding};
@@ -136,7 +136,7 @@ static bool check_image(Image *image, CheckRepair repair, bool json, CheckResult
     if (result->leaks_fixed == 0 && result->corruptions_fixed == 0) {
         return true;
     }
-    if (!json) {
+    if (tell) {
         print_repaired(result);
         fflush(stdout);
     }
@@ -161,7 +161,9 @@ static char *checked_formats(void)
     return g_string_free(names, FALSE);
 }
 
-static int run(Image *image, CheckRepair repair, bool json)
+typedef enum { PRINT_HUMAN, PRINT_JSON, PRINT_NOTHING } Print;
+
+static int run(Image *image, CheckRepair repair, Print print)
 {
     g_autoptr(GError) error = NULL;
     CheckResult result;
@@ -171,12 +173,12 @@ static int run(Image *image, CheckRepair repair, bool json)
                   image->path, image->format->name, names);
         return cli_fail(error);
     }
-    if (!check_image(image, repair, json, &result, &error)) {
+    if (!check_image(image, repair, print == PRINT_HUMAN, &result, &error)) {
         return cli_fail(error);
     }
-    if (json) {
+    if (print == PRINT_JSON) {
         print_json(image, &result);
-    } else {
+    } else if (print == PRINT_HUMAN) {
         print_human(&result);
     }
     return output_finish(exit_status(&result));
@@ -194,9 +196,12 @@ int cli_check(int argc, char **argv)
         .flags = CLI_FLAG_FORMAT | CLI_FLAG_JSON | CLI_FLAG_SHARE,
     };
     g_autofree char *repair_text = NULL;
+    gboolean quiet = FALSE;
     const GOptionEntry own[] = {
         {"repair", 'r', 0, G_OPTION_ARG_FILENAME, &repair_text,
          "Mend: leaks (space that nothing uses), or all", "WHAT"},
+        {"quiet", 'q', 0, G_OPTION_ARG_NONE, &quiet,
+         "Print only what is wrong: the exit status tells", NULL},
         {NULL},
     };
     g_auto(CliCommon) common = {0};
@@ -220,5 +225,6 @@ int cli_check(int argc, char **argv)
         return cli_fail(error);
     }
     g_autoptr(Image) image = image_open(argv[1], &how, &error);
-    return image ? run(image, repair, common.json) : cli_fail(error);
+    Print print = common.json ? PRINT_JSON : quiet ? PRINT_NOTHING : PRINT_HUMAN;
+    return image ? run(image, repair, print) : cli_fail(error);
 }

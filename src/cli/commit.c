@@ -171,7 +171,7 @@ int cli_commit(int argc, char **argv)
         {"keep", 'd', 0, G_OPTION_ARG_NONE, &commit.keep, "Do not empty IMAGE", NULL},
         TOOL_THREADS_OPTION(&commit.threads),
         {"progress", 'p', 0, G_OPTION_ARG_NONE, &commit.show_progress,
-         "Show a progress bar, also where stderr is no terminal", NULL},
+         "Show progress also where stderr is no terminal: JSON lines there", NULL},
         {"quiet", 'q', 0, G_OPTION_ARG_NONE, &commit.quiet, "Say nothing", NULL},
         {NULL},
     };

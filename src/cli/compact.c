@@ -187,7 +187,7 @@ int cli_compact(int argc, char **argv)
          "processors)",
          "N"},
         {"progress", 'p', 0, G_OPTION_ARG_NONE, &compact.show_progress,
-         "Show a progress bar, also where stderr is no terminal", NULL},
+         "Show progress also where stderr is no terminal: JSON lines there", NULL},
         {"quiet", 'q', 0, G_OPTION_ARG_NONE, &compact.quiet, "Say nothing", NULL},
         {NULL},
     };

@@ -155,7 +155,7 @@ int cli_compare(int argc, char **argv)
          NULL},
         TOOL_THREADS_OPTION(&compare.threads),
         {"progress", 'p', 0, G_OPTION_ARG_NONE, &compare.show_progress,
-         "Show a progress bar, also where stderr is no terminal", NULL},
+         "Show progress also where stderr is no terminal: JSON lines there", NULL},
         {"quiet", 'q', 0, G_OPTION_ARG_NONE, &compare.quiet, "Say nothing: the exit status tells",
          NULL},
         {NULL},
@@ -239,7 +239,7 @@ int cli_diff(int argc, char **argv)
          "Size of a block (default: 64k)", "SIZE"},
         TOOL_THREADS_OPTION(&compare.threads),
         {"progress", 'p', 0, G_OPTION_ARG_NONE, &compare.show_progress,
-         "Show a progress bar, also where stderr is no terminal", NULL},
+         "Show progress also where stderr is no terminal: JSON lines there", NULL},
         {NULL},
     };
     g_auto(CliCommon) common = {0};

@@ -441,7 +441,7 @@ static const CliUsage usage = {
         "  cownbd convert -O raw --range 1M:64M disk.qcow2 part.img\n"
         "  cownbd convert -n -O raw disk.qcow2 /dev/vg/disk",
     .flags = CLI_FLAG_FORMAT | CLI_FLAG_JSON | CLI_FLAG_SHARE | CLI_FLAG_ALLOW | CLI_FLAG_SNAPSHOT |
-             CLI_FLAG_SECRET,
+             CLI_FLAG_LOAD_SNAPSHOT | CLI_FLAG_SECRET,
 };
 
 static bool parse(Convert *convert, CliCommon *common, int *argc, char ***argv, GError **error)
@@ -457,6 +457,8 @@ static bool parse(Convert *convert, CliCommon *common, int *argc, char ***argv, 
         {"backing", 'b', 0, G_OPTION_ARG_FILENAME, &convert->backing_name,
          "Backing file of DST, written into it as given; what reads the same there is left out",
          "FILE"},
+        {"backing-file", 'B', G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_FILENAME, &convert->backing_name,
+         NULL, NULL}, /* what qemu-img calls it */
         {"backing-format", 'F', 0, G_OPTION_ARG_FILENAME, &convert->backing_format,
          "Format of the backing file", "FMT"},
         {"range", 0, 0, G_OPTION_ARG_FILENAME, &convert->range_text,
@@ -469,7 +471,7 @@ static bool parse(Convert *convert, CliCommon *common, int *argc, char ***argv, 
         {"out-of-order", 'W', 0, G_OPTION_ARG_NONE, &convert->ignored,
          "Write in any order: always so", NULL},
         {"progress", 'p', 0, G_OPTION_ARG_NONE, &convert->show_progress,
-         "Show a progress bar, also where stderr is no terminal", NULL},
+         "Show progress also where stderr is no terminal: JSON lines there", NULL},
         {"quiet", 'q', 0, G_OPTION_ARG_NONE, &convert->quiet, "Show no progress bar", NULL},
         {NULL},
     };

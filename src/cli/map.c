@@ -15,8 +15,10 @@
 #include "cli/cli.h"
 #include "cli/options.h"
 #include "cli/output.h"
+#include "base/bytes.h"
 #include "base/errors.h"
 #include "fastpath/dmtable.h"
+#include "formats/option.h"
 #include "map/encryption.h"
 
 #define EXTENTS_AT_ONCE 256
@@ -144,16 +146,16 @@ static int add_extent(void *argument, const Extent *extent)
 
 typedef int MapEach(void *argument, const Extent *extent);
 
-/* Calls each for the extents of all of the disk; 0 or what each, or the map, answered. *at: where
- * it came to an end. */
-static int map_all(Image *image, MapEach *each, void *argument, uint64_t *at)
+/* Calls each for the extents of the disk from *at to end; 0 or what each, or the map, answered. *at:
+ * where it came to an end. */
+static int map_range(Image *image, uint64_t *at, uint64_t end, MapEach *each, void *argument)
 {
     ExtentList list;
     int result = 0;
     extent_list_init(&list);
-    for (*at = 0; *at < image->size && result == 0;) {
+    while (*at < end && result == 0) {
         extent_list_reset(&list);
-        result = chain_map(image, *at, image->size - *at, EXTENTS_AT_ONCE, &list);
+        result = chain_map(image, *at, end - *at, EXTENTS_AT_ONCE, &list);
         for (unsigned i = 0; i < list.count && result == 0; i++) {
             result = each(argument, &list.items[i]);
             *at = result == 0 ? extent_end(&list.items[i]) : list.items[i].offset;
@@ -171,16 +173,39 @@ static int fail_at(const Image *image, uint64_t offset, int result)
     return 1;
 }
 
-static int print_map(Image *image, bool json)
+typedef struct MapOptions {
+    gboolean dm, read_only;
+    int lines;
+    char *start_text, *length_text;
+    uint64_t start, length; /* of the disk */
+} MapOptions;
+
+static void map_options_clear(MapOptions *options)
+{
+    g_free(options->start_text);
+    g_free(options->length_text);
+}
+G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(MapOptions, map_options_clear)
+
+static int print_map(Image *image, const MapOptions *options, bool json)
 {
     MapPrinter printer = {.json = json, .first = true};
-    uint64_t at;
+    uint64_t at = options->start;
+    if (at > image->size) {
+        g_autoptr(GError) error = NULL;
+        error_set(&error, EINVAL,
+                  "map: --start-offset is %" PRIu64 ": must lie inside the disk, which has %" PRIu64
+                  " bytes",
+                  at, image->size);
+        return cli_fail(error);
+    }
+    uint64_t end = at + min_u64(options->length, image->size - at);
     if (json) {
         printf("[");
     } else {
         printf("%-16s%-16s%-16s%s\n", "Offset", "Length", "Mapped to", "File");
     }
-    int result = map_all(image, add_extent, &printer, &at);
+    int result = map_range(image, &at, end, add_extent, &printer);
     if (result < 0) {
         return fail_at(image, at, result);
     }
@@ -190,11 +215,6 @@ static int print_map(Image *image, bool json)
     }
     return output_finish(0);
 }
-
-typedef struct MapOptions {
-    gboolean dm, read_only;
-    int lines;
-} MapOptions;
 
 static int plan_extent(void *plan, const Extent *extent)
 {
@@ -216,8 +236,8 @@ static int print_dm(Image *image, const MapOptions *options)
     DmPlan *plan = dmplan_new(&how);
     DmTable table;
     RangeSet none = {0};
-    uint64_t at;
-    int result = map_all(image, plan_extent, plan, &at);
+    uint64_t at = 0;
+    int result = map_range(image, &at, image->size, plan_extent, plan);
     dmplan_finish(plan, &none, &table, NULL);
     g_autoptr(GString) text = g_string_new(NULL);
     dmtable_print(&table, text);
@@ -242,10 +262,40 @@ static const CliUsage usage = {
     .flags = CLI_FLAG_FORMAT | CLI_FLAG_JSON | CLI_FLAG_SHARE | CLI_FLAG_ALLOW | CLI_FLAG_SNAPSHOT,
 };
 
+/* A number of bytes, when there is one. */
+static bool parse_bytes(const char *name, const char *text, uint64_t *bytes, GError **error)
+{
+    return !text || option_parse_size(text, bytes) ||
+           error_set(error, EINVAL,
+                     "--%s is '%s': must be a number of bytes, or one with K, M, G, T, P or E",
+                     name, text);
+}
+
+static bool check_options(MapOptions *options, const CliCommon *common, GError **error)
+{
+    if (options->dm && (common->json || options->start_text || options->length_text)) {
+        return error_set(error, EINVAL, "--dm: is of all of the disk, and no --json");
+    }
+    if (!options->dm && (options->read_only || options->lines != LINES_DEFAULT)) {
+        return error_set(error, EINVAL, "--read-only and --fast-path-lines: only with --dm");
+    }
+    if (options->lines < 1 || options->lines > LINES_MAX) {
+        return error_set(error, EINVAL, "--fast-path-lines is %d: must be 1 to %d", options->lines,
+                         LINES_MAX);
+    }
+    options->length = UINT64_MAX;
+    return parse_bytes("start-offset", options->start_text, &options->start, error) &&
+           parse_bytes("max-length", options->length_text, &options->length, error);
+}
+
 static bool parse_options(MapOptions *options, CliCommon *common, int *argc, char ***argv,
                           GError **error)
 {
     const GOptionEntry entries[] = {
+        {"start-offset", 's', 0, G_OPTION_ARG_FILENAME, &options->start_text,
+         "Begin at this byte of the disk (default: 0)", "OFFSET"},
+        {"max-length", 'l', 0, G_OPTION_ARG_FILENAME, &options->length_text,
+         "Show so much of the disk at most (default: all)", "SIZE"},
         {"dm", 0, 0, G_OPTION_ARG_NONE, &options->dm, "Print a device-mapper table", NULL},
         {"read-only", 'r', 0, G_OPTION_ARG_NONE, &options->read_only,
          "--dm: the table of a read-only device, in which data of backing files and zeroes need no "
@@ -256,25 +306,15 @@ static bool parse_options(MapOptions *options, CliCommon *common, int *argc, cha
         {NULL},
     };
     options->lines = LINES_DEFAULT;
-    if (!cli_parse(&usage, entries, common, argc, argv, error)) {
-        return false;
-    }
-    if (options->dm && common->json) {
-        return error_set(error, EINVAL, "--dm and --json: choose one of them");
-    }
-    if (!options->dm && (options->read_only || options->lines != LINES_DEFAULT)) {
-        return error_set(error, EINVAL, "--read-only and --fast-path-lines: only with --dm");
-    }
-    return (options->lines >= 1 && options->lines <= LINES_MAX) ||
-           error_set(error, EINVAL, "--fast-path-lines is %d: must be 1 to %d", options->lines,
-                     LINES_MAX);
+    return cli_parse(&usage, entries, common, argc, argv, error) &&
+           check_options(options, common, error);
 }
 
 int cli_map(int argc, char **argv)
 {
     g_auto(CliCommon) common = {0};
     g_autoptr(GError) error = NULL;
-    MapOptions options = {0};
+    g_auto(MapOptions) options = {0};
     if (!parse_options(&options, &common, &argc, &argv, &error)) {
         return cli_fail_usage(&usage, "%s", error->message);
     }
@@ -289,5 +329,5 @@ int cli_map(int argc, char **argv)
     if (!image) {
         return cli_fail(error);
     }
-    return options.dm ? print_dm(image, &options) : print_map(image, common.json);
+    return options.dm ? print_dm(image, &options) : print_map(image, &options, common.json);
 }

@@ -19,6 +19,7 @@ void cli_common_clear(CliCommon *common)
     g_free(common->format);
     g_free(common->output);
     g_free(common->snapshot);
+    g_free(common->load_snapshot);
     g_strfreev(common->allow_paths);
     g_strfreev(common->secret_files);
     g_strfreev(common->secret_fds);
@@ -51,6 +52,9 @@ static void common_entries(GOptionEntry *entries, unsigned flags, CliCommon *com
         {CLI_FLAG_SNAPSHOT,
          {"snapshot", 0, 0, G_OPTION_ARG_FILENAME, &common->snapshot,
           "Look at this internal snapshot of the image (its name or ID)", "NAME"}},
+        {CLI_FLAG_LOAD_SNAPSHOT, /* what qemu-img calls it, where -l means nothing else */
+         {"load-snapshot", 'l', G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_FILENAME, &common->load_snapshot,
+          NULL, NULL}},
         {CLI_FLAG_SECRET,
          {"secret-file", 0, 0, G_OPTION_ARG_FILENAME_ARRAY, &common->secret_files,
           "FILE holds the passphrase of encrypted images, or of IMAGE (repeatable)",
@@ -77,6 +81,23 @@ static bool check_output(CliCommon *common, GError **error)
         return error_set(error, EINVAL, "--output is '%s': must be human or json", common->output);
     }
     common->json = TRUE;
+    return true;
+}
+
+/* qemu-img knows -l NAME, -l snapshot.name=NAME and -l snapshot.id=ID. */
+static bool take_load_snapshot(CliCommon *common, GError **error)
+{
+    const char *text = common->load_snapshot;
+    if (!text) {
+        return true;
+    }
+    if (common->snapshot) {
+        return error_set(error, EINVAL, "-l and --snapshot: say it once");
+    }
+    if (g_str_has_prefix(text, "snapshot.name=") || g_str_has_prefix(text, "snapshot.id=")) {
+        text = strchr(text, '=') + 1;
+    }
+    common->snapshot = g_strdup(text);
     return true;
 }
 
@@ -117,7 +138,7 @@ bool cli_parse(const CliUsage *usage, const GOptionEntry *own, CliCommon *common
     }
     g_option_context_add_main_entries(context, shared, NULL);
     return g_option_context_parse(context, argc, argv, error) && check_output(common, error) &&
-           read_secrets(usage->flags, common, error);
+           take_load_snapshot(common, error) && read_secrets(usage->flags, common, error);
 }
 
 int cli_fail(const GError *error)

@@ -20,12 +20,14 @@ typedef enum {
     CLI_FLAG_SNAPSHOT = 1 << 4, /* --snapshot NAME */
     CLI_FLAG_SECRET =
         1 << 5, /* --secret-file, --secret-fd; without it only metadata is looked at */
+    CLI_FLAG_LOAD_SNAPSHOT = 1 << 6, /* -l NAME, the same as --snapshot */
 } CliFlags;
 
 typedef struct CliCommon {
     char *format;
     char *output;
     char *snapshot;
+    char *load_snapshot;               /* the same, as -l has it */
     char **allow_paths;                /* NULL-terminated or NULL */
     char **secret_files, **secret_fds; /* the same */
     Secrets

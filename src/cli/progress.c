@@ -55,7 +55,10 @@ ProgressKind progress_kind(bool wanted, bool quiet, bool json)
     if (json) {
         return PROGRESS_JSON;
     }
-    return !quiet && (wanted || isatty(STDERR_FILENO)) ? PROGRESS_BAR : PROGRESS_NONE;
+    if (quiet) {
+        return PROGRESS_NONE;
+    }
+    return isatty(STDERR_FILENO) ? PROGRESS_BAR : wanted ? PROGRESS_JSON_STDERR : PROGRESS_NONE;
 }
 
 static double seconds_left(uint64_t done, uint64_t total, double rate)
@@ -84,12 +87,13 @@ static void print_bar(uint64_t done, uint64_t total, double rate)
     fflush(stderr);
 }
 
-static void print_line(uint64_t done, uint64_t total, double rate)
+static void print_line(FILE *out, uint64_t done, uint64_t total, double rate)
 {
-    printf("{ \"done\": %" PRIu64 ", \"total\": %" PRIu64 ", \"bytes-per-second\": %.0f, "
-           "\"seconds-left\": %.1f }\n",
-           done, total, rate, seconds_left(done, total, rate));
-    fflush(stdout);
+    fprintf(out,
+            "{ \"done\": %" PRIu64 ", \"total\": %" PRIu64 ", \"bytes-per-second\": %.0f, "
+            "\"seconds-left\": %.1f }\n",
+            done, total, rate, seconds_left(done, total, rate));
+    fflush(out);
 }
 
 static void show(Progress *progress, uint64_t done, uint64_t total, int64_t now)
@@ -101,7 +105,7 @@ static void show(Progress *progress, uint64_t done, uint64_t total, int64_t now)
         print_bar(done, total, rate);
         progress->open = true;
     } else {
-        print_line(done, total, rate);
+        print_line(progress->kind == PROGRESS_JSON ? stdout : stderr, done, total, rate);
     }
 }
 

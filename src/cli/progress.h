@@ -7,7 +7,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-typedef enum { PROGRESS_NONE, PROGRESS_BAR, PROGRESS_JSON } ProgressKind;
+typedef enum { PROGRESS_NONE, PROGRESS_BAR, PROGRESS_JSON, PROGRESS_JSON_STDERR } ProgressKind;
 
 typedef struct Progress {
     ProgressKind kind;
@@ -16,8 +16,8 @@ typedef struct Progress {
     bool open;     /* the bar stands on a line that has not ended */
 } Progress;
 
-/* What the user wants to see: asked for by -p, refused by -q, by --json lines; else a bar where
- * stderr is a terminal. */
+/* What the user wants to see: by --json lines on stdout; by -q nothing; a bar where stderr is a
+ * terminal; where it is none, lines there when -p asks for them. */
 ProgressKind progress_kind(bool wanted, bool quiet, bool json);
 
 /* From now on SIGINT, SIGTERM and SIGHUP do not end the process but make progress_step say so, so

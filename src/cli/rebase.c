@@ -159,7 +159,7 @@ int cli_rebase(int argc, char **argv)
          "Change only the name: right when the new file reads as the old one did", NULL},
         TOOL_THREADS_OPTION(&rebase.threads),
         {"progress", 'p', 0, G_OPTION_ARG_NONE, &rebase.show_progress,
-         "Show a progress bar, also where stderr is no terminal", NULL},
+         "Show progress also where stderr is no terminal: JSON lines there", NULL},
         {"quiet", 'q', 0, G_OPTION_ARG_NONE, &rebase.quiet, "Show no progress bar", NULL},
         {NULL},
     };

@@ -366,6 +366,7 @@ def untouched():
     ours("check", "clean.qcow2")
     ours("check", "--repair=all", "clean.qcow2")
     ours("check", "--repair=leaks", "clean.qcow2")
+    expect_equal(ours("check", "-q", "clean.qcow2"), "", "-q says something")
     expect(open("clean.qcow2", "rb").read() == before, "written")
     os.remove("clean.qcow2")
 

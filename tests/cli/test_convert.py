@@ -231,8 +231,10 @@ def test_snapshot():
     ours("convert", "-q", "-O", "qcow2", "source", "image")
     must("qemu-img", "snapshot", "-c", "before", "image")
     must("qemu-io", "-f", "qcow2", "-c", "write -P 9 0 3M", "image")
-    ours("convert", "-q", "--snapshot", "before", "image", "copy")
-    same("source", "copy", "raw")
+    for named in ("--snapshot", "before"), ("-l", "before"), ("-l", "snapshot.name=before"), ("-l", "snapshot.id=1"):
+        ours("convert", "-q", *named, "image", "copy")
+        same("source", "copy", "raw")
+    expect_refused(cownbd("convert", "-l", "before", "--snapshot=before", "image", "no"), "say it once")
     expect_refused(cownbd("convert", "-q", "--snapshot", "never", "image", "no"), "never")
 
 
@@ -256,6 +258,8 @@ def test_progress():
     expect_equal(sorted(lines[0]), ["bytes-per-second", "done", "seconds-left", "total"], "keys")
     expect_equal(cownbd("convert", "-q", "source", "copy").stderr, "", "-q prints")
     expect_equal(cownbd("convert", "source", "copy").stderr, "", "a bar where there is no terminal")
+    lines = [load_json(line) for line in cownbd("convert", "-p", "source", "copy").stderr.splitlines()]
+    expect_equal((lines[-1]["done"], lines[-1]["total"]), (SIZE, SIZE), "-p where there is no terminal")
     master, slave = pty.openpty()
     process = subprocess.Popen([COWNBD, "convert", "source", "copy"], stderr=slave, stdout=slave)
     os.close(slave)

@@ -3,13 +3,13 @@
 
 import os
 
-from cli import Workdir, cownbd, expect, expect_equal, load_json, must, ours, qemu_io
+from cli import Workdir, cownbd, expect, expect_equal, expect_refused, load_json, must, ours, qemu_io
 
 KEYS = ("start", "length", "depth", "present", "zero", "data", "offset")
 
 
-def compare(image, fmt=None):
-    flags = ("-f", fmt) if fmt else ()
+def compare(image, fmt=None, *part):
+    flags = (*part, "-f", fmt) if fmt else part
     theirs = load_json(must("qemu-img", "map", "--output=json", *flags, image))
     mine = load_json(ours("map", "--json", *flags, image))
     cut = [{k: e[k] for k in KEYS if k in e} for e in mine]
@@ -101,6 +101,16 @@ def vmdk():
     overlay("on-vmdk.qcow2", "base.vmdk", "vmdk", "6M", "write -P 1 2M 64k")
 
 
+def parts():
+    for start, length in ((0, "1M"), ("1M", "64k"), (1000, 70000), ("11M", "5M")):
+        compare("top.qcow2", None, f"--start-offset={start}", f"--max-length={length}")
+    compare("top.qcow2", None, "-s", "1M", "-l", "3M")
+    compare("base.raw", "raw", "-s", "100000")
+    expect_refused(cownbd("map", "-s", "1T", "top.qcow2"), "--start-offset", "must lie inside the disk")
+    expect_refused(cownbd("map", "-l", "much", "top.qcow2"), "--max-length is 'much'")
+    expect_refused(cownbd("map", "--dm", "-s", "1M", "top.qcow2"), "--dm")
+
+
 def edges():
     must("qemu-img", "create", "-q", "-f", "qcow2", "nothing.qcow2", "0")
     expect_equal(load_json(ours("map", "--json", "nothing.qcow2")), [])
@@ -117,4 +127,5 @@ with Workdir():
     chains()
     deep()
     vmdk()
+    parts()
     edges()
