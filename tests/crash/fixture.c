@@ -7,10 +7,14 @@
 #include <string.h>
 
 #include "base/bytes.h"
+#include "map/encryption.h"
 #include "model.h"
 #include "tests/lib/store-scratch.h"
 
 #define PIECE 16384u
+
+/* Of those images that are encrypted. */
+static const Secret secret = {(uint8_t *)"passphrase", 10};
 
 static void set_option(GHashTable *options, const char *name, const char *value)
 {
@@ -38,8 +42,17 @@ const char *fixture_backing_name(const Setup *setup)
     return names[i];
 }
 
+bool fixture_is_encrypted(const Setup *setup)
+{
+    return strcmp(setup->format, "luks") == 0 ||
+           (setup->more_options && strstr(setup->more_options, "encrypt."));
+}
+
 bool fixture_qemu_reads(const Setup *setup)
 {
+    if (fixture_is_encrypted(setup)) {
+        return false;
+    }
     if (strcmp(setup->format, "vdi") == 0 && strcmp(setup->cluster_size, "1048576") != 0) {
         return false;
     }
@@ -85,7 +98,7 @@ static ImageFiles create_image(const Setup *setup, const char *base_name, const 
         set_option(options, "extended_l2", setup->extended_l2);
     }
     uint64_t size = setup->created_size ? setup->created_size : setup->disk_size;
-    FormatCreate how = {.size = size, .options = options};
+    FormatCreate how = {.size = size, .options = options, .secret = &secret};
     if (setup->backing) {
         how.backing_name = fixture_backing_name(setup);
         how.backing_format = setup->backing;
@@ -164,6 +177,22 @@ static const char *smallest_unit(const char *format)
     return strcmp(format, "raw") == 0 ? NULL : "4096";
 }
 
+/* What nobody has written of a luks image is noise, of which the model knows nothing. */
+static void write_zeroes(Fixture *fixture, const ImageFiles *files)
+{
+    g_autoptr(GError) error = NULL;
+    g_autoptr(Image) image = fixture_open(fixture, files, true, &error);
+    must(image, error, "open to fill");
+    g_autofree uint8_t *zeroes = g_malloc0(image->size);
+    struct iovec all = {zeroes, image->size};
+    ExtentList list;
+    extent_list_init(&list);
+    must(image_map(image, 0, image->size, &list) == 0 && list.count == 1, NULL, "map");
+    must(extent_write(&list.items[0], &all, 1) == 0, NULL, "write zeroes");
+    extent_list_clear(&list);
+    must(image_finish(image) == 0, NULL, "finish");
+}
+
 static void make_backing(Fixture *fixture)
 {
     const Setup *setup = fixture->setup;
@@ -213,6 +242,9 @@ Fixture *fixture_new(const Setup *setup)
     if (setup->dirty) {
         make_dirty(fixture, &files);
     }
+    if (fixture->format == &format_luks) {
+        write_zeroes(fixture, &files);
+    }
     fixture->content = image_bytes_copy(&files, scratch_content);
     image_files_clear(&files);
     return fixture;
@@ -232,6 +264,7 @@ Image *fixture_open(const Fixture *fixture, const ImageFiles *files, bool write,
 {
     ImageOpen how = {.format = fixture->format,
                      .write = write,
+                     .secret = &secret,
                      .metadata_cache = fixture->setup->metadata_cache};
     return image_files_open(files, &how, fixture->backing, error);
 }

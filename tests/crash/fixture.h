@@ -34,6 +34,7 @@ typedef struct Setup {
     unsigned request_unit;   /* where the cluster is too large for that; 0: the cluster */
     uint64_t created_size;   /* of the new image, which grows when it is used; 0: disk_size */
     bool resizes;            /* the disk becomes smaller and larger again during the run */
+    bool slow_to_open;       /* few states are enough */
     bool gaps;         /* what becomes free lies between blocks, and the format has no use for it */
     unsigned requests; /* of a run, fewer where a table fills up soon; 0: the default */
 } Setup;
@@ -52,6 +53,9 @@ typedef struct Fixture {
 Fixture *fixture_new(const Setup *setup);
 void fixture_free(Fixture *fixture);
 const char *fixture_backing_name(const Setup *setup); /* as in the image; static */
+
+/* Whether it needs a secret, of which qemu-img is not told. */
+bool fixture_is_encrypted(const Setup *setup);
 
 /* Whether qemu-img can read the contents: it does not know the parents of all formats, nor every
  * size of a block. */

@@ -26,6 +26,10 @@
         .name = label, .format = family, .disk_size = size, .cluster_size = block, ##__VA_ARGS__ \
     }
 
+/* The least that a key slot may cost: an image is opened several times in each state. */
+#define FAST_LUKS(prefix) \
+    prefix "iterations=1000," prefix "cipher-alg=aes-128," prefix "cipher-mode=cbc"
+
 const Setup setups[] = {
     QCOW2("v3-4k", 1024 * KIB, "4096", "16", "1.1"),
     QCOW2("v3-4k-overlay-raw", 1024 * KIB, "4096", "16", "1.1", .backing = "raw"),
@@ -59,7 +63,16 @@ const Setup setups[] = {
           .metadata_cache = LITTLE_CACHE),
     QCOW2("v3-16k-extended-snapshot", 256 * KIB, "16384", "16", "1.1", .extended_l2 = "on",
           .snapshot = true, .request_unit = 512),
+    QCOW2("v3-4k-aes-overlay-raw", 512 * KIB, "4096", "16", "1.1", .backing = "raw",
+          .more_options = "encrypt.format=aes"),
+    QCOW2("v3-4k-luks", 512 * KIB, "4096", "16", "1.1",
+          .more_options = "encrypt.format=luks," FAST_LUKS("encrypt."), .slow_to_open = true),
     {.name = "raw", .format = "raw", .disk_size = 512 * KIB},
+    {.name = "luks",
+     .format = "luks",
+     .disk_size = 256 * KIB,
+     .more_options = FAST_LUKS(""),
+     .slow_to_open = true},
     BLOCKS("vhd", "vhd-16k", 512 * KIB, "16384", .requests = 80),
     BLOCKS("vhd", "vhd-16k-overlay-vhd", 512 * KIB, "16384", .backing = "vhd"),
     BLOCKS("vhd", "vhd-4k-tiny-cache", 512 * KIB, "4096", .metadata_cache = TINY_CACHE),
