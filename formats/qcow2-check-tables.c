@@ -107,7 +107,9 @@ static const char *check_place(const Qcow2Check *check, const CheckTable *table,
     if (offset >> s->cluster_bits != check_guest_cluster(check, table, index)) {
         return "is not at its guest offset in the data file";
     }
-    return offset < store_size(s->data) ? NULL : "points behind the end of the data file";
+    /* What a cut left behind the end of the disk is dropped when that grows: the file need not have it. */
+    bool is_there = offset < store_size(s->data) || offset >= check->image->size;
+    return is_there ? NULL : "points behind the end of the data file";
 }
 
 CheckVerdict check_l2_entry(const Qcow2Check *check, const CheckTable *table, uint64_t index,

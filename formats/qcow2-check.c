@@ -71,7 +71,7 @@ static bool mend_entries(Repair *repair, GError **error)
         return true;
     }
     /* Nothing of a data file that was cut short comes back; without this, its entries would go, too. */
-    int grown = qcow2_data_extend(repair->image);
+    int grown = qcow2_data_extend(repair->image, repair->image->size);
     if (grown < 0) {
         return error_set_errno(error, -grown, "%s: cannot repair the data file",
                                repair->image->path);

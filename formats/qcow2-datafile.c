@@ -22,6 +22,7 @@
 
 #include "base/errors.h"
 #include "formats/info.h"
+#include "formats/space.h"
 
 #define MAP_STEP (UINT64_C(1) << 30) /* bytes of the disk mapped between two flushes */
 
@@ -85,13 +86,32 @@ bool qcow2_is_misplaced(const Qcow2State *s, const Qcow2Cluster *cluster, uint64
     return s->external && cluster->placed && cluster->host != align_down(offset, s->cluster_size);
 }
 
-/* The file reaches at least to `end`, or to the end of the disk, where that is nearer. */
-static int grow_to(Image *image, uint64_t end)
+static int set_length(Store *data, uint64_t size)
+{
+    int r = store_truncate(data, size);
+    if (r == -ENOTSUP || r == -EINVAL) { /* a block device has the size it has */
+        return store_size(data) >= size ? 0 : -ENOSPC;
+    }
+    return r;
+}
+
+int qcow2_data_extend(Image *image, uint64_t size)
 {
     Store *data = qcow2_state(image)->data;
-    end = min_u64(end, image->size);
-    int r = store_size(data) < end ? store_truncate(data, image->size) : 0;
-    return r == -ENOTSUP || r == -EINVAL ? -ENOSPC : r; /* a block device has the size it has */
+    return data != NULL && store_size(data) < size ? set_length(data, size) : 0;
+}
+
+int qcow2_data_cut(Image *image)
+{
+    Store *data = qcow2_state(image)->data;
+    return data != NULL && store_size(data) > image->size ? set_length(data, image->size) : 0;
+}
+
+/* Before the range is used. At once for all of the disk, which costs no more. */
+static int extend_for(Image *image, uint64_t end)
+{
+    bool there = store_size(qcow2_state(image)->data) >= min_u64(end, image->size);
+    return there ? 0 : qcow2_data_extend(image, image->size);
 }
 
 static bool is_hole(Store *store, uint64_t offset, uint64_t length)
@@ -107,7 +127,7 @@ int qcow2_data_reserve(Image *image, Allocation *a)
     if (a->stored_length > 0) {
         return -ENOTSUP;
     }
-    int r = grow_to(image, a->offset + a->length);
+    int r = extend_for(image, a->offset + a->length);
     if (r < 0) {
         return r;
     }
@@ -136,14 +156,15 @@ int qcow2_data_zero(Image *image, uint64_t offset, uint64_t length, UnmapFlags f
     if (r == 0 && ((flags & UNMAP_BACKING) || image->encryption)) {
         return -ENOTSUP; /* a hole decrypts to noise */
     }
-    r = r < 0 ? r : grow_to(image, offset + length);
+    r = r < 0 ? r : extend_for(image, offset + length);
     bool keep = flags & UNMAP_KEEP_SPACE;
     return r < 0 ? r
                  : store_punch(qcow2_state(image)->data, offset, length,
                                keep ? STORE_PUNCH_KEEP_SPACE : STORE_PUNCH_FREE);
 }
 
-int qcow2_data_map_all(Image *image, uint64_t from, uint64_t end)
+/* All of the range is data afterwards; it holds what the data file holds. */
+static int map_all(Image *image, uint64_t from, uint64_t end)
 {
     int r = 0;
     for (uint64_t at = from; r == 0 && at < end;) {
@@ -158,22 +179,19 @@ int qcow2_data_map_all(Image *image, uint64_t from, uint64_t end)
     return r;
 }
 
-int qcow2_data_resize(Image *image, uint64_t size)
-{
-    Store *data = qcow2_state(image)->data;
-    int r = data != NULL && store_size(data) != size ? store_truncate(data, size) : 0;
-    if (r == -ENOTSUP || r == -EINVAL) { /* a block device has the size it has */
-        return store_size(data) >= size ? 0 : -ENOSPC;
-    }
-    return r;
-}
-
-int qcow2_data_extend(Image *image)
+/* What the file holds behind the end of the disk was perhaps left there by a smaller one. */
+int qcow2_data_grow(Image *image, uint64_t size)
 {
     const Qcow2State *s = image->state;
-    return s->data == NULL || store_size(s->data) >= image->size
-               ? 0
-               : qcow2_data_resize(image, image->size);
+    uint64_t end = image->size;
+    int r = qcow2_data_cut(image);
+    r = r < 0 ? r : qcow2_data_extend(image, size);
+    if (r < 0 || !qcow2_data_is_raw(s)) {
+        return r;
+    }
+    r = space_make_fresh(s->data, end, size - end,
+                         UINT64_MAX); /* of a block device: it was not cut */
+    return r < 0 ? r : map_all(image, align_down(end, s->cluster_size), size);
 }
 
 int qcow2_sync(Image *image)

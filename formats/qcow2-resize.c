@@ -190,15 +190,13 @@ static int grow(Image *image, uint64_t size)
     uint64_t from = align_up(image->size, s->unit), to = align_up(size, s->cluster_size);
     int r = need_l1(image, div_round_up(size, table_span(s)));
     r = r < 0 ? r : zero_last(image);
-    r = r < 0 ? r : qcow2_drop(image, from, to, qcow2_backing_end(image));
-    r = r < 0 ? r : qcow2_data_resize(image, size);
-    r = r < 0 ? r : qcow2_flush(image);
-    r = r < 0 ? r : set_size(image, size);
-    if (r == 0 && qcow2_data_is_raw(s)) {
-        r = qcow2_data_map_all(image, align_down(from, s->cluster_size), size);
-        r = r < 0 ? r : qcow2_flush(image);
+    if (s->external) { /* its end is where the disk ends: nothing may be left behind it */
+        to = s->l1_size * table_span(s);
     }
-    return r;
+    r = r < 0 ? r : qcow2_drop(image, from, to, min_u64(size, qcow2_backing_end(image)));
+    r = r < 0 ? r : qcow2_data_grow(image, size);
+    r = r < 0 ? r : qcow2_flush(image);
+    return r < 0 ? r : set_size(image, size);
 }
 
 static bool check_growth(const Image *image, uint64_t size, GError **error)
@@ -281,7 +279,7 @@ static int drop_rest(Image *image, uint64_t end)
     r = r < 0 || from >= to ? r : qcow2_drop(image, from, to, 0);
     s->size_at_open = 0; /* also the end of the file goes */
     r = r < 0 ? r : qcow2_settle(image);
-    r = r < 0 ? r : qcow2_data_resize(image, image->size);
+    r = r < 0 ? r : qcow2_data_cut(image);
     return r < 0 ? r : qcow2_trim(image);
 }
 

@@ -153,7 +153,8 @@ static int zero_behind_the_end(Image *image, const Allocation *a)
     const Extent *last = &a->extents.items[a->extents.count - 1];
     uint64_t used = extent_end(last) % s->unit, rest = s->unit - used;
     bool reads_zero = (last->flags & EXTENT_FRESH) && !image->encryption;
-    if (used == 0 || reads_zero || last->type == EXTENT_ENCODED) {
+    bool nothing = s->external && last->host_offset + last->length >= store_size(s->data);
+    if (used == 0 || reads_zero || nothing || last->type == EXTENT_ENCODED) {
         return 0;
     }
     g_autofree uint8_t *zeroes = g_try_malloc0(rest);

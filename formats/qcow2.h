@@ -195,12 +195,11 @@ int qcow2_data_reserve(Image *image, Allocation *a);
 void qcow2_data_free(Image *image, uint64_t offset, uint64_t end);
 /* Of a raw data file: Format.unmap. */
 int qcow2_data_zero(Image *image, uint64_t offset, uint64_t length, UnmapFlags flags);
-/* All of the range is data afterwards; it holds what the data file holds. */
-int qcow2_data_map_all(Image *image, uint64_t from, uint64_t end);
-/* The file is at least as long as the disk afterwards. Nothing to do where there is none. */
-int qcow2_data_extend(Image *image);
-/* The file gets this size. Nothing to do where there is none. */
-int qcow2_data_resize(Image *image, uint64_t size);
+/* Before the disk gets this size: what it will gain reads as zeroes. Nothing to do where there is no data file. */
+int qcow2_data_grow(Image *image, uint64_t size);
+/* At least that long; no longer than the disk. Nothing to do where there is no data file. */
+int qcow2_data_extend(Image *image, uint64_t size);
+int qcow2_data_cut(Image *image);
 
 /* ---- header (qcow2-header.c) ---- */
 

@@ -60,6 +60,11 @@ const Config configs[] = {
      "cluster_size=16k,extended_l2=on", FILL_COMPRESSED, NULL},
     {"qcow2-extended-snapshot", "qcow2", 512, 2 * MIB + 5 * 512, "cluster_size=16k,extended_l2=on",
      FILL_SNAPSHOT, NULL},
+    {"qcow2-data-file", "qcow2", 64 * KIB, 4 * MIB + 512, "data_file=IMAGE", FILL_NONE, NULL},
+    {"qcow2-data-file-raw", "qcow2", 4 * KIB, 2 * MIB + 512,
+     "data_file=IMAGE,data_file_raw=on,cluster_size=4k", FILL_NONE, NULL},
+    {"qcow2-extended-data-file", "qcow2", 512, 2 * MIB + 5 * 512,
+     "data_file=IMAGE,cluster_size=16k,extended_l2=on", FILL_NONE, NULL},
     {"vhd-qemu", "vpc", 2 * MIB, 9 * MIB + 512, "force_size=on", FILL_NONE, NULL},
     {"vhd-64k", "vhd", 64 * KIB, 4 * MIB + 512, "block_size=64k", FILL_NONE, NULL},
     {"vhd-64k-backing", "vhd", 4 * KIB, 2 * MIB + 512, "block_size=64k", FILL_BACKING, "vhd"},
@@ -218,23 +223,39 @@ char *config_qemu_options(const Config *config, const char *image)
                            config_is_luks(config) ? "" : encrypt, image);
 }
 
+/* "IMAGE" in the options is the path of the image; an absolute name, for qemu looks where it is started. */
+static bool has_data_file(const Config *config)
+{
+    return config->options && strstr(config->options, "data_file=IMAGE") != NULL;
+}
+
 static bool is_ours(const Config *config)
 {
-    return config_is_encrypted(config) || strcmp(config->format, "vhd") == 0 ||
-           strcmp(config->format, "vhdx") == 0 || strcmp(config->format, "vdi") == 0 ||
-           is_vmdk(config);
+    return config_is_encrypted(config) || has_data_file(config) ||
+           strcmp(config->format, "vhd") == 0 || strcmp(config->format, "vhdx") == 0 ||
+           strcmp(config->format, "vdi") == 0 || is_vmdk(config);
 }
 
 bool config_qemu_reads(const Config *config)
 {
-    return !is_ours(config) || is_vmdk(config) || config_is_encrypted(config) ||
-           config->fill != FILL_BACKING;
+    return !is_ours(config) || is_vmdk(config) || has_data_file(config) ||
+           config_is_encrypted(config) || config->fill != FILL_BACKING;
 }
 
 bool config_qemu_checks(const Config *config)
 {
     return strcmp(config->format, "qcow2") == 0 || strcmp(config->format, "qed") == 0 ||
            strcmp(config->format, "parallels") == 0;
+}
+
+/* An empty one of ours, whose data file lies beside it. */
+static void make_with_data_file(const Config *config, const char *image)
+{
+    g_autofree char *data = g_strdup_printf("data_file=%s-data", image);
+    g_auto(GStrv) parts = g_strsplit(config->options, "data_file=IMAGE", -1);
+    g_autofree char *options = g_strjoinv(data, parts);
+    shell("/", "\"$COWNBD\" create -q -f %s -o %s %s %" G_GUINT64_FORMAT, config->format, options,
+          image, config->size);
 }
 
 void config_make_template(const Config *config, const char *directory)
@@ -246,6 +267,9 @@ void config_make_template(const Config *config, const char *directory)
         config_is_encrypted(config) ? g_strdup("--secret-file secret") : g_strdup("");
     shell(directory, "printf passphrase > secret");
     make_model(config, directory);
+    if (has_data_file(config)) {
+        return; /* each image is made anew: a copy would name the data file of another */
+    }
     switch (config->fill) {
     case FILL_NONE:
         if (config_is_luks(config)) { /* a new one reads as noise */
@@ -342,6 +366,10 @@ static bool has_extents(const Config *config)
 
 void config_copy_image(const Config *config, const char *from, const char *to)
 {
+    if (has_data_file(config)) {
+        make_with_data_file(config, to);
+        return;
+    }
     copy_sparse(from, to);
     if (has_extents(config)) {
         g_autofree char *base = g_path_get_basename(from), *new_base = g_path_get_basename(to);

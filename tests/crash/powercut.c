@@ -77,6 +77,13 @@ static uint64_t size_at_start(const Fixture *fixture)
 
 /* The disk changes with the seed too: some are fast, some make everybody wait, some are full, some
  * fail now and then. */
+/* A data file is as long as the disk from the moment when that grows, before the run. */
+static uint64_t needed_to_grow(const Setup *setup)
+{
+    bool grows = setup->created_size && setup->more_options;
+    return grows ? setup->disk_size - setup->created_size : 0;
+}
+
 static RunOptions run_options(uint64_t seed, const Fixture *fixture, FaultPlan *plan)
 {
     Random random = random_new(seed ^ 0x72756e73);
@@ -90,8 +97,8 @@ static RunOptions run_options(uint64_t seed, const Fixture *fixture, FaultPlan *
     options.record.no_punch = random_percent(&random, 50);
     switch (random_below(&random, 6)) {
     case 0:
-        options.record.capacity =
-            size_at_start(fixture) + random_below(&random, fixture->setup->disk_size);
+        options.record.capacity = size_at_start(fixture) + needed_to_grow(fixture->setup) +
+                                  random_below(&random, fixture->setup->disk_size);
         break;
     case 1: /* errors after which the server goes on */
         fault_plan_init_random(plan, FAULT_WRITE, 1 + random_below(&random, 10), -ENOSPC, seed);

@@ -15,7 +15,7 @@ import sys
 
 sys.dont_write_bytecode = True
 
-FORMATS = ["qcow2", "qcow", "vmdk", "vhd", "vhdx", "vdi", "qed", "parallels", "dmg", "esx", "luks", "others"]
+FORMATS = ["qcow2", "qcow2_data", "qcow", "vmdk", "vhd", "vhdx", "vdi", "qed", "parallels", "dmg", "esx", "luks", "others"]
 PAGE = 4096
 
 
