@@ -1,6 +1,6 @@
 /*
- * What unit tests of formats do with images that lie in memory: open one, see it refused, look at a byte, write a unit,
- * check it. Whatever fails ends the test.
+ * What unit tests of formats do with images that lie in memory: make one, open it, see it refused, look at a byte, write
+ * a unit, check it. Whatever fails ends the test.
  */
 #ifndef TESTS_UNIT_IMAGES_H
 #define TESTS_UNIT_IMAGES_H
@@ -8,6 +8,7 @@
 #include <check.h>
 #include <string.h>
 
+#include "base/bytes.h"
 #include "formats/format.h"
 #include "map/image.h"
 #include "tests/lib/store-memory.h"
@@ -37,16 +38,48 @@ static inline Image *images_backing(uint8_t fill, uint64_t size)
 }
 
 /* One line, with these words. */
-static inline void images_assert_refused(const Format *format, const uint8_t *bytes, uint64_t size,
-                                         bool write, const char *words)
+static inline void images_assert_says(const GError *error, const char *words)
 {
-    g_autoptr(GError) error = NULL;
-    g_autoptr(Store) store = store_memory_new("test", bytes, size);
-    g_autoptr(Image) image = images_try(format, store, NULL, write, false, &error);
-    ck_assert_msg(image == NULL, "'%s' was not refused", words);
+    ck_assert_msg(error != NULL, "'%s' was not refused", words);
     ck_assert_msg(strstr(error->message, words) != NULL, "'%s' is not in: %s", words,
                   error->message);
     ck_assert_msg(!strchr(error->message, '\n'), "more than one line: %s", error->message);
+}
+
+static inline void images_assert_store_refused(const Format *format, Store *store, bool write,
+                                               const char *words)
+{
+    g_autoptr(GError) error = NULL;
+    g_autoptr(Image) image = images_try(format, store, NULL, write, false, &error);
+    ck_assert_msg(image == NULL, "'%s' was not refused", words);
+    images_assert_says(error, words);
+}
+
+static inline void images_assert_refused(const Format *format, const uint8_t *bytes, uint64_t size,
+                                         bool write, const char *words)
+{
+    g_autoptr(Store) store = store_memory_new("test", bytes, size);
+    images_assert_store_refused(format, store, write, words);
+}
+
+/* Numbers in the file itself. */
+static inline uint64_t images_le64(Store *store, uint64_t offset)
+{
+    uint8_t bytes[8];
+    ck_assert_int_eq(store_read(store, bytes, sizeof bytes, offset), 0);
+    return load_le64(bytes);
+}
+
+static inline uint64_t images_be64(Store *store, uint64_t offset)
+{
+    return GUINT64_SWAP_LE_BE(images_le64(store, offset));
+}
+
+static inline uint32_t images_le32(Store *store, uint64_t offset)
+{
+    uint8_t bytes[4];
+    ck_assert_int_eq(store_read(store, bytes, sizeof bytes, offset), 0);
+    return load_le32(bytes);
 }
 
 static inline uint8_t images_byte(Image *image, uint64_t offset)
@@ -79,35 +112,60 @@ static inline uint64_t images_write(Image *image, uint64_t offset, uint8_t fill)
     return place;
 }
 
-static inline CheckResult images_check(const Format *format, Store *store, CheckRepair repair)
+static inline CheckResult images_check_over(const Format *format, Store *store, Image *backing,
+                                            CheckRepair repair)
 {
     CheckResult result = {0};
     g_autoptr(GError) error = NULL;
     bool write = repair != CHECK_REPORT_ONLY;
-    g_autoptr(Image) image = images_try(format, store, NULL, write, write, &error);
+    g_autoptr(Image) image = images_try(format, store, backing, write, write, &error);
     ck_assert_msg(image != NULL, "%s", error ? error->message : "");
     ck_assert_msg(format->check(image, repair, &result, &error), "%s", error ? error->message : "");
     ck_assert_int_eq(image_finish(image), 0);
     return result;
 }
 
-/* Create fails with these words. options: NULL, or "name=value". */
-static inline void images_assert_create_refused(const Format *format, const FormatCreate *how,
-                                                const char *option, const char *words)
+static inline CheckResult images_check(const Format *format, Store *store, CheckRepair repair)
 {
-    g_autoptr(GHashTable) options = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
-    if (option) {
-        char **pair = g_strsplit(option, "=", 2);
-        g_hash_table_insert(options, pair[0], pair[1]);
-        g_free(pair);
+    return images_check_over(format, store, NULL, repair);
+}
+
+/* "name=value,name=value" or NULL. g_hash_table_unref. */
+static inline GHashTable *images_options(const char *text)
+{
+    GHashTable *options = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
+    g_auto(GStrv) pairs = g_strsplit(text ? text : "", ",", -1);
+    for (char **pair = pairs; *pair; pair++) {
+        const char *equals = strchr(*pair, '=');
+        g_hash_table_insert(options, g_strndup(*pair, equals - *pair), g_strdup(equals + 1));
     }
+    return options;
+}
+
+/* What create makes. */
+static inline Store *images_create(const Format *format, const FormatCreate *how,
+                                   const char *options)
+{
+    g_autoptr(GHashTable) table = images_options(options);
     FormatCreate with = *how;
-    with.options = options;
+    with.options = table;
+    g_autoptr(GError) error = NULL;
+    Store *store = store_memory_new("test", NULL, 0);
+    ck_assert_msg(format->create(store, &with, &error), "%s", error ? error->message : "");
+    return store;
+}
+
+/* Create fails with these words. */
+static inline void images_assert_create_refused(const Format *format, const FormatCreate *how,
+                                                const char *options, const char *words)
+{
+    g_autoptr(GHashTable) table = images_options(options);
+    FormatCreate with = *how;
+    with.options = table;
     g_autoptr(Store) store = store_memory_new("test", NULL, 0);
     g_autoptr(GError) error = NULL;
     ck_assert_msg(!format->create(store, &with, &error), "'%s' was not refused", words);
-    ck_assert_msg(strstr(error->message, words) != NULL, "'%s' is not in: %s", words,
-                  error->message);
+    images_assert_says(error, words);
 }
 
 #endif

@@ -21,13 +21,8 @@
 
 static inline Store *new_store(void)
 {
-    g_autoptr(GHashTable) options = g_hash_table_new(g_str_hash, g_str_equal);
-    g_hash_table_insert(options, "cluster_size", "4k");
-    FormatCreate how = {.size = SIZE, .options = options};
-    g_autoptr(GError) error = NULL;
-    Store *store = store_memory_new("test.hds", NULL, 0);
-    ck_assert_msg(parallels_create(store, &how, &error), "%s", error ? error->message : "");
-    return store;
+    FormatCreate how = {.size = SIZE};
+    return images_create(&format_parallels, &how, "cluster_size=4k");
 }
 
 /* The bytes of an image whose first `count` clusters are there, cluster i filled with 'a' + i. */

@@ -5,7 +5,7 @@
 #include "base/bytes.h"
 #include "base/log.h"
 #include "formats/format.h"
-#include "tests/lib/store-memory.h"
+#include "tests/unit/images.h"
 #include "tests/unit/suite.h"
 
 #define CATALOG 512u
@@ -30,22 +30,6 @@ static void make_image(uint8_t *bytes)
     store_le32(bytes + CATALOG + 4, 0);
     memset(bytes + CATALOG + ENTRIES * 4, 0xff, 1);
     memset(bytes + CATALOG + ENTRIES * 4 + 512, 'x', EXTENT);
-}
-
-static Image *open_bytes(const uint8_t *bytes, uint64_t size, bool write, GError **error)
-{
-    ImageOpen how = {.format = &format_bochs, .write = write};
-    g_autoptr(Store) store = store_memory_new("test.bochs", bytes, size);
-    return image_open_store(store, &how, NULL, error);
-}
-
-static void assert_refused(const uint8_t *bytes, uint64_t size, bool write, const char *words)
-{
-    g_autoptr(GError) error = NULL;
-    g_autoptr(Image) image = open_bytes(bytes, size, write, &error);
-    ck_assert_msg(image == NULL, "'%s' was not refused", words);
-    ck_assert_msg(strstr(error->message, words) != NULL, "'%s' is not in: %s", words,
-                  error->message);
 }
 
 START_TEST(bochs_refuses_fields_by_name)
@@ -78,29 +62,27 @@ START_TEST(bochs_refuses_fields_by_name)
         uint8_t value[8];
         store_le64(value, wrong[i].value);
         memcpy(bytes + wrong[i].offset, value, wrong[i].size);
-        assert_refused(bytes, SIZE, false, wrong[i].words);
+        images_assert_refused(&format_bochs, bytes, SIZE, false, wrong[i].words);
     }
     make_image(bytes);
-    assert_refused(bytes, SIZE, true, "can only be read");
-    assert_refused(bytes, CATALOG + ENTRIES * 4 - 1, false, "header size is 512");
+    images_assert_refused(&format_bochs, bytes, SIZE, true, "can only be read");
+    images_assert_refused(&format_bochs, bytes, CATALOG + ENTRIES * 4 - 1, false,
+                          "header size is 512");
 }
 END_TEST
 
 START_TEST(bochs_extent_outside_the_file_is_an_error)
 {
     static const uint32_t wrong[] = {1, UINT32_MAX - 1};
-    uint8_t bytes[SIZE], byte;
+    uint8_t bytes[SIZE];
     make_image(bytes);
     for (unsigned i = 0; i < G_N_ELEMENTS(wrong); i++) {
         store_le32(bytes + CATALOG, wrong[i]);
-        g_autoptr(GError) error = NULL;
-        g_autoptr(Image) image = open_bytes(bytes, SIZE, false, &error);
-        ck_assert_msg(image != NULL, "%s", image ? "" : error->message);
-        ck_assert_int_eq(chain_read(image, &byte, 1, 0), -EIO);
-        ck_assert_int_eq(chain_read(image, &byte, 1, EXTENT + 100), 0);
-        ck_assert_uint_eq(byte, 'x');
-        ck_assert_int_eq(chain_read(image, &byte, 1, 2 * EXTENT), 0);
-        ck_assert_uint_eq(byte, 0);
+        g_autoptr(Store) store = store_memory_new("test.bochs", bytes, SIZE);
+        g_autoptr(Image) image = images_open(&format_bochs, store, NULL, false);
+        ck_assert_int_eq(images_read_error(image, 0), -EIO);
+        ck_assert_uint_eq(images_byte(image, EXTENT + 100), 'x');
+        ck_assert_uint_eq(images_byte(image, 2 * EXTENT), 0);
     }
 }
 END_TEST

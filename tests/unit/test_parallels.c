@@ -4,13 +4,6 @@
 
 #include "tests/unit/parallels-image.h"
 
-static uint32_t on_disk(Store *store, uint64_t offset)
-{
-    uint8_t bytes[4];
-    ck_assert_int_eq(store_read(store, bytes, 4, offset), 0);
-    return load_le32(bytes);
-}
-
 START_TEST(parallels_refuses_fields_by_name)
 {
     static const struct {
@@ -68,7 +61,7 @@ START_TEST(parallels_old_magic_counts_sectors)
     ck_assert_uint_eq(place % CLUSTER, 512);
     ck_assert_uint_ge(place, size);
     ck_assert_int_eq(image_finish(image), 0);
-    ck_assert_uint_eq(on_disk(store, TABLE + 12), place / 512);
+    ck_assert_uint_eq(images_le32(store, TABLE + 12), place / 512);
     g_autoptr(Image) again = images_open(&format_parallels, store, NULL, false);
     ck_assert_uint_eq(images_byte(again, 4 * CLUSTER - 1), 'x');
 }
@@ -126,19 +119,19 @@ END_TEST
 START_TEST(parallels_table_is_written_behind_the_data)
 {
     g_autoptr(Store) store = new_store();
-    ck_assert_uint_eq(on_disk(store, PARALLELS_H_IN_USE), PARALLELS_CLOSED);
+    ck_assert_uint_eq(images_le32(store, PARALLELS_H_IN_USE), PARALLELS_CLOSED);
     g_autoptr(Image) image = images_open(&format_parallels, store, NULL, true);
-    ck_assert_uint_eq(on_disk(store, PARALLELS_H_IN_USE), PARALLELS_IN_USE);
+    ck_assert_uint_eq(images_le32(store, PARALLELS_H_IN_USE), PARALLELS_IN_USE);
     ck_assert(format_parallels.dirty_flag(image));
     uint64_t place = images_write(image, 2 * CLUSTER, 'x');
     ck_assert_uint_eq(place, DATA);
     ck_assert_uint_eq(images_byte(image, 2 * CLUSTER), 'x');
-    ck_assert_uint_eq(on_disk(store, TABLE + 8), 0);
+    ck_assert_uint_eq(images_le32(store, TABLE + 8), 0);
     ck_assert_int_eq(parallels_flush(image), 0);
     ck_assert(!parallels_is_dirty(image));
-    ck_assert_uint_eq(on_disk(store, TABLE + 8), 1);
+    ck_assert_uint_eq(images_le32(store, TABLE + 8), 1);
     ck_assert_int_eq(image_finish(image), 0);
-    ck_assert_uint_eq(on_disk(store, PARALLELS_H_IN_USE), PARALLELS_CLOSED);
+    ck_assert_uint_eq(images_le32(store, PARALLELS_H_IN_USE), PARALLELS_CLOSED);
     ck_assert_uint_eq(store_size(store), DATA + CLUSTER);
 }
 END_TEST
@@ -174,11 +167,11 @@ START_TEST(parallels_check_mends_what_it_can)
     CheckResult result = images_check(&format_parallels, store, CHECK_REPORT_ONLY);
     ck_assert_uint_eq(result.corruptions, 3);
     images_check(&format_parallels, store, CHECK_REPAIR_LEAKS);
-    ck_assert_uint_eq(on_disk(store, PARALLELS_H_IN_USE), PARALLELS_IN_USE);
+    ck_assert_uint_eq(images_le32(store, PARALLELS_H_IN_USE), PARALLELS_IN_USE);
     result = images_check(&format_parallels, store, CHECK_REPAIR_ALL);
     ck_assert_uint_eq(result.corruptions, 0);
     ck_assert_uint_eq(result.corruptions_fixed, 3);
-    ck_assert_uint_eq(on_disk(store, PARALLELS_H_IN_USE), PARALLELS_CLOSED);
+    ck_assert_uint_eq(images_le32(store, PARALLELS_H_IN_USE), PARALLELS_CLOSED);
     ck_assert_uint_eq(images_check(&format_parallels, store, CHECK_REPORT_ONLY).corruptions, 0);
     g_autoptr(Image) image = images_open(&format_parallels, store, NULL, true);
     ck_assert_uint_eq(images_byte(image, 0), 'a');
@@ -186,8 +179,8 @@ START_TEST(parallels_check_mends_what_it_can)
     ck_assert_uint_eq(images_byte(image, 2 * CLUSTER), 0);
     ck_assert_uint_eq(images_byte(image, 3 * CLUSTER), 'd');
     ck_assert_uint_eq(images_byte(image, 7 * CLUSTER), 'a');
-    ck_assert_uint_ne(on_disk(store, TABLE + 4), on_disk(store, TABLE));
-    ck_assert_uint_ne(on_disk(store, TABLE + 4), on_disk(store, TABLE + 7 * 4));
+    ck_assert_uint_ne(images_le32(store, TABLE + 4), images_le32(store, TABLE));
+    ck_assert_uint_ne(images_le32(store, TABLE + 4), images_le32(store, TABLE + 7 * 4));
 }
 END_TEST
 

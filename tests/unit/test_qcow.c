@@ -6,7 +6,7 @@
 #include "base/log.h"
 #include "formats/format.h"
 #include "formats/qcow.h"
-#include "tests/lib/store-memory.h"
+#include "tests/unit/images.h"
 #include "tests/unit/suite.h"
 
 /* 512 byte clusters, 64 entries in an L2 table: an L1 entry spans 32 KiB. */
@@ -18,17 +18,9 @@
 
 static Store *new_store(const char *backing)
 {
-    g_autoptr(GHashTable) options = g_hash_table_new(g_str_hash, g_str_equal);
-    g_hash_table_insert(options, "cluster_size", "512");
-    FormatCreate how = {.size = SIZE,
-                        .options = options,
-                        .backing_name = backing,
-                        .backing_format = backing ? "raw" : NULL};
-    g_autoptr(GError) error = NULL;
-    Store *store = store_memory_new("test.qcow", NULL, 0);
-    bool made = qcow_create(store, &how, &error);
-    ck_assert_msg(made, "%s", made ? "" : error->message);
-    return store;
+    FormatCreate how = {
+        .size = SIZE, .backing_name = backing, .backing_format = backing ? "raw" : NULL};
+    return images_create(&format_qcow, &how, "cluster_size=512");
 }
 
 /* The bytes of an image with one L2 table and `count` clusters, cluster i filled with 'a' + i. */
@@ -47,60 +39,6 @@ static uint8_t *full_image(unsigned count, uint64_t *size)
         memset(bytes + place, 'a' + (int)i, CLUSTER);
     }
     return bytes;
-}
-
-static Image *open_store(Store *store, Image *backing, bool write, bool repair, GError **error)
-{
-    ImageOpen how = {.format = &format_qcow, .write = write, .repair = repair};
-    return image_open_store(store, &how, backing, error);
-}
-
-static Image *must_open(Store *store, Image *backing, bool write, bool repair)
-{
-    g_autoptr(GError) error = NULL;
-    Image *image = open_store(store, backing, write, repair, &error);
-    ck_assert_msg(image != NULL, "%s", image ? "" : error->message);
-    return image;
-}
-
-static void assert_refused(const uint8_t *bytes, uint64_t size, bool write, const char *words)
-{
-    g_autoptr(GError) error = NULL;
-    g_autoptr(Store) store = store_memory_new("test.qcow", bytes, size);
-    g_autoptr(Image) image = open_store(store, NULL, write, false, &error);
-    ck_assert_msg(image == NULL, "'%s' was not refused", words);
-    ck_assert_msg(strstr(error->message, words) != NULL, "'%s' is not in: %s", words,
-                  error->message);
-    ck_assert_msg(!strchr(error->message, '\n'), "more than one line: %s", error->message);
-}
-
-static uint8_t byte_at(Image *image, uint64_t offset)
-{
-    uint8_t byte = 0xff;
-    int r = chain_read(image, &byte, 1, offset);
-    ck_assert_msg(r == 0, "offset %u: %d", (unsigned)offset, r);
-    return byte;
-}
-
-static uint64_t on_disk(Store *store, uint64_t offset)
-{
-    uint8_t bytes[8];
-    ck_assert_int_eq(store_read(store, bytes, 8, offset), 0);
-    return load_be64(bytes);
-}
-
-static uint64_t write_cluster(Image *image, uint64_t offset, uint8_t fill)
-{
-    Allocation a = {.offset = offset, .length = CLUSTER}, *list = &a;
-    extent_list_init(&a.extents);
-    ck_assert_int_eq(table_tree_allocate(image, &list, 1), 0);
-    uint8_t data[CLUSTER];
-    memset(data, fill, CLUSTER);
-    uint64_t place = a.extents.items[0].host_offset;
-    ck_assert_int_eq(store_write(image->store, data, CLUSTER, place), 0);
-    ck_assert_int_eq(table_tree_commit(image, &list, 1), 0);
-    extent_list_clear(&a.extents);
-    return place;
 }
 
 START_TEST(qcow_refuses_fields_by_name)
@@ -137,15 +75,16 @@ START_TEST(qcow_refuses_fields_by_name)
         } else {
             *field = wrong[i].value;
         }
-        assert_refused(bytes, size, false, wrong[i].words);
+        images_assert_refused(&format_qcow, bytes, size, false, wrong[i].words);
     }
-    assert_refused(good, QCOW_HEADER_SIZE - 1, false, "ends inside the header");
+    images_assert_refused(&format_qcow, good, QCOW_HEADER_SIZE - 1, false,
+                          "ends inside the header");
     store_be64(good + QCOW_H_NAME_OFFSET, 48);
     store_be32(good + QCOW_H_NAME_SIZE, 1024);
-    assert_refused(good, size, false, "backing_file_size is 1024");
+    images_assert_refused(&format_qcow, good, size, false, "backing_file_size is 1024");
     store_be32(good + QCOW_H_NAME_SIZE, 1023);
     store_be64(good + QCOW_H_NAME_OFFSET, size - 1000);
-    assert_refused(good, size, false, "backing_file_offset is");
+    images_assert_refused(&format_qcow, good, size, false, "backing_file_offset is");
 }
 END_TEST
 
@@ -158,14 +97,14 @@ START_TEST(qcow_what_is_not_in_the_file_is_an_error)
     store_be64(bytes + END, size);                       /* a cluster behind the end */
     store_be64(bytes + END + 16, QCOW_COMPRESSED | END); /* of no length */
     g_autoptr(Store) store = store_memory_new("test.qcow", bytes, size);
-    g_autoptr(Image) image = must_open(store, NULL, false, false);
+    g_autoptr(Image) image = images_open(&format_qcow, store, NULL, false);
     uint8_t byte;
     ck_assert_int_eq(chain_read(image, &byte, 1, 0), -EIO);
-    ck_assert_uint_eq(byte_at(image, CLUSTER), 'b');
+    ck_assert_uint_eq(images_byte(image, CLUSTER), 'b');
     ck_assert_int_eq(chain_read(image, &byte, 1, 2 * CLUSTER), -EIO);
     ck_assert_int_eq(chain_read(image, &byte, 1, SPAN), -EIO);
     ck_assert_int_eq(chain_read(image, &byte, 1, 2 * SPAN), -EIO);
-    ck_assert_uint_eq(byte_at(image, 3 * SPAN), 0);
+    ck_assert_uint_eq(images_byte(image, 3 * SPAN), 0);
 }
 END_TEST
 
@@ -174,34 +113,34 @@ START_TEST(qcow_writing_is_refused_where_clusters_overlap)
     uint64_t size, first = END + CLUSTER;
     g_autofree uint8_t *bytes = full_image(2, &size);
     store_be64(bytes + END + 8, first);
-    assert_refused(bytes, size, true, "the cluster at 1536 is");
+    images_assert_refused(&format_qcow, bytes, size, true, "the cluster at 1536 is");
     store_be64(bytes + END + 8, first + 8);
-    assert_refused(bytes, size, true, "the cluster at 1544 is");
+    images_assert_refused(&format_qcow, bytes, size, true, "the cluster at 1544 is");
     store_be64(bytes + END + 8, END);
-    assert_refused(bytes, size, true, "the cluster at 1024 is");
+    images_assert_refused(&format_qcow, bytes, size, true, "the cluster at 1024 is");
     store_be64(bytes + END + 8, 0);
     store_be64(bytes + L1 + 8, END);
-    assert_refused(bytes, size, true, "the L2 table at 1024 is");
+    images_assert_refused(&format_qcow, bytes, size, true, "the L2 table at 1024 is");
 }
 END_TEST
 
 START_TEST(qcow_tables_are_written_behind_the_data)
 {
     g_autoptr(Store) store = new_store(NULL);
-    g_autoptr(Image) image = must_open(store, NULL, true, false);
+    g_autoptr(Image) image = images_open(&format_qcow, store, NULL, true);
     ck_assert(!table_tree_is_dirty(image));
-    uint64_t first = write_cluster(image, SPAN, 'x');
-    ck_assert_uint_eq(byte_at(image, SPAN), 'x');
-    ck_assert_uint_eq(on_disk(store, L1 + 8), 0);
+    uint64_t first = images_write(image, SPAN, 'x');
+    ck_assert_uint_eq(images_byte(image, SPAN), 'x');
+    ck_assert_uint_eq(images_be64(store, L1 + 8), 0);
     ck_assert_int_eq(table_tree_flush(image), 0);
-    uint64_t table = on_disk(store, L1 + 8);
+    uint64_t table = images_be64(store, L1 + 8);
     ck_assert_uint_ne(table, 0);
-    ck_assert_uint_eq(on_disk(store, table), first);
+    ck_assert_uint_eq(images_be64(store, table), first);
     ck_assert(!table_tree_is_dirty(image));
-    uint64_t second = write_cluster(image, SPAN + CLUSTER, 'y');
-    ck_assert_uint_eq(on_disk(store, table + 8), 0);
+    uint64_t second = images_write(image, SPAN + CLUSTER, 'y');
+    ck_assert_uint_eq(images_be64(store, table + 8), 0);
     ck_assert_int_eq(image_finish(image), 0);
-    ck_assert_uint_eq(on_disk(store, table + 8), second);
+    ck_assert_uint_eq(images_be64(store, table + 8), second);
     ck_assert_uint_eq(store_size(store), second + CLUSTER);
 }
 END_TEST
@@ -209,7 +148,7 @@ END_TEST
 START_TEST(qcow_abandoned_space_at_the_end_is_used_again)
 {
     g_autoptr(Store) store = new_store(NULL);
-    g_autoptr(Image) image = must_open(store, NULL, true, false);
+    g_autoptr(Image) image = images_open(&format_qcow, store, NULL, true);
     Allocation a = {.offset = 0, .length = 2 * CLUSTER}, *list = &a;
     extent_list_init(&a.extents);
     ck_assert_int_eq(table_tree_allocate(image, &list, 1), 0);
@@ -220,7 +159,7 @@ START_TEST(qcow_abandoned_space_at_the_end_is_used_again)
     ck_assert_uint_eq(a.extents.items[0].host_offset, place);
     ck_assert_int_eq(a.extents.items[0].flags, EXTENT_NEW); /* something may be there */
     table_tree_abandon(image, &list, 1);
-    ck_assert_uint_eq(byte_at(image, 0), 0);
+    ck_assert_uint_eq(images_byte(image, 0), 0);
     ck_assert_int_eq(image_finish(image), 0);
 }
 END_TEST
@@ -233,16 +172,16 @@ START_TEST(qcow_zeroes_over_a_backing_must_be_written)
     ImageOpen how = {.format = &format_raw};
     g_autoptr(Image) base = image_open_store(base_store, &how, NULL, NULL);
     g_autoptr(Store) store = new_store("base.raw");
-    g_autoptr(Image) image = must_open(store, base, true, false);
+    g_autoptr(Image) image = images_open(&format_qcow, store, base, true);
     ck_assert_str_eq(image->backing_name, "base.raw");
-    ck_assert_uint_eq(byte_at(image, 0), 'r');
+    ck_assert_uint_eq(images_byte(image, 0), 'r');
     ck_assert_int_eq(qcow_unmap(image, 0, CLUSTER, UNMAP_ZERO), -ENOTSUP);
     ck_assert_int_eq(qcow_unmap(image, 0, CLUSTER, 0), 0);
-    ck_assert_uint_eq(byte_at(image, 0), 'r');
+    ck_assert_uint_eq(images_byte(image, 0), 'r');
     ck_assert_int_eq(qcow_unmap(image, SPAN, CLUSTER, UNMAP_ZERO), 0);
-    write_cluster(image, 0, 'n');
+    images_write(image, 0, 'n');
     ck_assert_int_eq(qcow_unmap(image, 0, CLUSTER, UNMAP_ZERO), 0);
-    ck_assert_uint_eq(byte_at(image, 0), 0);
+    ck_assert_uint_eq(images_byte(image, 0), 0);
     ck_assert_int_eq(image_finish(image), 0);
 }
 END_TEST
@@ -254,27 +193,15 @@ START_TEST(qcow_keeps_the_order_of_bytes_of_xens_l1)
     store_be32(bytes + QCOW_HEADER_SIZE, QCOW_XEN_MAGIC);
     store_le64(bytes + L1, END);
     g_autoptr(Store) store = store_memory_new("test.qcow", bytes, size);
-    g_autoptr(Image) image = must_open(store, NULL, true, false);
-    ck_assert_uint_eq(byte_at(image, 0), 'a');
-    write_cluster(image, SPAN, 'x');
+    g_autoptr(Image) image = images_open(&format_qcow, store, NULL, true);
+    ck_assert_uint_eq(images_byte(image, 0), 'a');
+    images_write(image, SPAN, 'x');
     ck_assert_int_eq(image_finish(image), 0);
-    uint64_t table = GUINT64_SWAP_LE_BE(on_disk(store, L1 + 8));
+    uint64_t table = images_le64(store, L1 + 8);
     ck_assert_uint_eq(table, size);
-    ck_assert_uint_eq(GUINT64_SWAP_LE_BE(on_disk(store, L1)), END);
+    ck_assert_uint_eq(images_le64(store, L1), END);
 }
 END_TEST
-
-static CheckResult check(Store *store, CheckRepair repair)
-{
-    CheckResult result = {0};
-    g_autoptr(GError) error = NULL;
-    bool write = repair != CHECK_REPORT_ONLY;
-    g_autoptr(Image) image = must_open(store, NULL, write, write);
-    ck_assert_msg(table_tree_check(image, repair, &result, &error), "%s",
-                  error ? error->message : "");
-    ck_assert_int_eq(image_finish(image), 0);
-    return result;
-}
 
 START_TEST(qcow_check_mends_what_it_can)
 {
@@ -286,21 +213,21 @@ START_TEST(qcow_check_mends_what_it_can)
     store_be64(bytes + L1 + 8, END);                      /* one table twice */
     store_be64(bytes + L1 + 16, size);                    /* not in the file */
     g_autoptr(Store) store = store_memory_new("test.qcow", bytes, size);
-    CheckResult result = check(store, CHECK_REPORT_ONLY);
+    CheckResult result = images_check(&format_qcow, store, CHECK_REPORT_ONLY);
     ck_assert_uint_ge(result.corruptions, 5);
-    result = check(store, CHECK_REPAIR_ALL);
+    result = images_check(&format_qcow, store, CHECK_REPAIR_ALL);
     ck_assert_uint_eq(result.corruptions, 0);
-    result = check(store, CHECK_REPORT_ONLY);
+    result = images_check(&format_qcow, store, CHECK_REPORT_ONLY);
     ck_assert_uint_eq(result.corruptions, 0);
-    g_autoptr(Image) image = must_open(store, NULL, true, false);
-    ck_assert_uint_eq(byte_at(image, 0), 'a');
-    ck_assert_uint_eq(byte_at(image, CLUSTER), 'a');
-    ck_assert_uint_eq(byte_at(image, 2 * CLUSTER), 'd');
-    ck_assert_uint_eq(byte_at(image, 3 * CLUSTER - 1), 'e');
-    ck_assert_uint_eq(byte_at(image, 3 * CLUSTER), 0);
-    ck_assert_uint_eq(byte_at(image, 4 * CLUSTER), 'e');
-    ck_assert_uint_eq(byte_at(image, SPAN), 'a');
-    ck_assert_uint_eq(byte_at(image, 2 * SPAN), 0);
+    g_autoptr(Image) image = images_open(&format_qcow, store, NULL, true);
+    ck_assert_uint_eq(images_byte(image, 0), 'a');
+    ck_assert_uint_eq(images_byte(image, CLUSTER), 'a');
+    ck_assert_uint_eq(images_byte(image, 2 * CLUSTER), 'd');
+    ck_assert_uint_eq(images_byte(image, 3 * CLUSTER - 1), 'e');
+    ck_assert_uint_eq(images_byte(image, 3 * CLUSTER), 0);
+    ck_assert_uint_eq(images_byte(image, 4 * CLUSTER), 'e');
+    ck_assert_uint_eq(images_byte(image, SPAN), 'a');
+    ck_assert_uint_eq(images_byte(image, 2 * SPAN), 0);
     /* They are apart now. */
     uint8_t byte = 'n';
     ExtentList map;
@@ -308,8 +235,8 @@ START_TEST(qcow_check_mends_what_it_can)
     ck_assert_int_eq(image_map(image, CLUSTER, CLUSTER, &map), 0);
     ck_assert_int_eq(store_write(store, &byte, 1, map.items[0].host_offset), 0);
     extent_list_clear(&map);
-    ck_assert_uint_eq(byte_at(image, CLUSTER), 'n');
-    ck_assert_uint_eq(byte_at(image, 0), 'a');
+    ck_assert_uint_eq(images_byte(image, CLUSTER), 'n');
+    ck_assert_uint_eq(images_byte(image, 0), 'a');
 }
 END_TEST
 
@@ -319,9 +246,9 @@ START_TEST(qcow_check_cuts_off_unused_clusters)
     g_autofree uint8_t *bytes = full_image(3, &size);
     store_be64(bytes + END + 16, 0);
     g_autoptr(Store) store = store_memory_new("test.qcow", bytes, size);
-    ck_assert_uint_eq(check(store, CHECK_REPORT_ONLY).leaks, 1);
-    ck_assert_uint_eq(check(store, CHECK_REPAIR_LEAKS).leaks_fixed, 1);
-    ck_assert_uint_eq(check(store, CHECK_REPORT_ONLY).leaks, 0);
+    ck_assert_uint_eq(images_check(&format_qcow, store, CHECK_REPORT_ONLY).leaks, 1);
+    ck_assert_uint_eq(images_check(&format_qcow, store, CHECK_REPAIR_LEAKS).leaks_fixed, 1);
+    ck_assert_uint_eq(images_check(&format_qcow, store, CHECK_REPORT_ONLY).leaks, 0);
     ck_assert_uint_eq(store_size(store), size - CLUSTER);
 }
 END_TEST
@@ -329,23 +256,18 @@ END_TEST
 START_TEST(qcow_create_refuses_what_cannot_be)
 {
     static const struct {
-        const char *value;
+        const char *option;
         uint64_t size;
         const char *words;
     } wrong[] = {
-        {"3k", 1, "cluster_size is '3k'"},
-        {"256", 1, "cluster_size is '256'"},
-        {"128k", 1, "cluster_size is '128k'"},
-        {"512", UINT64_C(1) << 40, "too large for cluster_size 512"},
+        {"cluster_size=3k", 1, "cluster_size is '3k'"},
+        {"cluster_size=256", 1, "cluster_size is '256'"},
+        {"cluster_size=128k", 1, "cluster_size is '128k'"},
+        {"cluster_size=512", UINT64_C(1) << 40, "too large for cluster_size 512"},
     };
     for (unsigned i = 0; i < G_N_ELEMENTS(wrong); i++) {
-        g_autoptr(GHashTable) options = g_hash_table_new(g_str_hash, g_str_equal);
-        g_hash_table_insert(options, "cluster_size", (char *)wrong[i].value);
-        FormatCreate how = {.size = wrong[i].size, .options = options};
-        g_autoptr(Store) store = store_memory_new("test.qcow", NULL, 0);
-        g_autoptr(GError) error = NULL;
-        ck_assert(!qcow_create(store, &how, &error));
-        ck_assert_msg(strstr(error->message, wrong[i].words) != NULL, "%s", error->message);
+        FormatCreate how = {.size = wrong[i].size};
+        images_assert_create_refused(&format_qcow, &how, wrong[i].option, wrong[i].words);
     }
 }
 END_TEST

@@ -17,15 +17,8 @@
 
 static Store *new_store(const char *backing, const char *format)
 {
-    g_autoptr(GHashTable) options = g_hash_table_new(g_str_hash, g_str_equal);
-    g_hash_table_insert(options, "cluster_size", "4k");
-    g_hash_table_insert(options, "table_size", "1");
-    FormatCreate how = {
-        .size = SIZE, .options = options, .backing_name = backing, .backing_format = format};
-    g_autoptr(GError) error = NULL;
-    Store *store = store_memory_new("test.qed", NULL, 0);
-    ck_assert_msg(qed_create(store, &how, &error), "%s", error ? error->message : "");
-    return store;
+    FormatCreate how = {.size = SIZE, .backing_name = backing, .backing_format = format};
+    return images_create(&format_qed, &how, "cluster_size=4k,table_size=1");
 }
 
 /* The bytes of an image with one L2 table and `count` clusters, cluster i filled with 'a' + i. */
@@ -44,13 +37,6 @@ static uint8_t *full_image(unsigned count, uint64_t *size)
         memset(bytes + place, 'a' + (int)i, CLUSTER);
     }
     return bytes;
-}
-
-static uint64_t on_disk(Store *store, uint64_t offset)
-{
-    uint8_t bytes[8];
-    ck_assert_int_eq(store_read(store, bytes, 8, offset), 0);
-    return load_le64(bytes);
 }
 
 START_TEST(qed_refuses_fields_by_name)
@@ -162,23 +148,23 @@ START_TEST(qed_bit_is_set_before_the_first_allocation)
     uint8_t unknown = 0x80;
     ck_assert_int_eq(store_write(store, &unknown, 1, QED_H_AUTOCLEAR), 0);
     g_autoptr(Image) image = images_open(&format_qed, store, NULL, true);
-    ck_assert_uint_eq(on_disk(store, QED_H_AUTOCLEAR), 0);
-    ck_assert_uint_eq(on_disk(store, QED_H_FEATURES), 0);
+    ck_assert_uint_eq(images_le64(store, QED_H_AUTOCLEAR), 0);
+    ck_assert_uint_eq(images_le64(store, QED_H_FEATURES), 0);
     uint64_t first = images_write(image, SPAN, 'x');
-    ck_assert_uint_eq(on_disk(store, QED_H_FEATURES), QED_NEED_CHECK);
+    ck_assert_uint_eq(images_le64(store, QED_H_FEATURES), QED_NEED_CHECK);
     ck_assert(format_qed.dirty_flag(image));
     ck_assert_uint_eq(images_byte(image, SPAN), 'x');
-    ck_assert_uint_eq(on_disk(store, L1 + 8), 0);
+    ck_assert_uint_eq(images_le64(store, L1 + 8), 0);
     ck_assert_int_eq(table_tree_flush(image), 0);
-    uint64_t table = on_disk(store, L1 + 8);
+    uint64_t table = images_le64(store, L1 + 8);
     ck_assert_uint_ne(table, 0);
-    ck_assert_uint_eq(on_disk(store, table), first);
-    ck_assert_uint_eq(on_disk(store, QED_H_FEATURES), QED_NEED_CHECK);
+    ck_assert_uint_eq(images_le64(store, table), first);
+    ck_assert_uint_eq(images_le64(store, QED_H_FEATURES), QED_NEED_CHECK);
     uint64_t second = images_write(image, SPAN + CLUSTER, 'y');
-    ck_assert_uint_eq(on_disk(store, table + 8), 0);
+    ck_assert_uint_eq(images_le64(store, table + 8), 0);
     ck_assert_int_eq(image_finish(image), 0);
-    ck_assert_uint_eq(on_disk(store, table + 8), second);
-    ck_assert_uint_eq(on_disk(store, QED_H_FEATURES), 0);
+    ck_assert_uint_eq(images_le64(store, table + 8), second);
+    ck_assert_uint_eq(images_le64(store, QED_H_FEATURES), 0);
     ck_assert_uint_eq(store_size(store), second + CLUSTER);
 }
 END_TEST
@@ -204,8 +190,8 @@ START_TEST(qed_discard_hides_the_backing)
     ck_assert_uint_eq(images_byte(again, SPAN), 0);
     ck_assert_uint_eq(images_byte(again, CLUSTER), 'r');
     ck_assert_uint_eq(images_byte(again, 2 * CLUSTER), 0);
-    uint64_t table = on_disk(store, L1);
-    ck_assert_uint_eq(on_disk(store, table), QED_ZERO);
+    uint64_t table = images_le64(store, L1);
+    ck_assert_uint_eq(images_le64(store, table), QED_ZERO);
 }
 END_TEST
 
@@ -222,9 +208,9 @@ START_TEST(qed_check_mends_what_it_can)
     g_autoptr(Store) store = store_memory_new("test.qed", bytes, size);
     ck_assert_uint_ge(images_check(&format_qed, store, CHECK_REPORT_ONLY).corruptions, 5);
     images_check(&format_qed, store, CHECK_REPAIR_LEAKS);
-    ck_assert_uint_eq(on_disk(store, QED_H_FEATURES), QED_NEED_CHECK);
+    ck_assert_uint_eq(images_le64(store, QED_H_FEATURES), QED_NEED_CHECK);
     ck_assert_uint_eq(images_check(&format_qed, store, CHECK_REPAIR_ALL).corruptions, 0);
-    ck_assert_uint_eq(on_disk(store, QED_H_FEATURES), 0);
+    ck_assert_uint_eq(images_le64(store, QED_H_FEATURES), 0);
     ck_assert_uint_eq(images_check(&format_qed, store, CHECK_REPORT_ONLY).corruptions, 0);
     g_autoptr(Image) image = images_open(&format_qed, store, NULL, true);
     ck_assert_uint_eq(images_byte(image, 0), 'a');
@@ -248,7 +234,7 @@ START_TEST(qed_check_cuts_off_unused_clusters)
     ck_assert_uint_eq(images_check(&format_qed, store, CHECK_REPORT_ONLY).leaks, 1);
     ck_assert_uint_eq(images_check(&format_qed, store, CHECK_REPAIR_LEAKS).leaks_fixed, 1);
     ck_assert_uint_eq(images_check(&format_qed, store, CHECK_REPORT_ONLY).leaks, 0);
-    ck_assert_uint_eq(on_disk(store, QED_H_FEATURES), 0);
+    ck_assert_uint_eq(images_le64(store, QED_H_FEATURES), 0);
     ck_assert_uint_eq(store_size(store), size - CLUSTER);
 }
 END_TEST

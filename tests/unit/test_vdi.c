@@ -6,7 +6,7 @@
 #include "base/log.h"
 #include "formats/format.h"
 #include "formats/vdi.h"
-#include "tests/lib/store-memory.h"
+#include "tests/unit/images.h"
 #include "tests/unit/suite.h"
 
 #define BLOCK  4096u
@@ -17,18 +17,12 @@
 
 static Store *new_store(const Image *backing)
 {
-    g_autoptr(GHashTable) options = g_hash_table_new(g_str_hash, g_str_equal);
-    g_hash_table_insert(options, "block_size", "4k");
-    FormatCreate how = {.size = SIZE, .options = options, .backing = backing};
+    FormatCreate how = {.size = SIZE, .backing = backing};
     if (backing) {
         how.backing_name = "base.vdi";
         how.backing_format = "vdi";
     }
-    g_autoptr(GError) error = NULL;
-    Store *store = store_memory_new("test.vdi", NULL, 0);
-    bool made = vdi_create(store, &how, &error);
-    ck_assert_msg(made, "%s", made ? "" : error->message);
-    return store;
+    return images_create(&format_vdi, &how, "block_size=4k");
 }
 
 /* The bytes of an image with `count` blocks, block i filled with 'a' + i. */
@@ -45,58 +39,6 @@ static uint8_t *full_image(unsigned count, uint64_t *size)
     store_le32(bytes + VDI_H_ALLOCATED, count);
     *size = DATA + count * BLOCK;
     return bytes;
-}
-
-static Image *open_store(Store *store, Image *backing, bool write, bool repair, GError **error)
-{
-    ImageOpen how = {.format = &format_vdi, .write = write, .repair = repair};
-    return image_open_store(store, &how, backing, error);
-}
-
-static Image *must_open(Store *store, Image *backing, bool write, bool repair)
-{
-    g_autoptr(GError) error = NULL;
-    Image *image = open_store(store, backing, write, repair, &error);
-    ck_assert_msg(image != NULL, "%s", image ? "" : error->message);
-    return image;
-}
-
-static void assert_refused(const uint8_t *bytes, uint64_t size, bool write, const char *words)
-{
-    g_autoptr(GError) error = NULL;
-    g_autoptr(Store) store = store_memory_new("test.vdi", bytes, size);
-    g_autoptr(Image) image = open_store(store, NULL, write, false, &error);
-    ck_assert_msg(image == NULL, "'%s' was not refused", words);
-    ck_assert_msg(strstr(error->message, words) != NULL, "'%s' is not in: %s", words,
-                  error->message);
-    ck_assert_msg(!strchr(error->message, '\n'), "more than one line: %s", error->message);
-}
-
-static uint8_t byte_at(Image *image, uint64_t offset)
-{
-    uint8_t byte = 0xff;
-    int r = chain_read(image, &byte, 1, offset);
-    ck_assert_msg(r == 0, "offset %u: %d", (unsigned)offset, r);
-    return byte;
-}
-
-static uint32_t on_disk(Store *store, uint64_t offset)
-{
-    uint8_t bytes[4];
-    ck_assert_int_eq(store_read(store, bytes, 4, offset), 0);
-    return load_le32(bytes);
-}
-
-static void write_block(Image *image, unsigned block, uint8_t fill)
-{
-    Allocation a = {.offset = block * BLOCK, .length = BLOCK}, *list = &a;
-    extent_list_init(&a.extents);
-    ck_assert_int_eq(vdi_allocate(image, &list, 1), 0);
-    uint8_t data[BLOCK];
-    memset(data, fill, BLOCK);
-    ck_assert_int_eq(store_write(image->store, data, BLOCK, a.extents.items[0].host_offset), 0);
-    ck_assert_int_eq(vdi_commit(image, &list, 1), 0);
-    extent_list_clear(&a.extents);
 }
 
 START_TEST(vdi_refuses_fields_by_name)
@@ -135,11 +77,11 @@ START_TEST(vdi_refuses_fields_by_name)
         } else {
             store_le32(bytes + wrong[i].offset, wrong[i].value);
         }
-        assert_refused(bytes, size, false, wrong[i].words);
+        images_assert_refused(&format_vdi, bytes, size, false, wrong[i].words);
     }
     store_le32(good + VDI_H_BLOCK_SIZE, 4096 + 512);
-    assert_refused(good, size, true, "no power of two");
-    assert_refused(good, VDI_HEADER_END - 1, false, "ends inside the header");
+    images_assert_refused(&format_vdi, good, size, true, "no power of two");
+    images_assert_refused(&format_vdi, good, VDI_HEADER_END - 1, false, "ends inside the header");
 }
 END_TEST
 
@@ -150,12 +92,12 @@ START_TEST(vdi_block_that_is_not_in_the_file_is_an_error)
     store_le32(bytes + TABLE, VDI_ZERO - 1);
     store_le32(bytes + TABLE + 8, 2);
     g_autoptr(Store) store = store_memory_new("test.vdi", bytes, size - 1);
-    g_autoptr(Image) image = must_open(store, NULL, false, false);
+    g_autoptr(Image) image = images_open(&format_vdi, store, NULL, false);
     uint8_t byte;
     for (unsigned block = 0; block < 3; block++) {
         ck_assert_int_eq(chain_read(image, &byte, 1, block * BLOCK), -EIO);
     }
-    ck_assert_uint_eq(byte_at(image, 3 * BLOCK), 0);
+    ck_assert_uint_eq(images_byte(image, 3 * BLOCK), 0);
 }
 END_TEST
 
@@ -164,24 +106,25 @@ START_TEST(vdi_writing_is_refused_where_blocks_are_shared)
     uint64_t size;
     g_autofree uint8_t *bytes = full_image(2, &size);
     store_le32(bytes + TABLE, 1);
-    assert_refused(bytes, size, true, "block 1 of the file is used twice");
+    images_assert_refused(&format_vdi, bytes, size, true, "block 1 of the file is used twice");
     store_le32(bytes + TABLE, 2);
-    assert_refused(bytes, size, true, "block 2 of the file lies behind its end");
+    images_assert_refused(&format_vdi, bytes, size, true,
+                          "block 2 of the file lies behind its end");
 }
 END_TEST
 
 START_TEST(vdi_number_of_blocks_is_written_before_the_table)
 {
     g_autoptr(Store) store = new_store(NULL);
-    g_autoptr(Image) image = must_open(store, NULL, true, false);
+    g_autoptr(Image) image = images_open(&format_vdi, store, NULL, true);
     ck_assert(!vdi_is_dirty(image));
-    write_block(image, 3, 'x');
-    ck_assert_uint_eq(byte_at(image, 3 * BLOCK), 'x');
-    ck_assert_uint_eq(on_disk(store, TABLE + 12), VDI_UNALLOCATED);
+    images_write(image, 3 * BLOCK, 'x');
+    ck_assert_uint_eq(images_byte(image, 3 * BLOCK), 'x');
+    ck_assert_uint_eq(images_le32(store, TABLE + 12), VDI_UNALLOCATED);
     ck_assert(vdi_is_dirty(image));
     ck_assert_int_eq(vdi_flush(image), 0);
-    ck_assert_uint_eq(on_disk(store, TABLE + 12), 0);
-    ck_assert_uint_eq(on_disk(store, VDI_H_ALLOCATED), 1);
+    ck_assert_uint_eq(images_le32(store, TABLE + 12), 0);
+    ck_assert_uint_eq(images_le32(store, VDI_H_ALLOCATED), 1);
     ck_assert_int_eq(image_finish(image), 0);
     ck_assert_uint_eq(store_size(store), DATA + BLOCK);
 }
@@ -190,19 +133,19 @@ END_TEST
 START_TEST(vdi_abandoned_space_is_used_by_its_block_again)
 {
     g_autoptr(Store) store = new_store(NULL);
-    g_autoptr(Image) image = must_open(store, NULL, true, false);
+    g_autoptr(Image) image = images_open(&format_vdi, store, NULL, true);
     Allocation a = {.offset = 0, .length = BLOCK}, *list = &a;
     extent_list_init(&a.extents);
     ck_assert_int_eq(vdi_allocate(image, &list, 1), 0);
     ck_assert_int_eq(a.extents.items[0].flags, EXTENT_NEW | EXTENT_FRESH);
     vdi_abandon(image, &list, 1);
-    write_block(image, 1, 'b');
+    images_write(image, BLOCK, 'b');
     ck_assert_int_eq(vdi_allocate(image, &list, 1), 0);
     ck_assert_int_eq(a.extents.items[0].flags, EXTENT_NEW);
     ck_assert_uint_eq(a.extents.items[0].host_offset, DATA);
     vdi_abandon(image, &list, 1);
-    ck_assert_uint_eq(byte_at(image, 0), 0);
-    ck_assert_uint_eq(byte_at(image, BLOCK), 'b');
+    ck_assert_uint_eq(images_byte(image, 0), 0);
+    ck_assert_uint_eq(images_byte(image, BLOCK), 'b');
     ck_assert_int_eq(image_finish(image), 0);
 }
 END_TEST
@@ -212,51 +155,40 @@ START_TEST(vdi_discard_over_a_parent_hides_it)
     uint64_t size;
     g_autofree uint8_t *bytes = full_image(2, &size);
     g_autoptr(Store) base_store = store_memory_new("base.vdi", bytes, size);
-    g_autoptr(Image) base = must_open(base_store, NULL, false, false);
+    g_autoptr(Image) base = images_open(&format_vdi, base_store, NULL, false);
     g_autoptr(Store) store = new_store(base);
-    g_autoptr(Image) image = must_open(store, base, true, false);
-    ck_assert_uint_eq(byte_at(image, 0), 'a');
+    g_autoptr(Image) image = images_open(&format_vdi, store, base, true);
+    ck_assert_uint_eq(images_byte(image, 0), 'a');
     ck_assert_int_eq(vdi_unmap(image, 0, BLOCK, 0), 0);
-    ck_assert_uint_eq(byte_at(image, 0), 0);
-    write_block(image, 1, 'n');
+    ck_assert_uint_eq(images_byte(image, 0), 0);
+    images_write(image, BLOCK, 'n');
     ck_assert_int_eq(vdi_unmap(image, BLOCK, BLOCK, UNMAP_ZERO), 0);
-    ck_assert_uint_eq(byte_at(image, BLOCK), 0);
+    ck_assert_uint_eq(images_byte(image, BLOCK), 0);
     ck_assert_int_eq(image_finish(image), 0);
-    ck_assert_uint_eq(on_disk(store, TABLE), VDI_ZERO);
-    ck_assert_uint_eq(on_disk(store, TABLE + 4), 0);
-    write_block(image, 0, 'z');
-    ck_assert_uint_eq(byte_at(image, 0), 'z');
+    ck_assert_uint_eq(images_le32(store, TABLE), VDI_ZERO);
+    ck_assert_uint_eq(images_le32(store, TABLE + 4), 0);
+    images_write(image, 0, 'z');
+    ck_assert_uint_eq(images_byte(image, 0), 'z');
 }
 END_TEST
 
 START_TEST(vdi_child_refuses_a_parent_that_was_written)
 {
     g_autoptr(Store) base_store = new_store(NULL);
-    g_autoptr(Image) base = must_open(base_store, NULL, false, false);
+    g_autoptr(Image) base = images_open(&format_vdi, base_store, NULL, false);
     g_autoptr(Store) store = new_store(base);
     g_autoptr(Store) other_store = new_store(NULL);
-    g_autoptr(Image) other = must_open(other_store, NULL, false, false);
+    g_autoptr(Image) other = images_open(&format_vdi, other_store, NULL, false);
     g_autoptr(GError) error = NULL;
-    ck_assert_ptr_null(open_store(store, other, false, false, &error));
+    ck_assert_ptr_null(images_try(&format_vdi, store, other, false, false, &error));
     ck_assert(strstr(error->message, "parent UUID is") != NULL);
     g_clear_error(&error);
-    image_unref(must_open(base_store, NULL, true, false));
-    g_autoptr(Image) written = must_open(base_store, NULL, false, false);
-    ck_assert_ptr_null(open_store(store, written, false, false, &error));
+    image_unref(images_open(&format_vdi, base_store, NULL, true));
+    g_autoptr(Image) written = images_open(&format_vdi, base_store, NULL, false);
+    ck_assert_ptr_null(images_try(&format_vdi, store, written, false, false, &error));
     ck_assert(strstr(error->message, "the parent was changed") != NULL);
 }
 END_TEST
-
-static CheckResult check(Store *store, CheckRepair repair)
-{
-    CheckResult result = {0};
-    g_autoptr(GError) error = NULL;
-    bool write = repair != CHECK_REPORT_ONLY;
-    g_autoptr(Image) image = must_open(store, NULL, write, write);
-    ck_assert_msg(vdi_check(image, repair, &result, &error), "%s", error ? error->message : "");
-    ck_assert_int_eq(image_finish(image), 0);
-    return result;
-}
 
 START_TEST(vdi_check_mends_what_it_can)
 {
@@ -266,23 +198,23 @@ START_TEST(vdi_check_mends_what_it_can)
     store_le32(bytes + TABLE + 8, 1000);    /* block 2 is not in the file */
     store_le32(bytes + VDI_H_ALLOCATED, 1); /* where VirtualBox would put the next one */
     g_autoptr(Store) store = store_memory_new("test.vdi", bytes, size);
-    CheckResult result = check(store, CHECK_REPORT_ONLY);
+    CheckResult result = images_check(&format_vdi, store, CHECK_REPORT_ONLY);
     ck_assert_uint_eq(result.corruptions, 3);
     ck_assert_uint_eq(result.leaks, 2);
     ck_assert_uint_eq(result.total_clusters, BLOCKS);
     ck_assert_uint_eq(result.allocated_clusters, 4);
-    result = check(store, CHECK_REPAIR_ALL);
+    result = images_check(&format_vdi, store, CHECK_REPAIR_ALL);
     ck_assert_uint_eq(result.corruptions, 0);
     ck_assert_uint_eq(result.corruptions_fixed, 3);
-    result = check(store, CHECK_REPORT_ONLY);
+    result = images_check(&format_vdi, store, CHECK_REPORT_ONLY);
     ck_assert_uint_eq(result.corruptions, 0);
-    ck_assert_uint_eq(on_disk(store, VDI_H_ALLOCATED), 5);
-    g_autoptr(Image) image = must_open(store, NULL, true, false);
-    ck_assert_uint_eq(byte_at(image, 0), 'a');
-    ck_assert_uint_eq(byte_at(image, BLOCK), 'a');
-    ck_assert_uint_eq(byte_at(image, 2 * BLOCK), 0);
-    ck_assert_uint_eq(byte_at(image, 3 * BLOCK), 'd');
-    ck_assert_uint_ne(on_disk(store, TABLE), on_disk(store, TABLE + 4));
+    ck_assert_uint_eq(images_le32(store, VDI_H_ALLOCATED), 5);
+    g_autoptr(Image) image = images_open(&format_vdi, store, NULL, true);
+    ck_assert_uint_eq(images_byte(image, 0), 'a');
+    ck_assert_uint_eq(images_byte(image, BLOCK), 'a');
+    ck_assert_uint_eq(images_byte(image, 2 * BLOCK), 0);
+    ck_assert_uint_eq(images_byte(image, 3 * BLOCK), 'd');
+    ck_assert_uint_ne(images_le32(store, TABLE), images_le32(store, TABLE + 4));
 }
 END_TEST
 
@@ -292,9 +224,9 @@ START_TEST(vdi_check_cuts_off_unused_blocks)
     g_autofree uint8_t *bytes = full_image(3, &size);
     store_le32(bytes + TABLE + 8, VDI_UNALLOCATED);
     g_autoptr(Store) store = store_memory_new("test.vdi", bytes, size);
-    ck_assert_uint_eq(check(store, CHECK_REPORT_ONLY).leaks, 1);
-    ck_assert_uint_eq(check(store, CHECK_REPAIR_LEAKS).leaks_fixed, 1);
-    ck_assert_uint_eq(check(store, CHECK_REPORT_ONLY).leaks, 0);
+    ck_assert_uint_eq(images_check(&format_vdi, store, CHECK_REPORT_ONLY).leaks, 1);
+    ck_assert_uint_eq(images_check(&format_vdi, store, CHECK_REPAIR_LEAKS).leaks_fixed, 1);
+    ck_assert_uint_eq(images_check(&format_vdi, store, CHECK_REPORT_ONLY).leaks, 0);
     ck_assert_uint_eq(store_size(store), DATA + 2 * BLOCK);
 }
 END_TEST
@@ -302,36 +234,27 @@ END_TEST
 START_TEST(vdi_create_refuses_what_cannot_be)
 {
     static const struct {
-        const char *name, *value, *words;
+        const char *option, *words;
     } wrong[] = {
-        {"static", "perhaps", "static is 'perhaps'"},
-        {"block_size", "3k", "block_size is '3k'"},
-        {"block_size", "2k", "block_size is '2k'"},
-        {"block_size", "512M", "block_size is '512M'"},
-        {"block_size", "4k", "too large for block_size 4096"},
+        {"static=perhaps", "static is 'perhaps'"},
+        {"block_size=3k", "block_size is '3k'"},
+        {"block_size=2k", "block_size is '2k'"},
+        {"block_size=512M", "block_size is '512M'"},
+        {"block_size=4k", "too large for block_size 4096"},
     };
     for (unsigned i = 0; i < G_N_ELEMENTS(wrong); i++) {
-        g_autoptr(GHashTable) options = g_hash_table_new(g_str_hash, g_str_equal);
-        g_hash_table_insert(options, (char *)wrong[i].name, (char *)wrong[i].value);
-        FormatCreate how = {.size = UINT64_C(1) << 40, .options = options};
-        g_autoptr(Store) store = store_memory_new("test.vdi", NULL, 0);
-        g_autoptr(GError) error = NULL;
-        ck_assert(!vdi_create(store, &how, &error));
-        ck_assert_msg(strstr(error->message, wrong[i].words) != NULL, "%s", error->message);
+        FormatCreate how = {.size = UINT64_C(1) << 40};
+        images_assert_create_refused(&format_vdi, &how, wrong[i].option, wrong[i].words);
     }
 }
 END_TEST
 
 START_TEST(vdi_static_image_has_all_its_blocks)
 {
-    g_autoptr(GHashTable) options = g_hash_table_new(g_str_hash, g_str_equal);
-    g_hash_table_insert(options, "block_size", "4k");
-    g_hash_table_insert(options, "static", "on");
-    FormatCreate how = {.size = SIZE, .options = options};
-    g_autoptr(Store) store = store_memory_new("test.vdi", NULL, 0);
-    ck_assert(vdi_create(store, &how, NULL));
+    FormatCreate how = {.size = SIZE};
+    g_autoptr(Store) store = images_create(&format_vdi, &how, "block_size=4k,static=on");
     ck_assert_uint_eq(store_size(store), DATA + BLOCKS * BLOCK);
-    g_autoptr(Image) image = must_open(store, NULL, true, false);
+    g_autoptr(Image) image = images_open(&format_vdi, store, NULL, true);
     ExtentList map;
     extent_list_init(&map);
     ck_assert_int_eq(image_map(image, 0, SIZE, &map), 0);
@@ -339,7 +262,7 @@ START_TEST(vdi_static_image_has_all_its_blocks)
     ck_assert_int_eq(map.items[0].flags, EXTENT_WRITABLE | EXTENT_SPARSE);
     extent_list_clear(&map);
     ck_assert_int_eq(image_finish(image), 0);
-    CheckResult result = check(store, CHECK_REPORT_ONLY);
+    CheckResult result = images_check(&format_vdi, store, CHECK_REPORT_ONLY);
     ck_assert_uint_eq(result.corruptions + result.leaks, 0);
     ck_assert_uint_eq(result.allocated_clusters, BLOCKS);
 }

@@ -6,7 +6,7 @@
 #include "base/log.h"
 #include "formats/format.h"
 #include "formats/vhd.h"
-#include "tests/lib/store-memory.h"
+#include "tests/unit/images.h"
 #include "tests/unit/suite.h"
 
 #define BLOCK  16384u
@@ -24,26 +24,12 @@ static void sign(uint8_t *bytes, size_t n, size_t offset)
     store_be32(bytes + offset, vhd_checksum(bytes, n, offset));
 }
 
-static void set_option(GHashTable *options, const char *name, const char *value)
-{
-    g_hash_table_insert(options, (char *)name, (char *)value);
-}
-
 /* An empty image with small blocks. */
 static Store *new_store(const char *backing, const char *backing_format, const Image *opened)
 {
-    g_autoptr(GHashTable) options = g_hash_table_new(g_str_hash, g_str_equal);
-    set_option(options, "block_size", "16k");
-    FormatCreate how = {.size = SIZE,
-                        .options = options,
-                        .backing_name = backing,
-                        .backing_format = backing_format,
-                        .backing = opened};
-    g_autoptr(GError) error = NULL;
-    Store *store = store_memory_new("test.vhd", NULL, 0);
-    bool made = vhd_create(store, &how, &error);
-    ck_assert_msg(made, "%s", made ? "" : error->message);
-    return store;
+    FormatCreate how = {
+        .size = SIZE, .backing_name = backing, .backing_format = backing_format, .backing = opened};
+    return images_create(&format_vhd, &how, "block_size=16k");
 }
 
 /* The bytes of an image with `count` full blocks, block i filled with 'a' + i. */
@@ -61,39 +47,6 @@ static uint8_t *full_image(unsigned count, uint64_t *size)
     memcpy(bytes + END(count), bytes, VHD_FOOTER_SIZE);
     *size = END(count) + VHD_FOOTER_SIZE;
     return bytes;
-}
-
-static Image *open_store(Store *store, Image *backing, bool write, bool repair, GError **error)
-{
-    ImageOpen how = {.format = &format_vhd, .write = write, .repair = repair};
-    return image_open_store(store, &how, backing, error);
-}
-
-static Image *must_open(Store *store, Image *backing, bool write, bool repair)
-{
-    g_autoptr(GError) error = NULL;
-    Image *image = open_store(store, backing, write, repair, &error);
-    ck_assert_msg(image != NULL, "%s", image ? "" : error->message);
-    return image;
-}
-
-static void assert_refused(const uint8_t *bytes, uint64_t size, bool write, const char *words)
-{
-    g_autoptr(GError) error = NULL;
-    g_autoptr(Store) store = store_memory_new("test.vhd", bytes, size);
-    g_autoptr(Image) image = open_store(store, NULL, write, false, &error);
-    ck_assert_msg(image == NULL, "'%s' was not refused", words);
-    ck_assert_msg(strstr(error->message, words) != NULL, "'%s' is not in: %s", words,
-                  error->message);
-    ck_assert_msg(!strchr(error->message, '\n'), "more than one line: %s", error->message);
-}
-
-static uint8_t byte_at(Image *image, uint64_t offset)
-{
-    uint8_t byte = 0xff;
-    int r = chain_read(image, &byte, 1, offset);
-    ck_assert_msg(r == 0, "offset %u: %d", (unsigned)offset, r);
-    return byte;
 }
 
 static void allocate(Image *image, Allocation *a, uint64_t offset, uint64_t length)
@@ -181,7 +134,7 @@ START_TEST(vhd_refuses_fields_by_name)
         sign(bytes, VHD_FOOTER_SIZE, VHD_F_CHECKSUM);
         sign(bytes + HEADER, VHD_HEADER_SIZE, VHD_H_CHECKSUM);
         memcpy(bytes + size - VHD_FOOTER_SIZE, bytes, VHD_FOOTER_SIZE);
-        assert_refused(bytes, size, false, wrong[i].words);
+        images_assert_refused(&format_vhd, bytes, size, false, wrong[i].words);
     }
 }
 END_TEST
@@ -191,12 +144,12 @@ START_TEST(vhd_refuses_wrong_checksums)
     uint64_t size;
     g_autofree uint8_t *bytes = full_image(1, &size);
     bytes[HEADER + VHD_H_PARENT_TIME]++;
-    assert_refused(bytes, size, false, "checksum of the dynamic header is");
+    images_assert_refused(&format_vhd, bytes, size, false, "checksum of the dynamic header is");
     bytes[VHD_F_TIMESTAMP]++;
     bytes[size - VHD_FOOTER_SIZE + VHD_F_TIMESTAMP]++;
-    assert_refused(bytes, size, false, "checksum of the footer is");
+    images_assert_refused(&format_vhd, bytes, size, false, "checksum of the footer is");
     bytes[0] = bytes[size - VHD_FOOTER_SIZE] = 0;
-    assert_refused(bytes, size, false, "no footer");
+    images_assert_refused(&format_vhd, bytes, size, false, "no footer");
 }
 END_TEST
 
@@ -207,7 +160,7 @@ START_TEST(vhd_opens_or_refuses_any_length)
     for (uint64_t n = 0; n < size; n += n < 3000 ? 1 : 777) {
         g_autoptr(GError) error = NULL;
         g_autoptr(Store) store = store_memory_new("test.vhd", bytes, n);
-        g_autoptr(Image) image = open_store(store, NULL, false, false, &error);
+        g_autoptr(Image) image = images_try(&format_vhd, store, NULL, false, false, &error);
         ck_assert((image != NULL) == (error == NULL));
         uint8_t byte;
         if (image) { /* the second block is cut: an error, never zeroes */
@@ -222,33 +175,33 @@ START_TEST(vhd_writing_is_refused_where_blocks_overlap)
     uint64_t size;
     g_autofree uint8_t *bytes = full_image(3, &size);
     store_be32(bytes + TABLE + 4, END(0) / VHD_SECTOR + 1);
-    assert_refused(bytes, size, true, "two blocks lie at");
+    images_assert_refused(&format_vhd, bytes, size, true, "two blocks lie at");
     store_be32(bytes + TABLE, VHD_UNUSED);
     store_be32(bytes + TABLE + 4, 2);
-    assert_refused(bytes, size, true, "lies on what is at");
+    images_assert_refused(&format_vhd, bytes, size, true, "lies on what is at");
     store_be32(bytes + TABLE, END(0) / VHD_SECTOR);
     store_be32(bytes + TABLE + 4, END(2) / VHD_SECTOR + 1);
     store_be32(bytes + TABLE + 8, VHD_UNUSED);
-    assert_refused(bytes, size, true, "behind the end of what the file has");
+    images_assert_refused(&format_vhd, bytes, size, true, "behind the end of what the file has");
     store_be32(bytes + TABLE + 4, VHD_UNUSED - 1);
-    assert_refused(bytes, size, true, "behind the end of what the file has");
+    images_assert_refused(&format_vhd, bytes, size, true, "behind the end of what the file has");
     g_autoptr(Store) store = store_memory_new("test.vhd", bytes, size);
-    g_autoptr(Image) image = must_open(store, NULL, false, false);
+    g_autoptr(Image) image = images_open(&format_vhd, store, NULL, false);
     uint8_t byte;
     ck_assert_int_eq(chain_read(image, &byte, 1, BLOCK), -EIO);
-    ck_assert_uint_eq(byte_at(image, 0), 'a');
+    ck_assert_uint_eq(images_byte(image, 0), 'a');
 }
 END_TEST
 
 START_TEST(vhd_table_is_written_behind_the_data)
 {
     g_autoptr(Store) store = new_store(NULL, NULL, NULL);
-    g_autoptr(Image) image = must_open(store, NULL, true, false);
+    g_autoptr(Image) image = images_open(&format_vhd, store, NULL, true);
     ck_assert_uint_eq(image->size, SIZE);
     ck_assert_uint_eq(image->allocation_unit, BLOCK);
     ck_assert(!vhd_is_dirty(image));
     write_unit(image, BLOCK, BLOCK, 'x');
-    ck_assert_uint_eq(byte_at(image, BLOCK), 'x');
+    ck_assert_uint_eq(images_byte(image, BLOCK), 'x');
     ck_assert_uint_eq(table_on_disk(store, 1), VHD_UNUSED);
     ck_assert(footer_at(store, FOOTER)); /* until there is another, durably */
     ck_assert(vhd_is_dirty(image));
@@ -267,7 +220,7 @@ END_TEST
 START_TEST(vhd_abandoned_space_is_used_by_its_block_again)
 {
     g_autoptr(Store) store = new_store(NULL, NULL, NULL);
-    g_autoptr(Image) image = must_open(store, NULL, true, false);
+    g_autoptr(Image) image = images_open(&format_vhd, store, NULL, true);
     Allocation a, *list = &a;
     allocate(image, &a, 0, BLOCK);
     ck_assert_int_eq(a.extents.items[0].flags, EXTENT_NEW | EXTENT_FRESH);
@@ -280,7 +233,7 @@ START_TEST(vhd_abandoned_space_is_used_by_its_block_again)
     allocate(image, &a, BLOCK, BLOCK);
     ck_assert_uint_ge(a.extents.items[0].host_offset, place + BLOCK);
     vhd_abandon(image, &list, 1);
-    ck_assert_uint_eq(byte_at(image, 0), 0);
+    ck_assert_uint_eq(images_byte(image, 0), 0);
     ck_assert_int_eq(image_finish(image), 0);
     ck_assert_uint_eq(store_size(store), FOOTER + VHD_FOOTER_SIZE);
 }
@@ -292,9 +245,9 @@ START_TEST(vhd_block_with_cleared_bits_is_allocated_where_it_lies)
     g_autofree uint8_t *bytes = full_image(1, &size);
     bytes[FIRST] = 0x0f; /* sectors 0 to 3 are not there */
     g_autoptr(Store) store = store_memory_new("test.vhd", bytes, size);
-    g_autoptr(Image) image = must_open(store, NULL, true, false);
-    ck_assert_uint_eq(byte_at(image, 4 * VHD_SECTOR - 1), 0);
-    ck_assert_uint_eq(byte_at(image, 4 * VHD_SECTOR), 'a');
+    g_autoptr(Image) image = images_open(&format_vhd, store, NULL, true);
+    ck_assert_uint_eq(images_byte(image, 4 * VHD_SECTOR - 1), 0);
+    ck_assert_uint_eq(images_byte(image, 4 * VHD_SECTOR), 'a');
     ExtentList map;
     extent_list_init(&map);
     ck_assert_int_eq(image_map(image, 0, BLOCK, &map), 0);
@@ -303,7 +256,7 @@ START_TEST(vhd_block_with_cleared_bits_is_allocated_where_it_lies)
     extent_list_clear(&map);
     write_unit(image, 0, BLOCK, 'n');
     ck_assert_uint_eq(store_size(store), size);
-    ck_assert_uint_eq(byte_at(image, 0), 'n');
+    ck_assert_uint_eq(images_byte(image, 0), 'n');
     ck_assert_int_eq(image_finish(image), 0);
     uint8_t bits;
     ck_assert_int_eq(store_read(store, &bits, 1, FIRST), 0);
@@ -316,23 +269,23 @@ START_TEST(vhd_overlay_takes_units_not_blocks)
     uint64_t size;
     g_autofree uint8_t *bytes = full_image(2, &size);
     g_autoptr(Store) base_store = store_memory_new("base.vhd", bytes, size);
-    g_autoptr(Image) base = must_open(base_store, NULL, false, false);
+    g_autoptr(Image) base = images_open(&format_vhd, base_store, NULL, false);
     g_autoptr(Store) store = new_store("base.vhd", "vhd", base);
-    g_autoptr(Image) image = must_open(store, base, true, false);
+    g_autoptr(Image) image = images_open(&format_vhd, store, base, true);
     ck_assert_str_eq(image->backing_name, "base.vhd");
     ck_assert_uint_eq(image->allocation_unit, 4096);
     write_unit(image, 4096, 4096, 'n');
-    ck_assert_uint_eq(byte_at(image, 4095), 'a');
-    ck_assert_uint_eq(byte_at(image, 4096), 'n');
-    ck_assert_uint_eq(byte_at(image, 8192), 'a');
+    ck_assert_uint_eq(images_byte(image, 4095), 'a');
+    ck_assert_uint_eq(images_byte(image, 4096), 'n');
+    ck_assert_uint_eq(images_byte(image, 8192), 'a');
     /* What shows from below cannot be unmapped to zeroes, and nothing has changed. */
     ck_assert_int_eq(vhd_unmap(image, 0, 8192, UNMAP_ZERO), -ENOTSUP);
-    ck_assert_uint_eq(byte_at(image, 4096), 'n');
+    ck_assert_uint_eq(images_byte(image, 4096), 'n');
     ck_assert_int_eq(vhd_unmap(image, 4096, 4096, UNMAP_ZERO), 0);
-    ck_assert_uint_eq(byte_at(image, 4096), 0);
+    ck_assert_uint_eq(images_byte(image, 4096), 0);
     ck_assert_int_eq(vhd_unmap(image, 0, BLOCK, 0), 0);
-    ck_assert_uint_eq(byte_at(image, 4096), 0);
-    ck_assert_uint_eq(byte_at(image, BLOCK + 5), 'b');
+    ck_assert_uint_eq(images_byte(image, 4096), 0);
+    ck_assert_uint_eq(images_byte(image, BLOCK + 5), 'b');
     ck_assert_int_eq(image_finish(image), 0);
 }
 END_TEST
@@ -341,11 +294,11 @@ START_TEST(vhd_refuses_another_parent)
 {
     g_autoptr(Store) base_store = new_store(NULL, NULL, NULL);
     g_autoptr(Store) other_store = new_store(NULL, NULL, NULL);
-    g_autoptr(Image) base = must_open(base_store, NULL, false, false);
-    g_autoptr(Image) other = must_open(other_store, NULL, false, false);
+    g_autoptr(Image) base = images_open(&format_vhd, base_store, NULL, false);
+    g_autoptr(Image) other = images_open(&format_vhd, other_store, NULL, false);
     g_autoptr(Store) store = new_store("base.vhd", "vhd", base);
     g_autoptr(GError) error = NULL;
-    ck_assert_ptr_null(open_store(store, other, false, false, &error));
+    ck_assert_ptr_null(images_try(&format_vhd, store, other, false, false, &error));
     ck_assert(strstr(error->message, "parent UUID is") != NULL);
 }
 END_TEST
@@ -357,27 +310,16 @@ START_TEST(vhd_writer_restores_the_footer_at_the_end)
     g_autoptr(Store) store = store_memory_new("test.vhd", bytes, size);
     ck_assert_int_eq(store_truncate(store, size - VHD_FOOTER_SIZE), 0);
     {
-        g_autoptr(Image) image = must_open(store, NULL, true, false);
-        ck_assert_uint_eq(byte_at(image, 0), 'a');
+        g_autoptr(Image) image = images_open(&format_vhd, store, NULL, true);
+        ck_assert_uint_eq(images_byte(image, 0), 'a');
     }
     ck_assert_uint_eq(store_size(store), size);
     ck_assert(footer_at(store, size - VHD_FOOTER_SIZE));
     ck_assert_int_eq(store_write(store, "x", 1, 0), 0); /* the copy */
-    image_unref(must_open(store, NULL, true, false));
+    image_unref(images_open(&format_vhd, store, NULL, true));
     ck_assert(footer_at(store, 0));
 }
 END_TEST
-
-static CheckResult check(Store *store, CheckRepair repair)
-{
-    CheckResult result = {0};
-    g_autoptr(GError) error = NULL;
-    g_autoptr(Image) image =
-        must_open(store, NULL, repair != CHECK_REPORT_ONLY, repair != CHECK_REPORT_ONLY);
-    ck_assert_msg(vhd_check(image, repair, &result, &error), "%s", error ? error->message : "");
-    ck_assert_int_eq(image_finish(image), 0);
-    return result;
-}
 
 START_TEST(vhd_check_mends_what_it_can)
 {
@@ -388,20 +330,20 @@ START_TEST(vhd_check_mends_what_it_can)
     store_be32(bytes + TABLE + 16, size / VHD_SECTOR + 7); /* block 4 behind the end */
     memset(bytes + size - VHD_FOOTER_SIZE, 0, VHD_FOOTER_SIZE);
     g_autoptr(Store) store = store_memory_new("test.vhd", bytes, size);
-    CheckResult result = check(store, CHECK_REPORT_ONLY);
+    CheckResult result = images_check(&format_vhd, store, CHECK_REPORT_ONLY);
     ck_assert_uint_eq(result.corruptions, 4);
     ck_assert_uint_eq(result.leaks, 2);
     ck_assert_uint_eq(result.total_clusters, BLOCKS);
-    result = check(store, CHECK_REPAIR_ALL);
+    result = images_check(&format_vhd, store, CHECK_REPAIR_ALL);
     ck_assert_uint_eq(result.corruptions, 0);
     ck_assert_uint_eq(result.corruptions_fixed, 4);
-    result = check(store, CHECK_REPORT_ONLY);
+    result = images_check(&format_vhd, store, CHECK_REPORT_ONLY);
     ck_assert_uint_eq(result.corruptions, 0);
-    g_autoptr(Image) image = must_open(store, NULL, true, false);
-    ck_assert_uint_eq(byte_at(image, 0), 'a');
-    ck_assert_uint_eq(byte_at(image, BLOCK), 'a');
-    ck_assert_uint_eq(byte_at(image, 2 * BLOCK), 0);
-    ck_assert_uint_eq(byte_at(image, 3 * BLOCK), 'd');
+    g_autoptr(Image) image = images_open(&format_vhd, store, NULL, true);
+    ck_assert_uint_eq(images_byte(image, 0), 'a');
+    ck_assert_uint_eq(images_byte(image, BLOCK), 'a');
+    ck_assert_uint_eq(images_byte(image, 2 * BLOCK), 0);
+    ck_assert_uint_eq(images_byte(image, 3 * BLOCK), 'd');
     ck_assert_uint_ne(table_on_disk(store, 0), table_on_disk(store, 1));
 }
 END_TEST
@@ -412,9 +354,9 @@ START_TEST(vhd_check_cuts_off_unused_space)
     g_autofree uint8_t *bytes = full_image(3, &size);
     store_be32(bytes + TABLE + 8, VHD_UNUSED);
     g_autoptr(Store) store = store_memory_new("test.vhd", bytes, size);
-    ck_assert_uint_eq(check(store, CHECK_REPORT_ONLY).leaks, 1);
-    ck_assert_uint_eq(check(store, CHECK_REPAIR_LEAKS).leaks_fixed, 1);
-    ck_assert_uint_eq(check(store, CHECK_REPORT_ONLY).leaks, 0);
+    ck_assert_uint_eq(images_check(&format_vhd, store, CHECK_REPORT_ONLY).leaks, 1);
+    ck_assert_uint_eq(images_check(&format_vhd, store, CHECK_REPAIR_LEAKS).leaks_fixed, 1);
+    ck_assert_uint_eq(images_check(&format_vhd, store, CHECK_REPORT_ONLY).leaks, 0);
     ck_assert_uint_eq(store_size(store), END(2) + VHD_FOOTER_SIZE);
 }
 END_TEST
@@ -422,49 +364,39 @@ END_TEST
 START_TEST(vhd_create_refuses_what_cannot_be)
 {
     static const struct {
-        const char *name, *value, *words;
+        const char *option, *words;
     } wrong[] = {
-        {"subformat", "thin", "subformat is 'thin'"},
-        {"block_size", "3k", "block_size is '3k'"},
-        {"block_size", "2k", "block_size is '2k'"},
-        {"block_size", "512M", "block_size is '512M'"},
-        {"block_size", "4k", "too large for block_size 4096"},
-        {"force_size", "off", "force_size is 'off'"},
-        {NULL, NULL, "at most 2040G"},
+        {"subformat=thin", "subformat is 'thin'"},
+        {"block_size=3k", "block_size is '3k'"},
+        {"block_size=2k", "block_size is '2k'"},
+        {"block_size=512M", "block_size is '512M'"},
+        {"block_size=4k", "too large for block_size 4096"},
+        {"force_size=off", "force_size is 'off'"},
+        {NULL, "at most 2040G"},
     };
     for (unsigned i = 0; i < G_N_ELEMENTS(wrong); i++) {
-        g_autoptr(GHashTable) options = g_hash_table_new(g_str_hash, g_str_equal);
-        if (wrong[i].name) {
-            set_option(options, wrong[i].name, wrong[i].value);
-        }
-        FormatCreate how = {.size = UINT64_C(1) << (wrong[i].name ? 40 : 41), .options = options};
-        g_autoptr(Store) store = store_memory_new("test.vhd", NULL, 0);
-        g_autoptr(GError) error = NULL;
-        ck_assert(!vhd_create(store, &how, &error));
-        ck_assert_msg(strstr(error->message, wrong[i].words) != NULL, "%s", error->message);
+        FormatCreate how = {.size = UINT64_C(1) << (wrong[i].option ? 40 : 41)};
+        images_assert_create_refused(&format_vhd, &how, wrong[i].option, wrong[i].words);
     }
 }
 END_TEST
 
 START_TEST(vhd_fixed_disk_is_what_lies_before_the_footer)
 {
-    g_autoptr(GHashTable) options = g_hash_table_new(g_str_hash, g_str_equal);
-    set_option(options, "subformat", "fixed");
-    FormatCreate how = {.size = SIZE, .options = options};
-    g_autoptr(Store) store = store_memory_new("test.vhd", NULL, 0);
-    ck_assert(vhd_create(store, &how, NULL));
+    FormatCreate how = {.size = SIZE};
+    g_autoptr(Store) store = images_create(&format_vhd, &how, "subformat=fixed");
     ck_assert_uint_eq(store_size(store), SIZE + VHD_FOOTER_SIZE);
-    g_autoptr(Image) image = must_open(store, NULL, true, false);
+    g_autoptr(Image) image = images_open(&format_vhd, store, NULL, true);
     ck_assert_int_eq(store_write(store, "x", 1, SIZE - 1), 0);
-    ck_assert_uint_eq(byte_at(image, SIZE - 1), 'x');
+    ck_assert_uint_eq(images_byte(image, SIZE - 1), 'x');
     ck_assert_int_eq(vhd_unmap(image, 0, SIZE, UNMAP_ZERO), 0);
-    ck_assert_uint_eq(byte_at(image, SIZE - 1), 0);
+    ck_assert_uint_eq(images_byte(image, SIZE - 1), 0);
     ck_assert(footer_at(store, SIZE));
     ck_assert_int_eq(image_finish(image), 0);
     ck_assert_int_eq(store_truncate(store, SIZE), 0);
     uint64_t size;
     const uint8_t *bytes = store_memory_content(store, &size);
-    assert_refused(bytes, size, false, "no footer");
+    images_assert_refused(&format_vhd, bytes, size, false, "no footer");
 }
 END_TEST
 

@@ -34,7 +34,7 @@ static void refuse_fields(Store *good, const WrongField *wrong, unsigned count)
     for (unsigned i = 0; i < count; i++) {
         g_autoptr(Store) store = copy_of(good);
         change_field(store, &wrong[i]);
-        assert_refused(store, false, wrong[i].words);
+        images_assert_store_refused(&format_vhdx, store, false, wrong[i].words);
     }
 }
 
@@ -97,7 +97,7 @@ START_TEST(vhdx_refuses_fields_of_the_locator_by_name)
         {PLAIN, LOCATOR + 36, 4, UINT32_MAX, "has no path of the parent"},
     };
     g_autoptr(Store) base_store = new_store(NULL);
-    g_autoptr(Image) base = must_open(base_store, NULL, false, false);
+    g_autoptr(Image) base = images_open(&format_vhdx, base_store, NULL, false);
     g_autoptr(Store) good = new_store(base);
     refuse_fields(good, wrong, G_N_ELEMENTS(wrong));
 }
@@ -110,10 +110,11 @@ START_TEST(vhdx_one_of_two_is_enough)
     for (unsigned i = 0; i < G_N_ELEMENTS(places); i++) {
         g_autoptr(Store) store = new_store(NULL);
         put_number(store, places[i] + 100, 77, 8);
-        image_unref(must_open(store, NULL, true, false));
+        image_unref(images_open(&format_vhdx, store, NULL, true));
         put_number(store, places[i ^ 1] + 100, 77, 8);
         put_number(store, places[i] + 100, 78, 8); /* the header may have been written anew */
-        assert_refused(store, false, i < 2 ? "checksum of the header is" : "region tables");
+        images_assert_store_refused(&format_vhdx, store, false,
+                                    i < 2 ? "checksum of the header is" : "region tables");
     }
 }
 END_TEST
@@ -130,12 +131,12 @@ START_TEST(vhdx_entries_that_cannot_be_are_errors)
         set_entry(store, 1, wrong[i]);
         set_entry(store, 2, DATA | VHDX_PRESENT);
         set_entry(store, 3, VHDX_ZERO);
-        g_autoptr(Image) image = must_open(store, NULL, false, false);
+        g_autoptr(Image) image = images_open(&format_vhdx, store, NULL, false);
         uint8_t byte;
-        ck_assert_uint_eq(byte_at(image, 0), 0);
+        ck_assert_uint_eq(images_byte(image, 0), 0);
         ck_assert_int_eq(chain_read(image, &byte, 1, BLOCK), -EIO);
-        ck_assert_uint_eq(byte_at(image, 2 * BLOCK), 0);
-        ck_assert_uint_eq(byte_at(image, 3 * BLOCK), 0);
+        ck_assert_uint_eq(images_byte(image, 2 * BLOCK), 0);
+        ck_assert_uint_eq(images_byte(image, 3 * BLOCK), 0);
     }
 }
 END_TEST
@@ -146,31 +147,23 @@ START_TEST(vhdx_writing_is_refused_where_blocks_are_shared)
     ck_assert_int_eq(store_truncate(store, DATA + BLOCK), 0);
     set_entry(store, 0, DATA | VHDX_PRESENT);
     set_entry(store, 1, DATA | VHDX_PRESENT);
-    assert_refused(store, true, "the table has a block at 4194304, where something else lies");
+    images_assert_store_refused(&format_vhdx, store, true,
+                                "the table has a block at 4194304, where something else lies");
     set_entry(store, 1, (DATA + BLOCK) | VHDX_PRESENT);
-    assert_refused(store, true, "the table has a block at 5242880, which is not in the file");
+    images_assert_store_refused(&format_vhdx, store, true,
+                                "the table has a block at 5242880, which is not in the file");
     set_entry(store, 1, METADATA | VHDX_PRESENT);
-    assert_refused(store, true, "the table has a block at 2097152, where something else lies");
+    images_assert_store_refused(&format_vhdx, store, true,
+                                "the table has a block at 2097152, where something else lies");
 }
 END_TEST
 
 /* ---- check ---- */
 
-static CheckResult check(Store *store, Image *backing, CheckRepair repair)
-{
-    CheckResult result = {0};
-    g_autoptr(GError) error = NULL;
-    bool write = repair != CHECK_REPORT_ONLY;
-    g_autoptr(Image) image = must_open(store, backing, write, write);
-    ck_assert_msg(vhdx_check(image, repair, &result, &error), "%s", error ? error->message : "");
-    ck_assert_int_eq(image_finish(image), 0);
-    return result;
-}
-
 START_TEST(vhdx_check_mends_what_it_can)
 {
     g_autoptr(Store) store = new_store(NULL);
-    g_autoptr(Image) writer = must_open(store, NULL, true, false);
+    g_autoptr(Image) writer = images_open(&format_vhdx, store, NULL, true);
     write_block(writer, 0, 'a');
     ck_assert_int_eq(image_finish(writer), 0);
     ck_assert_int_eq(store_truncate(store, DATA + 3 * BLOCK), 0);
@@ -179,49 +172,51 @@ START_TEST(vhdx_check_mends_what_it_can)
     set_entry(store, 3, 5);                                 /* a state that there is not */
     set_entry(store, 4, LOG | VHDX_PRESENT);                /* lies on the log */
     put_number(store, REGIONS + 100, 1, 8);
-    CheckResult result = check(store, NULL, CHECK_REPORT_ONLY);
+    CheckResult result = images_check(&format_vhdx, store, CHECK_REPORT_ONLY);
     ck_assert_uint_eq(result.corruptions, 5);
     ck_assert_uint_eq(result.leaks, 2);
     ck_assert_uint_eq(result.total_clusters, BLOCKS);
-    result = check(store, NULL, CHECK_REPAIR_ALL);
+    result = images_check(&format_vhdx, store, CHECK_REPAIR_ALL);
     ck_assert_uint_eq(result.corruptions, 0);
     ck_assert_uint_eq(result.corruptions_fixed, 5);
-    result = check(store, NULL, CHECK_REPORT_ONLY);
+    result = images_check(&format_vhdx, store, CHECK_REPORT_ONLY);
     ck_assert_uint_eq(result.corruptions + result.leaks, 0);
     ck_assert_uint_eq(result.allocated_clusters, 2);
-    g_autoptr(Image) image = must_open(store, NULL, true, false);
-    ck_assert_uint_eq(byte_at(image, 0), 'a');
-    ck_assert_uint_eq(byte_at(image, BLOCK), 'a');
+    g_autoptr(Image) image = images_open(&format_vhdx, store, NULL, true);
+    ck_assert_uint_eq(images_byte(image, 0), 'a');
+    ck_assert_uint_eq(images_byte(image, BLOCK), 'a');
     for (unsigned block = 2; block < BLOCKS; block++) {
-        ck_assert_uint_eq(byte_at(image, block * BLOCK), 0);
+        ck_assert_uint_eq(images_byte(image, block * BLOCK), 0);
     }
-    ck_assert_uint_ne(number_at(store, TABLE), number_at(store, TABLE + 8));
+    ck_assert_uint_ne(images_le64(store, TABLE), images_le64(store, TABLE + 8));
 }
 END_TEST
 
 START_TEST(vhdx_check_looks_at_sector_bits)
 {
     g_autoptr(Store) base_store = new_store(NULL);
-    g_autoptr(Image) base = must_open(base_store, NULL, false, false);
+    g_autoptr(Image) base = images_open(&format_vhdx, base_store, NULL, false);
     g_autoptr(Store) store = new_store(base);
-    g_autoptr(Image) writer = must_open(store, base, true, false);
+    g_autoptr(Image) writer = images_open(&format_vhdx, store, base, true);
     write_range(writer, 0, UNIT, 'a');
     write_range(writer, BLOCK, UNIT, 'b');
     ck_assert_int_eq(image_finish(writer), 0);
-    ck_assert_uint_eq(check(store, base, CHECK_REPORT_ONLY).corruptions, 0);
-    uint64_t bits = number_at(store, TABLE + 4096 * 8);
-    set_entry(store, 4096, vhdx_entry_offset(number_at(store, TABLE)) | VHDX_PRESENT);
-    CheckResult result = check(store, base, CHECK_REPORT_ONLY);
+    ck_assert_uint_eq(images_check_over(&format_vhdx, store, base, CHECK_REPORT_ONLY).corruptions,
+                      0);
+    uint64_t bits = images_le64(store, TABLE + 4096 * 8);
+    set_entry(store, 4096, vhdx_entry_offset(images_le64(store, TABLE)) | VHDX_PRESENT);
+    CheckResult result = images_check_over(&format_vhdx, store, base, CHECK_REPORT_ONLY);
     ck_assert_uint_eq(result.corruptions, 1); /* they lie on block 0 */
     set_entry(store, 4096, vhdx_entry_offset(bits) | VHDX_PARTIAL);
-    result = check(store, base, CHECK_REPORT_ONLY);
+    result = images_check_over(&format_vhdx, store, base, CHECK_REPORT_ONLY);
     ck_assert_uint_eq(result.corruptions, 3); /* a wrong state, and two blocks need them */
     set_entry(store, 4096, 0);
-    result = check(store, base, CHECK_REPAIR_ALL);
+    result = images_check_over(&format_vhdx, store, base, CHECK_REPAIR_ALL);
     ck_assert_uint_eq(result.corruptions_fixed, 2);
-    ck_assert_uint_eq(check(store, base, CHECK_REPORT_ONLY).corruptions, 0);
-    g_autoptr(Image) image = must_open(store, base, true, false);
-    ck_assert_uint_eq(byte_at(image, 0), 0);
+    ck_assert_uint_eq(images_check_over(&format_vhdx, store, base, CHECK_REPORT_ONLY).corruptions,
+                      0);
+    g_autoptr(Image) image = images_open(&format_vhdx, store, base, true);
+    ck_assert_uint_eq(images_byte(image, 0), 0);
 }
 END_TEST
 
@@ -230,41 +225,32 @@ END_TEST
 START_TEST(vhdx_create_refuses_what_cannot_be)
 {
     static const struct {
-        const char *name, *value, *words;
+        const char *option, *words;
     } wrong[] = {
-        {"subformat", "differencing", "subformat is 'differencing'"},
-        {"block_size", "3M", "block_size is '3M'"},
-        {"block_size", "512k", "block_size is '512k'"},
-        {"block_size", "512M", "block_size is '512M'"},
-        {"log_size", "0", "log_size is '0'"},
-        {"log_size", "1500k", "log_size is '1500k'"},
-        {"log_size", "65M", "log_size is '65M'"},
-        {"block_state_zero", "perhaps", "block_state_zero is 'perhaps'"},
-        {"logical_sector_size", "1k", "logical_sector_size is '1k'"},
-        {"log_size", "2M", "must be at most 64T"},
+        {"subformat=differencing", "subformat is 'differencing'"},
+        {"block_size=3M", "block_size is '3M'"},
+        {"block_size=512k", "block_size is '512k'"},
+        {"block_size=512M", "block_size is '512M'"},
+        {"log_size=0", "log_size is '0'"},
+        {"log_size=1500k", "log_size is '1500k'"},
+        {"log_size=65M", "log_size is '65M'"},
+        {"block_state_zero=perhaps", "block_state_zero is 'perhaps'"},
+        {"logical_sector_size=1k", "logical_sector_size is '1k'"},
+        {"log_size=2M", "must be at most 64T"},
     };
     for (unsigned i = 0; i < G_N_ELEMENTS(wrong); i++) {
-        g_autoptr(GHashTable) options = g_hash_table_new(g_str_hash, g_str_equal);
-        g_hash_table_insert(options, (char *)wrong[i].name, (char *)wrong[i].value);
-        FormatCreate how = {.size = VHDX_DISK_MAX + 1, .options = options};
-        g_autoptr(Store) store = store_memory_new("test.vhdx", NULL, 0);
-        g_autoptr(GError) error = NULL;
-        ck_assert(!vhdx_create(store, &how, &error));
-        ck_assert_msg(strstr(error->message, wrong[i].words) != NULL, "%s", error->message);
+        FormatCreate how = {.size = VHDX_DISK_MAX + 1};
+        images_assert_create_refused(&format_vhdx, &how, wrong[i].option, wrong[i].words);
     }
 }
 END_TEST
 
 START_TEST(vhdx_fixed_image_has_all_its_blocks)
 {
-    g_autoptr(GHashTable) options = g_hash_table_new(g_str_hash, g_str_equal);
-    g_hash_table_insert(options, "block_size", "1M");
-    g_hash_table_insert(options, "subformat", "fixed");
-    FormatCreate how = {.size = SIZE, .options = options};
-    g_autoptr(Store) store = store_memory_new("test.vhdx", NULL, 0);
-    ck_assert(vhdx_create(store, &how, NULL));
+    FormatCreate how = {.size = SIZE};
+    g_autoptr(Store) store = images_create(&format_vhdx, &how, "block_size=1M,subformat=fixed");
     ck_assert_uint_eq(store_size(store), DATA + BLOCKS * BLOCK);
-    g_autoptr(Image) image = must_open(store, NULL, true, false);
+    g_autoptr(Image) image = images_open(&format_vhdx, store, NULL, true);
     ExtentList map;
     extent_list_init(&map);
     ck_assert_int_eq(image_map(image, 0, SIZE, &map), 0);
@@ -273,7 +259,7 @@ START_TEST(vhdx_fixed_image_has_all_its_blocks)
     extent_list_clear(&map);
     ck_assert_int_eq(vhdx_unmap(image, 0, BLOCK, UNMAP_ZERO), 0);
     ck_assert_int_eq(image_finish(image), 0);
-    CheckResult result = check(store, NULL, CHECK_REPORT_ONLY);
+    CheckResult result = images_check(&format_vhdx, store, CHECK_REPORT_ONLY);
     ck_assert_uint_eq(result.corruptions + result.leaks, 0);
     ck_assert_uint_eq(result.allocated_clusters, BLOCKS);
 }

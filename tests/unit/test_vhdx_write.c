@@ -9,13 +9,13 @@
 static Store *cut_off_store(void)
 {
     g_autoptr(Store) store = new_store(NULL);
-    g_autoptr(Image) image = must_open(store, NULL, true, false);
+    g_autoptr(Image) image = images_open(&format_vhdx, store, NULL, true);
     write_block(image, 2, 'x');
     ck_assert(vhdx_is_dirty(image));
-    ck_assert_uint_eq(number_at(store, TABLE + 16), 0);
+    ck_assert_uint_eq(images_le64(store, TABLE + 16), 0);
     ck_assert_int_eq(vhdx_flush(image), 0);
     ck_assert(!vhdx_is_dirty(image));
-    ck_assert_uint_eq(number_at(store, TABLE + 16), DATA | VHDX_PRESENT);
+    ck_assert_uint_eq(images_le64(store, TABLE + 16), DATA | VHDX_PRESENT);
     Store *copy = copy_of(store);
     set_entry(copy, 2, 0);
     return copy;
@@ -24,14 +24,14 @@ static Store *cut_off_store(void)
 START_TEST(vhdx_log_is_done_again)
 {
     g_autoptr(Store) store = cut_off_store();
-    g_autoptr(Image) reader = must_open(store, NULL, false, false);
+    g_autoptr(Image) reader = images_open(&format_vhdx, store, NULL, false);
     ck_assert(format_vhdx.dirty_flag(reader));
-    ck_assert_uint_eq(byte_at(reader, 2 * BLOCK), 'x');
-    ck_assert_uint_eq(number_at(store, TABLE + 16), 0);
-    g_autoptr(Image) writer = must_open(store, NULL, true, false);
-    ck_assert_uint_eq(number_at(store, TABLE + 16), DATA | VHDX_PRESENT);
-    ck_assert_uint_eq(byte_at(writer, 2 * BLOCK), 'x');
-    g_autoptr(Image) next = must_open(store, NULL, false, false);
+    ck_assert_uint_eq(images_byte(reader, 2 * BLOCK), 'x');
+    ck_assert_uint_eq(images_le64(store, TABLE + 16), 0);
+    g_autoptr(Image) writer = images_open(&format_vhdx, store, NULL, true);
+    ck_assert_uint_eq(images_le64(store, TABLE + 16), DATA | VHDX_PRESENT);
+    ck_assert_uint_eq(images_byte(writer, 2 * BLOCK), 'x');
+    g_autoptr(Image) next = images_open(&format_vhdx, store, NULL, false);
     ck_assert(!format_vhdx.dirty_flag(next));
 }
 END_TEST
@@ -39,12 +39,12 @@ END_TEST
 START_TEST(vhdx_orderly_end_empties_the_log)
 {
     g_autoptr(Store) store = new_store(NULL);
-    g_autoptr(Image) image = must_open(store, NULL, true, false);
+    g_autoptr(Image) image = images_open(&format_vhdx, store, NULL, true);
     write_block(image, 0, 'x');
     ck_assert_int_eq(image_finish(image), 0);
     set_entry(store, 0, 0);
-    g_autoptr(Image) next = must_open(store, NULL, false, false);
-    ck_assert_uint_eq(byte_at(next, 0), 0);
+    g_autoptr(Image) next = images_open(&format_vhdx, store, NULL, false);
+    ck_assert_uint_eq(images_byte(next, 0), 0);
     ck_assert_uint_eq(store_size(store), DATA + BLOCK);
 }
 END_TEST
@@ -57,11 +57,12 @@ START_TEST(vhdx_damaged_log_is_refused)
     g_autoptr(Store) good = cut_off_store();
     for (unsigned i = 0; i < G_N_ELEMENTS(offsets); i++) {
         g_autoptr(Store) store = copy_of(good);
-        put_number(store, LOG + offsets[i], ~number_at(store, LOG + offsets[i]), 4);
-        assert_refused(store, i % 2, "the log is damaged");
+        put_number(store, LOG + offsets[i], ~images_le64(store, LOG + offsets[i]), 4);
+        images_assert_store_refused(&format_vhdx, store, i % 2, "the log is damaged");
     }
     ck_assert_int_eq(store_truncate(good, DATA), 0);
-    assert_refused(good, false, "image is truncated: the log knows 5242880 bytes");
+    images_assert_store_refused(&format_vhdx, good, false,
+                                "image is truncated: the log knows 5242880 bytes");
 }
 END_TEST
 
@@ -96,7 +97,7 @@ START_TEST(vhdx_log_entry_that_cannot_be_is_refused)
         put_number(store, LOG + wrong[i].offset, wrong[i].value, wrong[i].size);
         ck_assert_int_eq(store_read(store, entry, sizeof entry, LOG), 0);
         put_number(store, LOG + 4, vhdx_checksum(entry, sizeof entry), 4);
-        assert_refused(store, false, wrong[i].words);
+        images_assert_store_refused(&format_vhdx, store, false, wrong[i].words);
     }
 }
 END_TEST
@@ -107,7 +108,7 @@ START_TEST(vhdx_log_goes_round)
 {
     enum { FAR = 512, FLUSHES = 100 };
     g_autoptr(Store) store = new_store_of((FAR + 1) * BLOCK, "512", NULL);
-    g_autoptr(Image) image = must_open(store, NULL, true, false);
+    g_autoptr(Image) image = images_open(&format_vhdx, store, NULL, true);
     for (unsigned i = 0; i < FLUSHES; i++) {
         uint64_t near_entry = TABLE, far_entry = TABLE + FAR * 8;
         if (i % 2 == 0) {
@@ -119,12 +120,12 @@ START_TEST(vhdx_log_goes_round)
         }
         ck_assert_int_eq(vhdx_flush(image), 0);
         g_autoptr(Store) cut = copy_of(store);
-        uint64_t near_value = number_at(cut, near_entry), far_value = number_at(cut, far_entry);
+        uint64_t near_value = images_le64(cut, near_entry), far_value = images_le64(cut, far_entry);
         put_number(cut, near_entry, VHDX_UNMAPPED, 8);
         put_number(cut, far_entry, VHDX_UNMAPPED, 8);
-        image_unref(must_open(cut, NULL, true, false));
-        ck_assert_uint_eq(number_at(cut, near_entry), near_value);
-        ck_assert_uint_eq(number_at(cut, far_entry), far_value);
+        image_unref(images_open(&format_vhdx, cut, NULL, true));
+        ck_assert_uint_eq(images_le64(cut, near_entry), near_value);
+        ck_assert_uint_eq(images_le64(cut, far_entry), far_value);
     }
 }
 END_TEST
@@ -138,22 +139,22 @@ START_TEST(vhdx_torn_group_is_done_again)
         LAST = 20
     }; /* writes of a first flush before the second page of the table */
     g_autoptr(Store) base_store = new_store(NULL);
-    g_autoptr(Image) base = must_open(base_store, NULL, false, false);
+    g_autoptr(Image) base = images_open(&format_vhdx, base_store, NULL, false);
     for (unsigned writes = 0; writes < LAST; writes++) {
         g_autoptr(Store) store = new_store(base);
-        g_autoptr(Image) image = must_open(store, base, true, false);
+        g_autoptr(Image) image = images_open(&format_vhdx, store, base, true);
         write_range(image, 0, UNIT, 'a');
         store_memory_fail_writes(store, IN_PLACE, 1);
         ck_assert_int_eq(vhdx_flush(image), -EIO);
-        ck_assert_uint_ne(number_at(store, TABLE), 0);
-        ck_assert_uint_eq(number_at(store, TABLE + 4096 * 8), 0);
+        ck_assert_uint_ne(images_le64(store, TABLE), 0);
+        ck_assert_uint_eq(images_le64(store, TABLE + 4096 * 8), 0);
         store_memory_fail_writes(store, 0, 0);
         write_range(image, UNIT, UNIT, 'b');
         store_memory_fail_writes(store, writes, UINT64_MAX);
         ck_assert(vhdx_flush(image) == 0 || writes < LAST / 2);
         g_autoptr(Store) cut = copy_of(store);
-        g_autoptr(Image) next = must_open(cut, base, false, false);
-        ck_assert_uint_eq(byte_at(next, 0), 'a');
+        g_autoptr(Image) next = images_open(&format_vhdx, cut, base, false);
+        ck_assert_uint_eq(images_byte(next, 0), 'a');
     }
 }
 END_TEST
@@ -170,11 +171,11 @@ START_TEST(vhdx_log_of_zeroes_is_done_again)
     put_number(store, LOG + 4, vhdx_checksum(entry, sizeof entry), 4);
     set_entry(store, 2, DATA | VHDX_PRESENT);
     set_entry(store, 512, 5);
-    g_autoptr(Image) reader = must_open(store, NULL, false, false);
-    ck_assert_uint_eq(byte_at(reader, 2 * BLOCK), 0);
-    image_unref(must_open(store, NULL, true, false));
-    ck_assert_uint_eq(number_at(store, TABLE + 16), 0);
-    ck_assert_uint_eq(number_at(store, TABLE + 4096), 0);
+    g_autoptr(Image) reader = images_open(&format_vhdx, store, NULL, false);
+    ck_assert_uint_eq(images_byte(reader, 2 * BLOCK), 0);
+    image_unref(images_open(&format_vhdx, store, NULL, true));
+    ck_assert_uint_eq(images_le64(store, TABLE + 16), 0);
+    ck_assert_uint_eq(images_le64(store, TABLE + 4096), 0);
 }
 END_TEST
 
@@ -183,12 +184,12 @@ END_TEST
 START_TEST(vhdx_freed_space_is_used_after_the_flush)
 {
     g_autoptr(Store) store = new_store(NULL);
-    g_autoptr(Image) image = must_open(store, NULL, true, false);
+    g_autoptr(Image) image = images_open(&format_vhdx, store, NULL, true);
     write_block(image, 0, 'a');
     write_block(image, 1, 'b');
     ck_assert_int_eq(vhdx_flush(image), 0);
     ck_assert_int_eq(vhdx_unmap(image, 0, BLOCK, 0), 0);
-    ck_assert_uint_eq(byte_at(image, 0), 0);
+    ck_assert_uint_eq(images_byte(image, 0), 0);
     Allocation a, *list = &a;
     allocate(image, &a, 2 * BLOCK, BLOCK);
     ck_assert_uint_eq(a.extents.items[0].host_offset, DATA + 2 * BLOCK);
@@ -199,7 +200,7 @@ START_TEST(vhdx_freed_space_is_used_after_the_flush)
     ck_assert_int_eq(a.extents.items[0].flags, EXTENT_NEW | EXTENT_FRESH);
     ck_assert_int_eq(vhdx_commit(image, &list, 1), 0);
     extent_list_clear(&a.extents);
-    ck_assert_uint_eq(byte_at(image, 3 * BLOCK), 0);
+    ck_assert_uint_eq(images_byte(image, 3 * BLOCK), 0);
     ck_assert_int_eq(image_finish(image), 0);
     ck_assert_uint_eq(store_size(store), DATA + 2 * BLOCK);
 }
@@ -208,19 +209,19 @@ END_TEST
 START_TEST(vhdx_abandoned_space_reads_as_zeroes)
 {
     g_autoptr(Store) base_store = new_store(NULL);
-    g_autoptr(Image) base = must_open(base_store, NULL, false, false);
+    g_autoptr(Image) base = images_open(&format_vhdx, base_store, NULL, false);
     g_autoptr(Store) store = new_store(base);
-    g_autoptr(Image) image = must_open(store, base, true, false);
+    g_autoptr(Image) image = images_open(&format_vhdx, store, base, true);
     ck_assert_int_eq(vhdx_unmap(image, 0, BLOCK, UNMAP_ZERO), 0);
     Allocation a, *list = &a;
     allocate(image, &a, UNIT, UNIT);
     fill(image, &a, 'r');
     vhdx_abandon(image, &list, 1);
     write_range(image, 0, UNIT, 'w');
-    ck_assert_uint_eq(byte_at(image, 0), 'w');
-    ck_assert_uint_eq(byte_at(image, UNIT), 0);
+    ck_assert_uint_eq(images_byte(image, 0), 'w');
+    ck_assert_uint_eq(images_byte(image, UNIT), 0);
     ck_assert_int_eq(image_finish(image), 0);
-    ck_assert_uint_eq(vhdx_entry_state(number_at(store, TABLE)), VHDX_PRESENT);
+    ck_assert_uint_eq(vhdx_entry_state(images_le64(store, TABLE)), VHDX_PRESENT);
     extent_list_clear(&a.extents);
 }
 END_TEST
@@ -229,23 +230,23 @@ END_TEST
 static void stale_bits(const char *sector_size, unsigned chunk_ratio)
 {
     g_autoptr(Store) base_store = new_store_of(SIZE / 4096 * 4096, sector_size, NULL);
-    g_autoptr(Image) writer = must_open(base_store, NULL, true, false);
+    g_autoptr(Image) writer = images_open(&format_vhdx, base_store, NULL, true);
     write_block(writer, 0, 'p');
     ck_assert_int_eq(image_finish(writer), 0);
-    g_autoptr(Image) base = must_open(base_store, NULL, false, false);
+    g_autoptr(Image) base = images_open(&format_vhdx, base_store, NULL, false);
     g_autoptr(Store) store = new_store_of(base->size, sector_size, base);
     ck_assert_int_eq(store_truncate(store, DATA + BLOCK), 0);
     put_number(store, TABLE + chunk_ratio * UINT64_C(8), DATA | VHDX_PRESENT, 8);
     for (unsigned i = 0; i < 256; i += 8) {
         put_number(store, DATA + i, UINT64_MAX, 8);
     }
-    g_autoptr(Image) image = must_open(store, base, true, false);
-    ck_assert_uint_eq(byte_at(image, 0), 'p');
+    g_autoptr(Image) image = images_open(&format_vhdx, store, base, true);
+    ck_assert_uint_eq(images_byte(image, 0), 'p');
     write_range(image, 2 * UNIT, UNIT, 'c');
-    ck_assert_uint_eq(byte_at(image, 2 * UNIT - 1), 'p');
-    ck_assert_uint_eq(byte_at(image, 2 * UNIT), 'c');
-    ck_assert_uint_eq(byte_at(image, 3 * UNIT - 1), 'c');
-    ck_assert_uint_eq(byte_at(image, 3 * UNIT), 'p');
+    ck_assert_uint_eq(images_byte(image, 2 * UNIT - 1), 'p');
+    ck_assert_uint_eq(images_byte(image, 2 * UNIT), 'c');
+    ck_assert_uint_eq(images_byte(image, 3 * UNIT - 1), 'c');
+    ck_assert_uint_eq(images_byte(image, 3 * UNIT), 'p');
     ck_assert_int_eq(image_finish(image), 0);
 }
 
@@ -259,46 +260,46 @@ END_TEST
 START_TEST(vhdx_discard_over_a_parent_hides_it)
 {
     g_autoptr(Store) base_store = new_store(NULL);
-    g_autoptr(Image) writer = must_open(base_store, NULL, true, false);
+    g_autoptr(Image) writer = images_open(&format_vhdx, base_store, NULL, true);
     write_block(writer, 0, 'a');
     write_block(writer, 1, 'b');
     ck_assert_int_eq(image_finish(writer), 0);
-    g_autoptr(Image) base = must_open(base_store, NULL, false, false);
+    g_autoptr(Image) base = images_open(&format_vhdx, base_store, NULL, false);
     g_autoptr(Store) store = new_store(base);
-    g_autoptr(Image) image = must_open(store, base, true, false);
+    g_autoptr(Image) image = images_open(&format_vhdx, store, base, true);
     ck_assert_int_eq(vhdx_unmap(image, 0, BLOCK, 0), 0);
-    ck_assert_uint_eq(byte_at(image, 0), 0);
+    ck_assert_uint_eq(images_byte(image, 0), 0);
     ck_assert_int_eq(vhdx_unmap(image, BLOCK, UNIT, UNMAP_ZERO), -ENOTSUP);
     ck_assert_int_eq(vhdx_unmap(image, BLOCK, UNIT, 0), 0);
-    ck_assert_uint_eq(byte_at(image, BLOCK), 'b');
+    ck_assert_uint_eq(images_byte(image, BLOCK), 'b');
     write_range(image, BLOCK, 2 * UNIT, 'n');
     ck_assert_int_eq(vhdx_unmap(image, BLOCK, UNIT, UNMAP_ZERO), 0);
-    ck_assert_uint_eq(byte_at(image, BLOCK), 0);
-    ck_assert_uint_eq(byte_at(image, BLOCK + UNIT), 'n');
-    ck_assert_uint_eq(byte_at(image, BLOCK + 2 * UNIT), 'b');
+    ck_assert_uint_eq(images_byte(image, BLOCK), 0);
+    ck_assert_uint_eq(images_byte(image, BLOCK + UNIT), 'n');
+    ck_assert_uint_eq(images_byte(image, BLOCK + 2 * UNIT), 'b');
     ck_assert_int_eq(vhdx_unmap(image, BLOCK, BLOCK, UNMAP_ZERO), 0);
-    ck_assert_uint_eq(byte_at(image, BLOCK + UNIT), 0);
+    ck_assert_uint_eq(images_byte(image, BLOCK + UNIT), 0);
     ck_assert_int_eq(image_finish(image), 0);
-    ck_assert_uint_eq(number_at(store, TABLE), VHDX_ZERO);
-    ck_assert_uint_eq(number_at(store, TABLE + 8), VHDX_ZERO);
+    ck_assert_uint_eq(images_le64(store, TABLE), VHDX_ZERO);
+    ck_assert_uint_eq(images_le64(store, TABLE + 8), VHDX_ZERO);
 }
 END_TEST
 
 START_TEST(vhdx_child_refuses_a_parent_that_was_written)
 {
     g_autoptr(Store) base_store = new_store(NULL);
-    g_autoptr(Image) base = must_open(base_store, NULL, false, false);
+    g_autoptr(Image) base = images_open(&format_vhdx, base_store, NULL, false);
     g_autoptr(Store) store = new_store(base);
     g_autoptr(Store) other_store = new_store(NULL);
-    g_autoptr(Image) other = must_open(other_store, NULL, false, false);
+    g_autoptr(Image) other = images_open(&format_vhdx, other_store, NULL, false);
     g_autoptr(GError) error = NULL;
-    image_unref(must_open(store, base, false, false));
-    ck_assert_ptr_null(open_store(store, other, false, false, &error));
+    image_unref(images_open(&format_vhdx, store, base, false));
+    ck_assert_ptr_null(images_try(&format_vhdx, store, other, false, false, &error));
     ck_assert(strstr(error->message, "parent_linkage is {") != NULL);
     g_clear_error(&error);
-    image_unref(must_open(base_store, NULL, true, false));
-    g_autoptr(Image) written = must_open(base_store, NULL, false, false);
-    ck_assert_ptr_null(open_store(store, written, false, false, &error));
+    image_unref(images_open(&format_vhdx, base_store, NULL, true));
+    g_autoptr(Image) written = images_open(&format_vhdx, base_store, NULL, false);
+    ck_assert_ptr_null(images_try(&format_vhdx, store, written, false, false, &error));
     ck_assert(strstr(error->message, "or was changed") != NULL);
 }
 END_TEST

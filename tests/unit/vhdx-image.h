@@ -10,7 +10,7 @@
 #include "base/log.h"
 #include "formats/format.h"
 #include "formats/vhdx.h"
-#include "tests/lib/store-memory.h"
+#include "tests/unit/images.h"
 #include "tests/unit/suite.h"
 
 #define BLOCK    VHDX_MIB
@@ -32,64 +32,18 @@
 
 static inline Store *new_store_of(uint64_t size, const char *sector, const Image *backing)
 {
-    g_autoptr(GHashTable) options = g_hash_table_new(g_str_hash, g_str_equal);
-    g_hash_table_insert(options, "block_size", "1M");
-    g_hash_table_insert(options, "logical_sector_size", (char *)sector);
-    FormatCreate how = {.size = size, .options = options, .backing = backing};
+    FormatCreate how = {.size = size, .backing = backing};
     if (backing) {
         how.backing_name = "base.vhdx";
         how.backing_format = "vhdx";
     }
-    g_autoptr(GError) error = NULL;
-    Store *store = store_memory_new("test.vhdx", NULL, 0);
-    bool made = vhdx_create(store, &how, &error);
-    ck_assert_msg(made, "%s", made ? "" : error->message);
-    return store;
+    g_autofree char *options = g_strdup_printf("block_size=1M,logical_sector_size=%s", sector);
+    return images_create(&format_vhdx, &how, options);
 }
 
 static inline Store *new_store(const Image *backing)
 {
     return new_store_of(SIZE, "512", backing);
-}
-
-static inline Image *open_store(Store *store, Image *backing, bool write, bool repair,
-                                GError **error)
-{
-    ImageOpen how = {.format = &format_vhdx, .write = write, .repair = repair};
-    return image_open_store(store, &how, backing, error);
-}
-
-static inline Image *must_open(Store *store, Image *backing, bool write, bool repair)
-{
-    g_autoptr(GError) error = NULL;
-    Image *image = open_store(store, backing, write, repair, &error);
-    ck_assert_msg(image != NULL, "%s", image ? "" : error->message);
-    return image;
-}
-
-static inline void assert_refused(Store *store, bool write, const char *words)
-{
-    g_autoptr(GError) error = NULL;
-    g_autoptr(Image) image = open_store(store, NULL, write, false, &error);
-    ck_assert_msg(image == NULL, "'%s' was not refused", words);
-    ck_assert_msg(strstr(error->message, words) != NULL, "'%s' is not in: %s", words,
-                  error->message);
-    ck_assert_msg(!strchr(error->message, '\n'), "more than one line: %s", error->message);
-}
-
-static inline uint8_t byte_at(Image *image, uint64_t offset)
-{
-    uint8_t byte = 0xff;
-    int r = chain_read(image, &byte, 1, offset);
-    ck_assert_msg(r == 0, "offset %u: %d", (unsigned)offset, r);
-    return byte;
-}
-
-static inline uint64_t number_at(Store *store, uint64_t offset)
-{
-    uint8_t bytes[8];
-    ck_assert_int_eq(store_read(store, bytes, sizeof bytes, offset), 0);
-    return load_le64(bytes);
 }
 
 static inline void put_number(Store *store, uint64_t offset, uint64_t value, unsigned size)
