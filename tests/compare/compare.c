@@ -86,10 +86,16 @@ static void trial_free(Trial *trial)
     g_free(trial->model);
 }
 
+/* Commands at the size that the disk has. */
 static void trial_run(Trial *trial, const Config *config, const Server *server, unsigned ops)
 {
+    struct stat st;
     int fd = open(trial->model, O_RDWR | O_CLOEXEC);
-    uint8_t *model = mmap(NULL, config->size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (fd < 0 || fstat(fd, &st) != 0) {
+        die("%s: cannot open", trial->model);
+    }
+    uint64_t size = (uint64_t)st.st_size;
+    uint8_t *model = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (model == MAP_FAILED) {
         die("%s: cannot map", trial->model);
     }
@@ -100,13 +106,46 @@ static void trial_run(Trial *trial, const Config *config, const Server *server, 
     g_autofree Sequence *sequence = g_new0(Sequence, 1);
     sequence->config = config;
     sequence->clients = &clients;
+    sequence->size = size;
     sequence->model = model;
     sequence->random = trial->random;
     sequence->ops = ops;
     sequence_run(sequence);
     trial->random = sequence->random;
     clients_disconnect(&clients);
-    munmap(model, config->size);
+    munmap(model, size);
+}
+
+/* Another size of the disk, which the server gives it, and of its model. */
+static void trial_resize(Trial *trial, const Config *config)
+{
+    struct stat st;
+    if (stat(trial->model, &st) != 0) {
+        die("%s: cannot stat", trial->model);
+    }
+    uint64_t least = config->resizing == GROWS ? (uint64_t)st.st_size : 2 * config->cluster + 512;
+    uint64_t most = least + (config->resizing == GROWS ? config->size / 3 : 2 * config->size);
+    uint64_t size = random_between(&trial->random, least, most) / 512 * 512;
+    g_autofree char *control = g_build_filename(directory, "control", NULL);
+    g_autofree char *text = g_strdup_printf("%" G_GUINT64_FORMAT, size);
+    const char *const resize[] = {option_server, "resize", "-q",         "--shrink", "--control",
+                                  control,       "--json", trial->image, text,       NULL};
+    if (run_status(resize) != 0 || truncate(trial->model, (off_t)size) != 0) {
+        die("cannot make the disk %s bytes", text);
+    }
+}
+
+/* One session of the server. */
+static void trial_session(Trial *trial, const Config *config, const Server *server, unsigned ops)
+{
+    if (config->resizing == KEEPS_SIZE) {
+        trial_run(trial, config, server, ops);
+        return;
+    }
+    for (unsigned part = 0; part < 2; part++) {
+        trial_run(trial, config, server, ops / 2);
+        trial_resize(trial, config);
+    }
 }
 
 /* The snapshot that FILL_SNAPSHOT made still holds what it did. */
@@ -157,7 +196,7 @@ static void trial_check(const Trial *trial, const Config *config)
         die("qemu-img compare ends with %d", status);
     }
     if (has_check && trial->number % 10 == 0 && !g_str_has_suffix(option_server, "qemu-nbd") &&
-        (status = run_status(own_check)) != 0) {
+        (status = run_status(own_check)) != 0 && (config->resizing == KEEPS_SIZE || status != 3)) {
         die("cownbd check ends with %d", status);
     }
     if (config->fill == FILL_SNAPSHOT) {
@@ -179,7 +218,7 @@ static void run_batch(const Config *config, int first, unsigned count)
         server_start(&server, option_server, directory, config->format, images, count);
         for (unsigned i = 0; i < count; i++) {
             set_context(&trials[i], config);
-            trial_run(&trials[i], config, &server, (unsigned)option_ops / SESSIONS);
+            trial_session(&trials[i], config, &server, (unsigned)option_ops / SESSIONS);
         }
         server_stop(&server);
     }

@@ -14,6 +14,8 @@ typedef enum {
     FILL_SNAPSHOT,   /* holds data, all of it shared with an internal snapshot */
 } Fill;
 
+typedef enum { KEEPS_SIZE, GROWS, GROWS_AND_SHRINKS } Resizing;
+
 typedef struct Config {
     const char *name;
     const char *format;
@@ -22,6 +24,7 @@ typedef struct Config {
     const char *options; /* of qemu-img create -o; NULL for none */
     Fill fill;
     const char *backing_format; /* FILL_BACKING */
+    Resizing resizing; /* the disk gets other sizes, twice a session; `size` is the first */
 } Config;
 
 extern const Config configs[]; /* ends with a NULL name */

@@ -11,7 +11,7 @@
 static void pick_range(Sequence *sequence, Op *op)
 {
     Random *random = &sequence->random;
-    uint64_t size = sequence->config->size, cluster = sequence->config->cluster;
+    uint64_t size = sequence->size, cluster = sequence->config->cluster;
     uint64_t clusters = size / cluster;
     uint64_t kind = random_below(random, 100);
     if (kind < 30) { /* anywhere, any length, unaligned */

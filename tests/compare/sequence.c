@@ -77,7 +77,7 @@ static void check_status(const Sequence *sequence, const Op *op)
         die("%s: no extents", op_text(op));
     }
     for (size_t i = 0; i + 1 < op->status_count && at < op->offset + op->length; i += 2) {
-        uint64_t length = MIN(op->status[i], sequence->config->size - at);
+        uint64_t length = MIN(op->status[i], sequence->size - at);
         if (length == 0) {
             die("%s: an extent of no length", op_text(op));
         }
@@ -147,7 +147,7 @@ static bool settle(Sequence *sequence, Op *op)
 static bool try_start(Sequence *sequence, Op *op)
 {
     for (unsigned attempt = 0; attempt < 8; attempt++) {
-        sequence_pick(sequence, op, 0, sequence->config->size);
+        sequence_pick(sequence, op, 0, sequence->size);
         if (is_free(sequence, op)) {
             clients_submit(sequence->clients, op);
             return true;
@@ -297,7 +297,7 @@ static void check_round(Sequence *sequence)
 
 static void run_round(Sequence *sequence)
 {
-    uint64_t size = sequence->config->size;
+    uint64_t size = sequence->size;
     uint64_t window = MIN(size, MAX(4 * (uint64_t)sequence->config->cluster, 32768));
     uint64_t begin = random_below(&sequence->random, size - window + 1);
     for (unsigned i = 0; i < sequence->depth; i++) {
@@ -324,7 +324,7 @@ static void run_round(Sequence *sequence)
 static void check_whole_disk(Sequence *sequence)
 {
     g_autofree uint8_t *bytes = g_malloc(VERIFY_STEP);
-    uint64_t size = sequence->config->size;
+    uint64_t size = sequence->size;
     for (uint64_t at = 0; at < size; at += VERIFY_STEP) {
         Op read = {.kind = OP_READ,
                    .offset = at,

@@ -12,7 +12,8 @@
 typedef struct Sequence {
     const Config *config;
     Clients *clients;
-    uint8_t *model; /* what the guest must see; config->size bytes */
+    uint64_t size;  /* of the disk, bytes */
+    uint8_t *model; /* what the guest must see */
     Random random;
     unsigned ops; /* how many commands */
 

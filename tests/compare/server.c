@@ -37,6 +37,8 @@ static GPtrArray *server_arguments(const Server *server, const char *program, co
         g_ptr_array_add(argv, g_strdup("serve"));
         g_ptr_array_add(argv, g_strdup("-l"));
         g_ptr_array_add(argv, g_strconcat("unix:", server->socket, NULL));
+        g_ptr_array_add(argv, g_strdup("--control"));
+        g_ptr_array_add(argv, g_strconcat(directory, "/control", NULL));
         g_ptr_array_add(argv, g_strdup("-f"));
         g_ptr_array_add(argv, g_strdup(format));
         g_ptr_array_add(argv, g_strdup("--secret-file"));

@@ -11,8 +11,8 @@ typedef struct Server {
     char *socket; /* path */
 } Server;
 
-/* Starts `program serve` for count images, each an export under its base name, and waits until it
- * can be reached. A program whose name ends in qemu-nbd is started as that (one image; a test of
+/* Starts `program serve` for count images, each an export under its base name, with the control socket `control` in
+ * directory, and waits until it can be reached. A program whose name ends in qemu-nbd is started as that (one image; a test of
  * the test). */
 void server_start(Server *server, const char *program, const char *directory, const char *format,
                   char *const *images, unsigned count);
