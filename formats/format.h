@@ -224,9 +224,11 @@ struct Format {
 
     /* Writes another name (and format) of a backing into the image, or none (NULL), durably and so
      * that a crash leaves the old or the new one. image->backing is not touched; backing is the new
-     * one, opened, or NULL when nobody looked at it. May be NULL. */
+     * one, opened, or NULL when nobody looked at it. Called after finish: an image that becomes one of another kind by
+     * it must be opened again before anything else is asked of it. May be NULL. */
     bool (*set_backing)(Image *image, const char *name, const char *format, const Image *backing,
                         GError **error);
+    bool knows_backing; /* by an identity in it: set_backing and create want a backing that is opened */
 
     /* "format-specific" data of info: adds "{sv}" entries, with qemu-img's keys, in qemu-img's
      * order. May be NULL. */

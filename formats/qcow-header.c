@@ -14,8 +14,13 @@
  *
  * The checksum says nothing, so it is not looked at. Without flag 2 the L1 table of such an image
  * has the order of the machine that wrote it, which was little endian.
+ *
+ * Another name is written where the old one is not, and synced; then the first bytes of the header in one piece. So
+ * after a cut the header says all of the old or all of the new.
  */
 #include "formats/qcow.h"
+
+#include <string.h>
 
 #include "base/errors.h"
 
@@ -123,4 +128,61 @@ bool qcow_header_read(Image *image, QcowHeader *header, GError **error)
     }
     look_for_xen(header, bytes);
     return read_name(image, header, error);
+}
+
+/* ---- another backing ---- */
+
+/* A place for a name: in what the header leaves of the first cluster, which nobody else may use, or at the end of the
+ * file. */
+static int place_name(Image *image, uint64_t length, uint64_t *offset)
+{
+    const QcowHeader *header = &qcow_state(image)->header;
+    uint64_t behind = header->name_size > 0 ? header->name_offset + header->name_size : 0;
+    uint64_t places[] = {QCOW_HEADER_SIZE + QCOW_XEN_SIZE, behind};
+    uint64_t end = min_u64(header->l1_offset, table_tree(image)->cluster_size);
+    bool fresh;
+    for (unsigned i = 0; i < G_N_ELEMENTS(places); i++) {
+        *offset = places[i];
+        if (*offset >= QCOW_HEADER_SIZE && range_within(*offset, length, end) &&
+            !ranges_overlap(*offset, length, header->name_offset, header->name_size)) {
+            return 0;
+        }
+    }
+    return table_tree_space_take(image, align_up(length, table_tree(image)->cluster_size), offset,
+                                 &fresh);
+}
+
+static int write_name(Image *image, QcowHeader *header, const char *name)
+{
+    uint8_t bytes[QCOW_H_NAME_SIZE + 4];
+    header->name_size = name ? strlen(name) : 0;
+    header->name_offset = 0;
+    int r = name ? place_name(image, header->name_size, &header->name_offset) : 0;
+    if (r == 0 && name) {
+        r = store_write(image->store, name, header->name_size, header->name_offset);
+    }
+    r = r < 0 ? r : store_sync(image->store);
+    r = r < 0 ? r : store_read(image->store, bytes, sizeof bytes, 0);
+    store_be64(bytes + QCOW_H_NAME_OFFSET, header->name_offset);
+    store_be32(bytes + QCOW_H_NAME_SIZE, header->name_size);
+    r = r < 0 ? r : store_write(image->store, bytes, sizeof bytes, 0);
+    return r < 0 ? r : store_sync(image->store);
+}
+
+bool qcow_set_backing(Image *image, const char *name, const char *format, const Image *backing,
+                      GError **error)
+{
+    QcowHeader header = qcow_state(image)->header;
+    if (name && strlen(name) > QCOW_MAX_NAME) {
+        return error_set(error, EINVAL, "%s: the backing name has %zu bytes: must be at most %u",
+                         image->path, strlen(name), QCOW_MAX_NAME);
+    }
+    int r = write_name(image, &header, name);
+    r = r < 0 ? r : table_tree_finish(image); /* what was grown ahead of need */
+    if (r < 0) {
+        return error_set_errno(error, -r, "%s: cannot write the header", image->path);
+    }
+    qcow_state(image)->header = header;
+    image_name_backing(image, name, NULL);
+    return true;
 }

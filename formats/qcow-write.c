@@ -8,6 +8,8 @@
  */
 #include "formats/qcow.h"
 
+#include <errno.h>
+
 /* Whether a part of the range can only become zeroes by writing them. */
 static int must_be_written(Image *image, uint64_t offset, uint64_t length, bool *must)
 {
@@ -30,6 +32,9 @@ static int must_be_written(Image *image, uint64_t offset, uint64_t length, bool 
 int qcow_unmap(Image *image, uint64_t offset, uint64_t length, UnmapFlags flags)
 {
     bool must = false;
+    if (flags & UNMAP_BACKING) {
+        return -ENOTSUP; /* clusters stay where they are */
+    }
     if (image->encryption) { /* a hole would read as noise */
         return flags & UNMAP_ZERO ? -ENOTSUP : 0;
     }

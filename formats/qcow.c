@@ -197,6 +197,7 @@ const Format format_qcow = {
     .finish = table_tree_finish,
     .is_dirty = table_tree_is_dirty,
     .decode = qcow_decode,
+    .set_backing = qcow_set_backing,
     .cluster_size = qcow_cluster_size,
     .resize = qcow_resize,
     .measure = qcow_measure,

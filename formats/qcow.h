@@ -69,6 +69,8 @@ static inline QcowState *qcow_state(const Image *image)
 /* ---- qcow-header.c ---- */
 
 bool qcow_header_read(Image *image, QcowHeader *header, GError **error);
+bool qcow_set_backing(Image *image, const char *name, const char *format, const Image *backing,
+                      GError **error);
 
 /* ---- qcow-write.c ---- */
 

@@ -117,10 +117,7 @@ static void remember(Image *image, const NewHeader *new, const char *name, const
     s->header.backing_file_size = name ? strlen(name) : 0;
     qcow2_extensions_locate(s, new->extensions->data, new->extensions->len,
                             name ? new->name_offset : s->cluster_size);
-    g_free(image->backing_name);
-    g_free(image->backing_format);
-    image->backing_name = g_strdup(name);
-    image->backing_format = g_strdup(format);
+    image_name_backing(image, name, format);
 }
 
 static bool write_header(Image *image, NewHeader *new, const char *name, const char *format,

@@ -200,9 +200,6 @@ bool qed_set_backing(Image *image, const char *name, const char *format, const I
         return error_set_errno(error, -r, "%s: cannot write the header", image->path);
     }
     qed_state(image)->header = header;
-    g_free(image->backing_name);
-    g_free(image->backing_format);
-    image->backing_name = g_strdup(name);
-    image->backing_format = g_strdup(format);
+    image_name_backing(image, name, format);
     return true;
 }

@@ -95,6 +95,41 @@ int space_copy_up(Image *image, uint64_t offset, uint64_t length)
     return r;
 }
 
+/* The first part of the range that is not writable; *from is its end where there is none. */
+static int find_gap(Image *image, uint64_t *from, uint64_t end, uint64_t *length)
+{
+    ExtentList map;
+    extent_list_init(&map);
+    bool found = false;
+    int r = 0;
+    while (r == 0 && !found && *from < end) {
+        extent_list_reset(&map);
+        r = image_map(image, *from, end - *from, &map);
+        for (unsigned i = 0; r == 0 && i < map.count && !found; i++) {
+            const Extent *extent = &map.items[i];
+            found = extent->type != EXTENT_DATA || !(extent->flags & EXTENT_WRITABLE);
+            *from = found ? extent->offset : extent_end(extent);
+            *length = extent->length;
+        }
+    }
+    extent_list_clear(&map);
+    return r;
+}
+
+int space_fill_up(Image *image, uint64_t offset, uint64_t length)
+{
+    uint64_t unit = image->allocation_unit, end = offset + length, gap = 0;
+    int r = find_gap(image, &offset, end, &gap);
+    while (r == 0 && offset < end) {
+        uint64_t start = align_down(offset, unit);
+        uint64_t stop = min_u64(align_up(min_u64(offset + gap, offset + STEP), unit), end);
+        r = space_copy_up(image, start, stop - start);
+        offset = stop;
+        r = r < 0 ? r : find_gap(image, &offset, end, &gap);
+    }
+    return r;
+}
+
 bool space_backing_is_longer(const Image *image)
 {
     return image->backing && image->backing->size > image->size;

@@ -68,22 +68,7 @@ static bool check_backing(const Plan *plan, const FormatCreate *how, GError **er
                          "a static image cannot have a backing file: leave out "
                          "static=on, or -b");
     }
-    if (format_find(how->backing_format) != &format_vdi) {
-        return error_set(error, EINVAL, "the backing format is %s: must be vdi",
-                         how->backing_format);
-    }
-    if (!g_str_has_suffix(how->backing_name, ".vdi")) {
-        return error_set(error, EINVAL,
-                         "the name of the backing file is '%s': must end in .vdi, for it is found "
-                         "again by its UUID among such files",
-                         how->backing_name);
-    }
-    if (!how->backing) {
-        return error_set(error, EINVAL,
-                         "the UUID of the backing file is needed: it must be looked at (without "
-                         "-u)");
-    }
-    return true;
+    return vdi_parent_check(how->backing_name, how->backing_format, how->backing, error);
 }
 
 static VdiType type_of(const Plan *plan, const FormatCreate *how)

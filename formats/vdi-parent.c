@@ -6,6 +6,9 @@
  * is found is opened like any name in an image, and its UUID looked at again (vdi_check_backing):
  * what is done here is no proof.
  *
+ * To have another parent is to have other UUIDs, which lie in the first sector with the type of the image: it is written
+ * in one piece, so that a cut leaves the old parent or the new one.
+ *
  * What must stay true: the number of files that are looked at has a limit, and none is opened that
  * is no regular file.
  */
@@ -17,6 +20,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/errors.h"
 
 #define FILES_MAX 4096 /* looked at in one directory */
 
@@ -77,4 +81,66 @@ void vdi_parent_find(Image *image, const VdiHeader *header)
     }
     image->backing_name = name;
     image->backing_format = g_strdup("vdi");
+}
+
+/* ---- another one ---- */
+
+bool vdi_parent_check(const char *name, const char *format, const Image *backing, GError **error)
+{
+    if (format_find(format) != &format_vdi) {
+        return error_set(error, EINVAL, "the backing format is %s: must be vdi", format);
+    }
+    if (!has_suffix(name)) {
+        return error_set(error, EINVAL,
+                         "the name of the backing file is '%s': must end in .vdi, for it is found "
+                         "again by its UUID among such files",
+                         name);
+    }
+    return backing || error_set(error, EINVAL,
+                                "the UUID of the backing file is needed: it must be looked at "
+                                "(without -u)");
+}
+
+static VdiType type_with(VdiType now, bool parent)
+{
+    if (parent) {
+        return now == VDI_UNDO ? VDI_UNDO : VDI_DIFFERENCING;
+    }
+    return now == VDI_FIXED ? VDI_FIXED : VDI_DYNAMIC;
+}
+
+static int write_parent(Image *image, const VdiHeader *header)
+{
+    uint8_t sector[VDI_SECTOR];
+    int r = store_read(image->store, sector, sizeof sector, 0);
+    if (r < 0) {
+        return r;
+    }
+    store_le32(sector + VDI_H_TYPE, header->type);
+    memcpy(sector + VDI_H_LINK, header->link, VDI_UUID_SIZE);
+    memcpy(sector + VDI_H_PARENT, header->parent, VDI_UUID_SIZE);
+    r = store_write(image->store, sector, sizeof sector, 0);
+    return r < 0 ? r : store_sync(image->store);
+}
+
+bool vdi_set_backing(Image *image, const char *name, const char *format, const Image *backing,
+                     GError **error)
+{
+    static const VdiHeader none;
+    VdiState *s = image->state;
+    VdiHeader header = s->header;
+    if (name && !vdi_parent_check(name, format, backing, error)) {
+        return false;
+    }
+    const VdiHeader *parent = name ? &vdi_state(backing)->header : &none;
+    memcpy(header.link, parent->uuid, VDI_UUID_SIZE);
+    memcpy(header.parent, parent->modified, VDI_UUID_SIZE);
+    header.type = type_with(header.type, name);
+    int r = write_parent(image, &header);
+    if (r < 0) {
+        return error_set_errno(error, -r, "%s: cannot write the header", image->path);
+    }
+    s->header = header;
+    image_name_backing(image, name, format);
+    return true;
 }

@@ -15,6 +15,8 @@
  */
 #include "formats/vdi.h"
 
+#include <errno.h>
+
 #include <string.h>
 
 #include "base/errors.h"
@@ -186,6 +188,9 @@ int vdi_unmap(Image *image, uint64_t offset, uint64_t length, UnmapFlags flags)
     uint64_t end = offset + length;
     StorePunch how = flags & UNMAP_KEEP_SPACE ? STORE_PUNCH_KEEP_SPACE : STORE_PUNCH_FREE;
     int r = s->broken;
+    if (flags & UNMAP_BACKING) {
+        return -ENOTSUP; /* blocks stay where they are */
+    }
     while (r == 0 && offset < end) {
         uint64_t part = min_u64(s->header.block_size, end - offset);
         r = unmap_block(image, offset / s->header.block_size, part, how);
@@ -282,6 +287,9 @@ static bool scan(const Image *image, GError **error)
 static int mark_modified(Image *image)
 {
     VdiHeader *header = &vdi_state(image)->header;
+    if (image->keep_identity) {
+        return 0;
+    }
     if (!vdi_uuid_make(header->modified, NULL)) {
         return -EIO;
     }

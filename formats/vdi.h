@@ -3,7 +3,7 @@
  *
  *     vdi.c          probe, open, close, map, info
  *     vdi-header.c   the header: read and checked; UUIDs
- *     vdi-parent.c   finding the parent, which has no name in the image
+ *     vdi-parent.c   finding the parent, which has no name in the image; another one
  *     vdi-write.c    allocate, commit, abandon, unmap; start of writing, flush, finish
  *     vdi-resize.c   another size of the disk
  *     vdi-create.c   create
@@ -117,6 +117,11 @@ bool vdi_uuid_make(uint8_t *uuid, GError **error);
 /* Sets image->backing_name and backing_format: to the file with the parent's UUID in the directory
  * of the image or an allowed one; where there is none, to the name that VirtualBox would give it. */
 void vdi_parent_find(Image *image, const VdiHeader *header);
+
+/* Whether an image may have a backing of that name and format, which it would find again; backing: opened, or NULL. */
+bool vdi_parent_check(const char *name, const char *format, const Image *backing, GError **error);
+bool vdi_set_backing(Image *image, const char *name, const char *format, const Image *backing,
+                     GError **error);
 
 /* ---- vdi-write.c ---- */
 

@@ -15,7 +15,6 @@
 
 #include <string.h>
 #include <sys/random.h>
-#include <sys/stat.h>
 #include <time.h>
 
 #include "base/errors.h"
@@ -87,17 +86,7 @@ static bool check_plan(const Plan *plan, const FormatCreate *how, GError **error
                          "a fixed image cannot have a backing file: leave out "
                          "subformat=fixed, or -b");
     }
-    bool raw = strcmp(how->backing_format, "raw") == 0;
-    if (!raw && format_find(how->backing_format) != &format_vhd) {
-        return error_set(error, EINVAL, "the backing format is %s: must be vhd or raw",
-                         how->backing_format);
-    }
-    if (!raw && !how->backing) {
-        return error_set(error, EINVAL,
-                         "the UUID of the backing file is needed: it must be looked at (without "
-                         "-u)");
-    }
-    return true;
+    return vhd_parent_check(how->backing_format, how->backing, error);
 }
 
 static bool make_uuid(uint8_t *uuid, GError **error)
@@ -108,12 +97,6 @@ static bool make_uuid(uint8_t *uuid, GError **error)
     uuid[6] = (uuid[6] & 0x0f) | 0x40; /* made of random numbers, RFC 4122 */
     uuid[8] = (uuid[8] & 0x3f) | 0x80;
     return true;
-}
-
-static uint32_t vhd_time(int64_t seconds)
-{
-    int64_t since = seconds - (int64_t)VHD_EPOCH;
-    return since < 0 || since > UINT32_MAX ? 0 : (uint32_t)since;
 }
 
 static bool make_footer(Plan *plan, GError **error)
@@ -138,19 +121,9 @@ static bool make_footer(Plan *plan, GError **error)
 
 static bool make_parent(Plan *plan, const FormatCreate *how, GError **error)
 {
-    if (!how->backing_name) {
-        return true;
-    }
-    if (how->backing && how->backing->format == &format_vhd) {
-        const VhdState *parent = how->backing->state;
-        memcpy(plan->header + VHD_H_PARENT_UUID, parent->footer.uuid, VHD_UUID_SIZE);
-    }
-    struct stat st;
-    if (how->backing && stat(how->backing->path, &st) == 0) {
-        store_be32(plan->header + VHD_H_PARENT_TIME, vhd_time(st.st_mtime));
-    }
-    return vhd_parent_make(how->backing_name, TABLE_OFFSET + plan->table->len, plan->header,
-                           plan->table, error);
+    return !how->backing_name ||
+           vhd_parent_make(how->backing_name, how->backing, TABLE_OFFSET + plan->table->len,
+                           plan->header, plan->table, error);
 }
 
 static bool make_header(Plan *plan, const FormatCreate *how, GError **error)

@@ -14,6 +14,9 @@
  */
 #include "formats/vhd.h"
 
+#include <errno.h>
+#include <string.h>
+
 #include "base/errors.h"
 #include "base/log.h"
 
@@ -115,6 +118,33 @@ int vhd_footers_mend(Image *image)
     r = r < 0 ? r : store_sync(image->store);
     if (r == 0) {
         s->footer_state = VHD_FOOTER_GOOD;
+    }
+    return r;
+}
+
+int vhd_write_durably(Store *store, const uint8_t *bytes, uint64_t offset)
+{
+    int r = store_write(store, bytes, VHD_SECTOR, offset);
+    return r < 0 ? r : store_sync(store);
+}
+
+int vhd_written(VhdState *s, int r)
+{
+    if (r < 0) {
+        s->broken = -EIO;
+    }
+    return r;
+}
+
+int vhd_footers_replace(Image *image, const uint8_t *bytes)
+{
+    VhdState *s = image->state;
+    int r = vhd_write_durably(image->store, bytes, s->footer_offset);
+    if (r == 0 && s->footer.type != VHD_FIXED) {
+        r = vhd_write_durably(image->store, bytes, 0);
+    }
+    if (vhd_written(s, r) == 0) {
+        memcpy(s->footer.bytes, bytes, VHD_FOOTER_SIZE);
     }
     return r;
 }

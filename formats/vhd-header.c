@@ -33,7 +33,6 @@
 #include "base/errors.h"
 
 #define HEADS_MAX          16
-#define LOCATOR_SIZE       24u
 #define LOCATOR_SPACE_MAX  (1u << 20)
 #define BLOCK_SIZE_MIN     512u
 #define BLOCK_SIZE_MAX     (256u << 20)
@@ -266,7 +265,7 @@ static bool find_batmap(const Image *image, VhdState *s, uint64_t table_end, GEr
 static void add_locators(const Image *image, VhdState *s)
 {
     for (unsigned i = 0; i < VHD_LOCATORS; i++) {
-        const uint8_t *locator = s->header.bytes + VHD_H_LOCATORS + i * LOCATOR_SIZE;
+        const uint8_t *locator = s->header.bytes + VHD_H_LOCATORS + i * VHD_LOCATOR_SIZE;
         VhdRange range = {load_be64(locator + 16),
                           vhd_locator_space(load_be32(locator + 4), load_be32(locator + 8))};
         if (load_be32(locator) != 0 && range.length > 0 && range.length <= LOCATOR_SPACE_MAX) {
@@ -307,6 +306,12 @@ bool vhd_header_read(const Image *image, VhdState *s, GError **error)
     }
     add_locators(image, s);
     return true;
+}
+
+uint32_t vhd_time(int64_t seconds)
+{
+    int64_t since = seconds - (int64_t)VHD_EPOCH;
+    return since < 0 || since > UINT32_MAX ? 0 : (uint32_t)since;
 }
 
 void vhd_geometry(uint64_t size, uint16_t *cylinders, uint8_t *heads, uint8_t *sectors)

@@ -16,16 +16,16 @@
 #include "formats/vhd.h"
 
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/errors.h"
 #include "formats/windows-name.h"
 
-#define LOCATOR_SIZE  24u
 #define LOCATOR_MAX   4096u /* bytes of a name */
 #define PLATFORM_W2RU 0x57327275u
 #define PLATFORM_W2KU 0x57326b75u
 #define PLATFORM_MACX 0x4d616358u
-#define NEW_SPACE     4096u /* bytes for each locator of a new image */
+#define NEW_SPACE     (VHD_LOCATORS_SPACE / 2) /* bytes for each of the two that we write */
 
 uint64_t vhd_locator_space(uint32_t space, uint32_t length)
 {
@@ -37,7 +37,7 @@ uint64_t vhd_locator_space(uint32_t space, uint32_t length)
 static char *read_locator(const Image *image, const VhdState *s, uint32_t platform, gsize *length)
 {
     for (unsigned i = 0; i < VHD_LOCATORS; i++) {
-        const uint8_t *locator = s->header.bytes + VHD_H_LOCATORS + i * LOCATOR_SIZE;
+        const uint8_t *locator = s->header.bytes + VHD_H_LOCATORS + i * VHD_LOCATOR_SIZE;
         uint64_t offset = load_be64(locator + 16);
         *length = load_be32(locator + 8);
         if (load_be32(locator) != platform || *length == 0 || *length > LOCATOR_MAX ||
@@ -111,19 +111,43 @@ bool vhd_parent_read(Image *image, const VhdState *s, GError **error)
 static void add_locator(uint8_t *header, unsigned number, uint32_t platform, const void *text,
                         gsize length, uint64_t offset, GByteArray *data)
 {
-    uint8_t *locator = header + VHD_H_LOCATORS + number * LOCATOR_SIZE;
+    uint8_t *locator = header + VHD_H_LOCATORS + number * VHD_LOCATOR_SIZE;
     store_be32(locator, platform);
     store_be32(locator + 4, NEW_SPACE / VHD_SECTOR);
     store_be32(locator + 8, length);
-    store_be64(locator + 16, offset + data->len);
+    store_be64(locator + 16, offset);
     guint start = data->len;
     g_byte_array_set_size(data, start + NEW_SPACE);
     memset(data->data + start, 0, NEW_SPACE);
     memcpy(data->data + start, text, length);
 }
 
-bool vhd_parent_make(const char *name, uint64_t offset, uint8_t *header, GByteArray *data,
-                     GError **error)
+bool vhd_parent_check(const char *format, const Image *backing, GError **error)
+{
+    bool raw = strcmp(format, "raw") == 0;
+    if (!raw && format_find(format) != &format_vhd) {
+        return error_set(error, EINVAL, "the backing format is %s: must be vhd or raw", format);
+    }
+    return raw || backing ||
+           error_set(error, EINVAL,
+                     "the UUID of the backing file is needed: it must be looked at (without "
+                     "-u)");
+}
+
+/* What the parent is known by. A raw one has no UUID. */
+static void make_identity(const Image *backing, uint8_t *header)
+{
+    struct stat st;
+    if (backing && backing->format == &format_vhd) {
+        memcpy(header + VHD_H_PARENT_UUID, vhd_state(backing)->footer.uuid, VHD_UUID_SIZE);
+    }
+    if (backing && stat(backing->path, &st) == 0) {
+        store_be32(header + VHD_H_PARENT_TIME, vhd_time(st.st_mtime));
+    }
+}
+
+bool vhd_parent_make(const char *name, const Image *backing, uint64_t offset, uint8_t *header,
+                     GByteArray *data, GError **error)
 {
     g_autofree char *escaped = g_uri_escape_string(name, "/", TRUE);
     g_autofree char *url = g_strconcat("file://", name[0] == '/' ? "" : "./", escaped, NULL);
@@ -142,8 +166,9 @@ bool vhd_parent_make(const char *name, uint64_t offset, uint8_t *header, GByteAr
                          NEW_SPACE / 2, VHD_NAME_MAX / 2);
     }
     memcpy(header + VHD_H_PARENT_NAME, bare, base_length);
+    make_identity(backing, header);
     add_locator(header, 0, PLATFORM_MACX, url, strlen(url), offset, data);
-    add_locator(header, 1, name[0] == '/' ? PLATFORM_W2KU : PLATFORM_W2RU, relative, length, offset,
-                data);
+    add_locator(header, 1, name[0] == '/' ? PLATFORM_W2KU : PLATFORM_W2RU, relative, length,
+                offset + NEW_SPACE, data);
     return true;
 }

@@ -26,21 +26,6 @@
 #include "base/log.h"
 #include "formats/space.h"
 
-/* r: of a write of header or footers. */
-static int written(VhdState *s, int r)
-{
-    if (r < 0) {
-        s->broken = -EIO;
-    }
-    return r;
-}
-
-static int write_durably(Store *store, const uint8_t *bytes, uint64_t offset)
-{
-    int r = store_write(store, bytes, VHD_SECTOR, offset);
-    return r < 0 ? r : store_sync(store);
-}
-
 /* The footer, and its copy where there is one, say the size from now on. */
 static int set_size(Image *image, uint64_t size)
 {
@@ -48,12 +33,8 @@ static int set_size(Image *image, uint64_t size)
     uint8_t bytes[VHD_FOOTER_SIZE];
     memcpy(bytes, s->footer.bytes, sizeof bytes);
     vhd_footer_set_size(bytes, size);
-    int r = write_durably(image->store, bytes, s->footer_offset);
-    if (r == 0 && s->footer.type != VHD_FIXED) {
-        r = write_durably(image->store, bytes, 0);
-    }
-    if (written(s, r) == 0) {
-        memcpy(s->footer.bytes, bytes, sizeof bytes);
+    int r = vhd_footers_replace(image, bytes);
+    if (r == 0) {
         s->footer.size = image->size = size;
     }
     return r;
@@ -110,7 +91,7 @@ static int write_header(Image *image, uint64_t table_offset, uint32_t entries)
     store_be64(header.bytes + VHD_H_TABLE_OFFSET, table_offset);
     store_be32(header.bytes + VHD_H_ENTRIES, entries);
     vhd_checksum_set(header.bytes, VHD_HEADER_SIZE, VHD_H_CHECKSUM);
-    int r = written(s, write_durably(image->store, header.bytes, s->footer.data_offset));
+    int r = vhd_written(s, vhd_write_durably(image->store, header.bytes, s->footer.data_offset));
     if (r == 0) {
         s->header = header;
     }
@@ -229,7 +210,7 @@ static int drop_rest(Image *image)
 static int move_fixed_footer(Image *image, uint64_t offset)
 {
     VhdState *s = image->state;
-    int r = write_durably(image->store, s->footer.bytes, offset);
+    int r = vhd_write_durably(image->store, s->footer.bytes, offset);
     if (r < 0) { /* a block device has the size it has */
         return r == -EINVAL || r == -EFBIG || r == -ENOTSUP ? -ENOSPC : r;
     }
@@ -253,7 +234,7 @@ static int grow_fixed(Image *image, uint64_t size)
 static int cut_fixed(Image *image)
 {
     VhdState *s = image->state;
-    int r = write_durably(image->store, s->footer.bytes, image->size);
+    int r = vhd_write_durably(image->store, s->footer.bytes, image->size);
     r = r < 0 ? r : store_truncate(image->store, image->size + VHD_FOOTER_SIZE);
     if (r == -EINVAL || r == -ENOTSUP) {
         return 0; /* a block device: the footer stays at its end */

@@ -14,6 +14,8 @@
  */
 #include "formats/vhd.h"
 
+#include <errno.h>
+
 static int may_change(Image *image)
 {
     VhdState *s = image->state;
@@ -257,6 +259,9 @@ int vhd_unmap(Image *image, uint64_t offset, uint64_t length, UnmapFlags flags)
     const VhdState *s = image->state;
     bool shows = false;
     int r = 0;
+    if (flags & UNMAP_BACKING) {
+        return -ENOTSUP; /* bits stay set */
+    }
     if ((flags & UNMAP_ZERO) && s->footer.type == VHD_DIFFERENCING) {
         r = parent_shows(image, offset, length, &shows);
     }

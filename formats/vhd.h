@@ -10,6 +10,7 @@
  *     vhd-write.c     allocate, commit, abandon, unmap
  *     vhd-flush.c     start of writing, flush, finish
  *     vhd-resize.c    another size of the disk
+ *     vhd-backing.c   another parent
  *     vhd-create.c    create
  *     vhd-check.c     check and repair
  */
@@ -35,7 +36,9 @@
 #define VHD_UNUSED        0xffffffffu /* table entry: the block is not there */
 #define VHD_UUID_SIZE     16u
 #define VHD_LOCATORS      8u
+#define VHD_LOCATOR_SIZE  24u
 #define VHD_NAME_MAX      512u                   /* bytes of the parent's name */
+#define VHD_LOCATORS_SPACE 8192u /* bytes of the locators that we write */
 #define VHD_DISK_SIZE_MAX (UINT64_C(2040) << 30) /* what others open */
 #define VHD_EPOCH         UINT64_C(946684800)    /* 2000-01-01 in seconds since 1970 */
 #define VHD_MAX_CYLINDERS 65535u
@@ -150,6 +153,9 @@ void vhd_footer_set_size(uint8_t *bytes, uint64_t size);
 /* Puts the right checksum into a footer or header. */
 void vhd_checksum_set(uint8_t *bytes, size_t n, size_t checksum_offset);
 
+/* Seconds since 1970 as footers and headers have them. */
+uint32_t vhd_time(int64_t seconds);
+
 /* The geometry of a disk, as the specification computes it. */
 void vhd_geometry(uint64_t size, uint16_t *cylinders, uint8_t *heads, uint8_t *sectors);
 
@@ -159,10 +165,13 @@ void vhd_geometry(uint64_t size, uint16_t *cylinders, uint8_t *heads, uint8_t *s
  * backing_format. */
 bool vhd_parent_read(Image *image, const VhdState *s, GError **error);
 
-/* Where the names for a parent lie in a new image: writes name and locators into the header's
- * bytes. The locators' data, to be put at `offset` of the file, is appended to data. */
-bool vhd_parent_make(const char *name, uint64_t offset, uint8_t *header, GByteArray *data,
-                     GError **error);
+/* Whether an image may have a backing of that format; backing: opened, or NULL. */
+bool vhd_parent_check(const char *format, const Image *backing, GError **error);
+
+/* Whom an image has as its parent: writes UUID, time, name and locators into the header's bytes. The locators' data, to
+ * be put at `offset` of the file, is appended to data: at most VHD_LOCATORS_SPACE bytes. backing may be NULL. */
+bool vhd_parent_make(const char *name, const Image *backing, uint64_t offset, uint8_t *header,
+                     GByteArray *data, GError **error);
 
 /* Bytes of the file that a locator's fields claim; both writers that count sectors and those that
  * count bytes are understood. Pure. */
@@ -223,9 +232,21 @@ void vhd_update_dirty(VhdState *s);
 /* Sees to it that both footers are good and alike: writes the one that counts over the other.
  * data_end is known. */
 int vhd_footers_mend(Image *image);
+/* Makes these bytes the footer, durably, and then its copy where there is one. Where that fails nothing is written any
+ * more. */
+int vhd_footers_replace(Image *image, const uint8_t *bytes);
+/* A sector, durably. */
+int vhd_write_durably(Store *store, const uint8_t *bytes, uint64_t offset);
+/* r: of a write of header or footers, after which nobody knows what the disk has when it failed. */
+int vhd_written(VhdState *s, int r);
 /* Moves the footer back to target, behind which nothing is used, and cuts the file off there. */
 int vhd_trim(Image *image, uint64_t target);
 void vhd_flush_if_full(Image *image);
+
+/* ---- vhd-backing.c ---- */
+
+bool vhd_set_backing(Image *image, const char *name, const char *format, const Image *backing,
+                     GError **error);
 
 /* ---- vhd-resize.c ---- */
 

@@ -97,24 +97,11 @@ static bool plan_parent(Plan *plan, const FormatCreate *how, GError **error)
                          "a backing file needs blocks that are not there: leave out "
                          "subformat=fixed and block_state_zero=on, or -b");
     }
-    if (format_find(how->backing_format) != &format_vhdx) {
-        return error_set(error, EINVAL, "the backing format is %s: must be vhdx",
-                         how->backing_format);
-    }
-    if (!how->backing) {
-        return error_set(error, EINVAL,
-                         "the GUID of the backing file is needed: it must be looked at (without "
-                         "-u)");
-    }
-    const VhdxState *below = how->backing->state;
-    if (below->sector_size != plan->layout.sector_size) {
-        return error_set(error, EINVAL,
-                         "logical_sector_size is %" PRIu64 ": must be that of the backing file, "
-                         "%" PRIu64,
-                         plan->layout.sector_size, below->sector_size);
+    if (!vhdx_parent_check(plan->layout.sector_size, how->backing_format, how->backing, error)) {
+        return false;
     }
     plan->has_parent = plan->layout.has_parent = true;
-    plan->parent = (VhdxParent){how->backing_name, below->header.data_guid};
+    plan->parent = (VhdxParent){how->backing_name, vhdx_state(how->backing)->header.data_guid};
     return true;
 }
 

@@ -184,7 +184,7 @@ static int mark_modified(Image *image)
     VhdxHeader header = s->header;
     s->log_sequence = 1;
     if (!vhdx_guid_make(header.file_guid, NULL) || !vhdx_guid_make(s->log_guid, NULL) ||
-        (!image->repair && !vhdx_guid_make(header.data_guid, NULL))) {
+        (!image->repair && !image->keep_identity && !vhdx_guid_make(header.data_guid, NULL))) {
         return -EIO;
     }
     memset(header.log_guid, 0, VHDX_GUID_SIZE);

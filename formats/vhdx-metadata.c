@@ -360,3 +360,100 @@ GByteArray *vhdx_metadata_make(const VhdxState *s, uint64_t size, const VhdxPare
     }
     return g_steal_pointer(&region);
 }
+
+/* ---- another parent ---- */
+
+/* All that is used of the region, in memory. NULL with *error. */
+static GByteArray *read_region(Image *image, const VhdxState *s, GError **error)
+{
+    g_autoptr(GByteArray) region = g_byte_array_new();
+    VhdxRange found[ITEMS] = {{0}};
+    if (!find_items(image, s, found, error)) {
+        return NULL;
+    }
+    g_byte_array_set_size(region, VHDX_TABLE_SIZE);
+    int r = vhdx_read(image, s, region->data, region->len, s->metadata.offset);
+    unsigned count = load_le16(region->data + 10);
+    uint64_t end = VHDX_TABLE_SIZE;
+    for (unsigned i = 0; r == 0 && i < count; i++) {
+        const uint8_t *entry = region->data + 32 + i * METADATA_ENTRY;
+        end = max_u64(end, load_le32(entry + 16) + (uint64_t)load_le32(entry + 20));
+    }
+    end = min_u64(end, s->metadata.length);
+    g_byte_array_set_size(region, end);
+    r = r < 0 ? r
+              : vhdx_read(image, s, region->data + VHDX_TABLE_SIZE, end - VHDX_TABLE_SIZE,
+                          s->metadata.offset + VHDX_TABLE_SIZE);
+    if (r < 0) {
+        error_set_errno(error, -r, "%s: cannot read the metadata", image->path);
+        return NULL;
+    }
+    return g_steal_pointer(&region);
+}
+
+/* Where in the region an item's entry is; NULL: it has none. */
+static uint8_t *find_entry(const GByteArray *region, Item item)
+{
+    unsigned count = load_le16(region->data + 10);
+    for (unsigned i = 0; i < count; i++) {
+        uint8_t *entry = region->data + 32 + i * METADATA_ENTRY;
+        if (memcmp(entry, items[item].guid, VHDX_GUID_SIZE) == 0) {
+            return entry;
+        }
+    }
+    return NULL;
+}
+
+/* The last item takes the place of the locator in the table. */
+static void drop_locator(GByteArray *region)
+{
+    uint8_t *entry = find_entry(region, ITEM_LOCATOR);
+    if (entry) {
+        unsigned last = load_le16(region->data + 10) - 1;
+        memmove(entry, region->data + 32 + last * METADATA_ENTRY, METADATA_ENTRY);
+        memset(region->data + 32 + last * METADATA_ENTRY, 0, METADATA_ENTRY);
+        store_le16(region->data + 10, last);
+    }
+}
+
+/* The pages of the region that are not what they were. */
+static int change_pages(Image *image, const GByteArray *region)
+{
+    const VhdxState *s = image->state;
+    int r = 0;
+    for (uint64_t at = 0; r == 0 && at < region->len; at += VHDX_PAGE) {
+        MetaBlock *page;
+        uint64_t length = min_u64(VHDX_PAGE, region->len - at);
+        r = metacache_get(s->tables, s->metadata.offset + at, &page);
+        if (r == 0) {
+            if (memcmp(page->data, region->data + at, length) != 0) {
+                memcpy(page->data, region->data + at, length);
+                metacache_dirty(s->tables, page, META_SECOND);
+            }
+            metacache_put(s->tables, page);
+        }
+    }
+    vhdx_update_dirty(image->state);
+    return r;
+}
+
+bool vhdx_metadata_set_parent(Image *image, const VhdxParent *parent, GError **error)
+{
+    const VhdxState *s = image->state;
+    g_autoptr(GByteArray) region = read_region(image, s, error);
+    if (!region) {
+        return false;
+    }
+    uint8_t *flags = region->data + load_le32(find_entry(region, ITEM_PARAMETERS) + 16) + 4;
+    store_le32(flags, (load_le32(flags) & ~PARAMETER_PARENT) | (parent ? PARAMETER_PARENT : 0));
+    drop_locator(region);
+    if (parent && !add_locator(region, parent, error)) {
+        return false;
+    }
+    if (region->len > s->metadata.length || load_le16(region->data + 10) > VHDX_ENTRIES_MAX) {
+        return error_set(error, ENOSPC, "%s: the metadata have no room for another parent",
+                         image->path);
+    }
+    int r = change_pages(image, region);
+    return r == 0 || error_set_errno(error, -r, "%s: cannot change the metadata", image->path);
+}

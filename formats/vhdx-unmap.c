@@ -7,6 +7,8 @@
  */
 #include "formats/vhdx.h"
 
+#include <errno.h>
+
 typedef struct Unmap {
     Image *image;
     uint64_t offset, length; /* inside one block */
@@ -109,6 +111,9 @@ int vhdx_unmap(Image *image, uint64_t offset, uint64_t length, UnmapFlags flags)
     bool needed = false;
     Unmap u;
     int r = 0;
+    if (flags & UNMAP_BACKING) {
+        return -ENOTSUP; /* sector bits stay set */
+    }
     for (uint64_t at = offset; (flags & UNMAP_ZERO) && r == 0 && at < end; at += u.length) {
         r = describe(image, at, end, flags, &u);
         r = r < 0 ? r : needs_zeroes(&u, &needed);

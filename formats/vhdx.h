@@ -6,6 +6,7 @@
  *     vhdx.c           probe, open, close, map, info
  *     vhdx-header.c    headers and region tables: read, checked, written
  *     vhdx-metadata.c  the metadata table, the names of a parent
+ *     vhdx-parent.c    another parent
  *     vhdx-log.c       the log: read and done again
  *     vhdx-flush.c     the log: written; start of writing, flush, finish
  *     vhdx-space.c     which MiB of the file are used
@@ -195,6 +196,18 @@ bool vhdx_metadata_read(Image *image, VhdxState *s, GError **error);
  * parent may be NULL. NULL with *error. */
 GByteArray *vhdx_metadata_make(const VhdxState *s, uint64_t size, const VhdxParent *parent,
                                GError **error);
+
+/* Changes the metadata in memory so that they name that parent, or none (NULL): a few pages, which one flush makes
+ * durable together. [exclusive] */
+bool vhdx_metadata_set_parent(Image *image, const VhdxParent *parent, GError **error);
+
+/* ---- vhdx-parent.c ---- */
+
+/* Whether an image with such sectors may have a backing of that format; backing: opened, or NULL. */
+bool vhdx_parent_check(uint64_t sector_size, const char *format, const Image *backing,
+                       GError **error);
+bool vhdx_set_backing(Image *image, const char *name, const char *format, const Image *backing,
+                      GError **error);
 
 /* ---- vhdx-log.c ---- */
 

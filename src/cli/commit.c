@@ -67,7 +67,8 @@ static bool find_base(Commit *commit, const CliCommon *common, GError **error)
 
 static bool open_chain(Commit *commit, const CliCommon *common, GError **error)
 {
-    ImageOpen how = {.write = true, .write_depth = commit->depth};
+    /* Else a child that is cut off from the base in the middle would not know it any more. */
+    ImageOpen how = {.write = true, .write_depth = commit->depth, .keep_identity = true};
     if (!cli_image_open(common, &how, error)) {
         return false;
     }

@@ -60,7 +60,7 @@ static bool check_flags(const Rebase *rebase, GError **error)
 
 static bool open_image(Rebase *rebase, const CliCommon *common, GError **error)
 {
-    ImageOpen how = {.write = true, .no_backing = rebase->unsafe};
+    ImageOpen how = {.write = true, .no_backing = rebase->unsafe, .keep_identity = true};
     if (!cli_image_open(common, &how, error)) {
         return false;
     }
@@ -75,18 +75,29 @@ static bool open_image(Rebase *rebase, const CliCommon *common, GError **error)
                      rebase->path, rebase->top->format->name);
 }
 
-/* The format must be known also where nobody looks at the file. */
 static bool open_backing(Rebase *rebase, const CliCommon *common, GError **error)
 {
-    if (!new_name(rebase)) {
-        return true;
-    }
-    if (rebase->unsafe) {
-        return cli_format(rebase->backing_format, error) != NULL;
-    }
     rebase->backing = tool_open_backing(rebase->path, rebase->backing_name, rebase->backing_format,
                                         common, error);
     return rebase->backing && tool_not_in_chain(rebase->backing, rebase->path, error);
+}
+
+/* An unsafe rebase looks at the new backing only where the image wants to know who that is. The format must be known
+ * all the same. */
+static bool open_both(Rebase *rebase, const CliCommon *common, GError **error)
+{
+    bool named = new_name(rebase), safe = !rebase->unsafe;
+    if (named && !cli_format(rebase->backing_format, error)) {
+        return false;
+    }
+    if (named && safe && !open_backing(rebase, common, error)) {
+        return false;
+    }
+    if (!open_image(rebase, common, error)) {
+        return false;
+    }
+    bool wanted = named && !safe && rebase->top->format->knows_backing;
+    return !wanted || open_backing(rebase, common, error);
 }
 
 static bool copy_up(Rebase *rebase, GError **error)
@@ -112,8 +123,8 @@ static bool copy_up(Rebase *rebase, GError **error)
 
 static bool rebase_image(Rebase *rebase, const CliCommon *common, GError **error)
 {
-    if (!attach_server_not_attached(rebase->path, error) || !open_backing(rebase, common, error) ||
-        !open_image(rebase, common, error) || (!rebase->unsafe && !copy_up(rebase, error))) {
+    if (!attach_server_not_attached(rebase->path, error) || !open_both(rebase, common, error) ||
+        (!rebase->unsafe && !copy_up(rebase, error))) {
         return false;
     }
     int r = image_finish(rebase->top); /* what was copied is durable before the name changes */

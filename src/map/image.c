@@ -144,6 +144,7 @@ static Image *open_one(Store *store, const char *path, const Format *format, con
     image->write = how->write;
     image->repair = how->repair;
     image->no_lock = how->no_lock;
+    image->keep_identity = how->keep_identity;
     image->no_names = no_names;
     image->metadata_cache =
         how->metadata_cache ? how->metadata_cache : IMAGE_METADATA_CACHE_DEFAULT;
@@ -352,6 +353,14 @@ Image *image_open_store(Store *store, const ImageOpen *how, Image *backing, GErr
     image->parts = NULL;
     image->secret = NULL;
     return start_writing(image, error) ? g_steal_pointer(&image) : NULL;
+}
+
+void image_name_backing(Image *image, const char *name, const char *format)
+{
+    g_free(image->backing_name);
+    g_free(image->backing_format);
+    image->backing_name = g_strdup(name);
+    image->backing_format = g_strdup(format);
 }
 
 Image *image_ref(Image *image)

@@ -49,6 +49,9 @@ typedef struct ImageOpen {
     const Secret
         *secret; /* of the top image, in place of the one that secrets has for it; may be NULL */
     bool no_secrets; /* only metadata is looked at: an encrypted image opens without its secret */
+    /* Whatever is written, children know the image by what they knew it by (UUIDs, CID). For tools that leave what
+     * the children read as it is. */
+    bool keep_identity;
 } ImageOpen;
 
 #define IMAGE_METADATA_CACHE_DEFAULT (32u << 20)
@@ -73,6 +76,7 @@ struct Image {
     bool write;
     bool repair;
     bool no_lock;
+    bool keep_identity;             /* ImageOpen.keep_identity */
     bool marks;                     /* has bitmaps that follow what is written: format->mark */
     bool unwritable;                /* set by open: can never be written, though the format can */
     bool plain_only;                /* set by open: holds no encoded data, though the format can */
@@ -138,7 +142,11 @@ int chain_read(Image *top, void *buffer, uint64_t length, uint64_t offset);
 /* The bytes of one extent of a chain's map, decode included. 0 or -errno. [pool]/[main] */
 int chain_read_extent(const Extent *extent, uint8_t *buffer);
 
-/* The rest is for formats. Opens a file that the image names, beneath the directory of the image or
+/* The rest is for formats. What the image says of its backing from now on; NULL: it has none, or does not say the
+ * format. */
+void image_name_backing(Image *image, const char *name, const char *format);
+
+/* Opens a file that the image names, beneath the directory of the image or
  * the allowed ones (openat2, RESOLVE_BENEATH); absolute names must lie in one of these. One that
  * ImageOpen.parts has is that store. *resolved (may be NULL): free with g_free. */
 Store *image_open_named(Image *image, const char *name, bool write, char **resolved,
