@@ -228,7 +228,8 @@ struct Format {
      * it must be opened again before anything else is asked of it. May be NULL. */
     bool (*set_backing)(Image *image, const char *name, const char *format, const Image *backing,
                         GError **error);
-    bool knows_backing; /* by an identity in it: set_backing and create want a backing that is opened */
+    bool
+        knows_backing; /* by an identity in it: set_backing and create want a backing that is opened */
 
     /* "format-specific" data of info: adds "{sv}" entries, with qemu-img's keys, in qemu-img's
      * order. May be NULL. */

@@ -30,19 +30,19 @@
 #include "store/metacache.h"
 #include "store/store.h"
 
-#define VHD_SECTOR        512u
-#define VHD_FOOTER_SIZE   512u
-#define VHD_HEADER_SIZE   1024u
-#define VHD_UNUSED        0xffffffffu /* table entry: the block is not there */
-#define VHD_UUID_SIZE     16u
-#define VHD_LOCATORS      8u
-#define VHD_LOCATOR_SIZE  24u
-#define VHD_NAME_MAX      512u                   /* bytes of the parent's name */
-#define VHD_LOCATORS_SPACE 8192u /* bytes of the locators that we write */
-#define VHD_DISK_SIZE_MAX (UINT64_C(2040) << 30) /* what others open */
-#define VHD_EPOCH         UINT64_C(946684800)    /* 2000-01-01 in seconds since 1970 */
-#define VHD_MAX_CYLINDERS 65535u
-#define VHD_MAX_GEOMETRY  (UINT64_C(65535) * 16 * 255 * 512) /* bytes that CHS can say at most */
+#define VHD_SECTOR         512u
+#define VHD_FOOTER_SIZE    512u
+#define VHD_HEADER_SIZE    1024u
+#define VHD_UNUSED         0xffffffffu /* table entry: the block is not there */
+#define VHD_UUID_SIZE      16u
+#define VHD_LOCATORS       8u
+#define VHD_LOCATOR_SIZE   24u
+#define VHD_NAME_MAX       512u                   /* bytes of the parent's name */
+#define VHD_LOCATORS_SPACE 8192u                  /* bytes of the locators that we write */
+#define VHD_DISK_SIZE_MAX  (UINT64_C(2040) << 30) /* what others open */
+#define VHD_EPOCH          UINT64_C(946684800)    /* 2000-01-01 in seconds since 1970 */
+#define VHD_MAX_CYLINDERS  65535u
+#define VHD_MAX_GEOMETRY   (UINT64_C(65535) * 16 * 255 * 512) /* bytes that CHS can say at most */
 
 /* Offsets in the footer */
 #define VHD_F_FEATURES     8

@@ -146,7 +146,8 @@ static uint64_t try_cuts(const Family *family, Store *record, const uint8_t *bef
     const RecordEntry *entries = record_entries(record, &count);
     uint64_t last = record_tick(record), bad = 0;
     uint64_t numbers = max_u64(scaled(STATES_A_CUT), 2);
-    Replay *replay = replay_new(entries, count, before, size, 1);
+    ImageBytes start = image_bytes_of(before, size);
+    Replay *replay = replay_new(entries, count, &start, 1);
     for (uint64_t cut = 0; cut <= last; cut++) {
         for (unsigned number = 0; number < numbers; number++) {
             replay_state(replay, cut, number, NULL);
