@@ -35,7 +35,9 @@
 #include "store/store-lock.h"
 #include "store/fdio.h"
 
-#define PAGE             4096u
+#define PAGE 4096u
+#define DIRECT_MIN \
+    (64u << 10) /* below, a copy is cheaper than what the file system does for each write */
 #define INLINE_WRITE_MAX (4u << 20) /* copying more would keep the worker from its other clients */
 #define MS               G_GINT64_CONSTANT(1000000)
 #define SLOW_WRITE_NS    (2 * MS)
@@ -49,6 +51,8 @@ typedef struct StoreFile {
     bool is_device;
     atomic_bool no_read_nowait; /* the file system does not know RWF_NOWAIT for reads */
     atomic_bool no_write_nowait;
+    atomic_bool no_direct;           /* nor O_DIRECT, or not in pages */
+    atomic_int direct_fd;            /* with O_DIRECT, from the first use on; -1 */
     _Atomic int64_t watch_until;     /* CLOCK_MONOTONIC, ns: a write was slow */
     _Atomic int64_t throttled_until; /* the same: a write has slept */
     atomic_int sync_error;           /* of the first sync that failed: negative errno */
@@ -166,6 +170,50 @@ static int file_write_nowait(Store *store, const struct iovec *iov, int count, u
     return (uint64_t)n == length ? 0 : -EAGAIN;
 }
 
+/* -1 where the file system has none. */
+static int direct_fd(StoreFile *file)
+{
+    int fd = atomic_load_explicit(&file->direct_fd, memory_order_acquire);
+    if (fd < 0) {
+        g_autofree char *path = g_strdup_printf("/proc/self/fd/%d", file->fd);
+        int none = -1;
+        fd = open(path, O_WRONLY | O_CLOEXEC | O_DIRECT);
+        if (fd >= 0 && !atomic_compare_exchange_strong(&file->direct_fd, &none, fd)) {
+            close(fd);
+            fd = none;
+        }
+    }
+    return fd;
+}
+
+static bool is_in_pages(const struct iovec *iov, int count, uint64_t offset)
+{
+    for (int i = 0; i < count; i++) {
+        offset |= (uintptr_t)iov[i].iov_base | iov[i].iov_len;
+    }
+    return (offset & (PAGE - 1)) == 0;
+}
+
+static int file_write_direct(Store *store, const struct iovec *iov, int count, uint64_t offset)
+{
+    StoreFile *file = file_of(store);
+    uint64_t length = iov_length(iov, count), end;
+    if (length < DIRECT_MIN || !is_in_pages(iov, count, offset) ||
+        atomic_load_explicit(&file->no_direct, memory_order_relaxed)) {
+        return -EAGAIN;
+    }
+    int fd = direct_fd(file);
+    int r = fd < 0 ? -EINVAL : fdio_write(fd, iov, count, offset, &end);
+    if (r == -EINVAL) {
+        atomic_store_explicit(&file->no_direct, true, memory_order_relaxed);
+        return -EAGAIN;
+    }
+    if (r == 0) {
+        store_raise_size(store, end);
+    }
+    return r;
+}
+
 static void file_submit(StoreIo *io)
 {
     aio_submit(io, file_of(io->store)->fd);
@@ -275,7 +323,11 @@ static uint64_t file_allocated_bytes(Store *store)
 
 static void file_close(Store *store)
 {
-    close(file_of(store)->fd);
+    StoreFile *file = file_of(store);
+    if (file->direct_fd >= 0) {
+        close(file->direct_fd);
+    }
+    close(file->fd);
 }
 
 static const StoreOps file_ops = {
@@ -284,6 +336,7 @@ static const StoreOps file_ops = {
     .pwritev = file_pwritev,
     .read_nowait = file_read_nowait,
     .write_nowait = file_write_nowait,
+    .write_direct = file_write_direct,
     .submit = file_submit,
     .punch = file_punch,
     .next_data = file_next_data,
@@ -376,6 +429,7 @@ Store *store_file_from_fd(int taken_fd, const char *path, StoreOpenFlags flags, 
     StoreFile *file = g_new0(StoreFile, 1);
     file->is_device = is_device;
     file->fd = fd_steal(&fd);
+    file->direct_fd = -1;
     store_init(&file->store, &file_ops, path, !write, size);
     return &file->store;
 }

@@ -89,6 +89,14 @@ int store_write_nowait(Store *store, const struct iovec *iov, int count, uint64_
     return store->ops->write_nowait(store, iov, count, offset);
 }
 
+int store_write_direct(Store *store, const struct iovec *iov, int count, uint64_t offset)
+{
+    if (store->read_only) {
+        return -EROFS;
+    }
+    return store->ops->write_direct ? store->ops->write_direct(store, iov, count, offset) : -EAGAIN;
+}
+
 void store_submit(StoreIo *io)
 {
     io->store->ops->submit(io);

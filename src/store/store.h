@@ -60,7 +60,7 @@ typedef enum {
                             */
 } StorePunch;
 
-/* read_nowait and write_nowait may be NULL (always -EAGAIN), start_sync too (nothing happens). punch and next_data are called with
+/* read_nowait, write_nowait and write_direct may be NULL (always -EAGAIN), start_sync too (nothing happens). punch and next_data are called with
  * ranges inside the store, not empty; nothing that changes it is called on a read-only store. */
 struct StoreOps {
     const char *name;
@@ -68,6 +68,7 @@ struct StoreOps {
     int (*pwritev)(Store *store, const struct iovec *iov, int count, uint64_t offset);
     int (*read_nowait)(Store *store, const struct iovec *iov, int count, uint64_t offset);
     int (*write_nowait)(Store *store, const struct iovec *iov, int count, uint64_t offset);
+    int (*write_direct)(Store *store, const struct iovec *iov, int count, uint64_t offset);
     void (*submit)(StoreIo *io);
     int (*punch)(Store *store, uint64_t offset, uint64_t length, StorePunch how);
     int (*next_data)(Store *store, uint64_t offset, uint64_t length, bool *data, uint64_t *run);
@@ -113,6 +114,11 @@ int store_read_nowait(Store *store, const struct iovec *iov, int count, uint64_t
  * done; use store_submit), or another -errno. The file store decides from what its last writes
  * cost: when the host throttles its writers, it answers -EAGAIN for a while. [worker] */
 int store_write_nowait(Store *store, const struct iovec *iov, int count, uint64_t offset);
+
+/* Writes past the page cache, for data that whoever writes it has in a cache of his own: 0, -EAGAIN (nothing useful was
+ * done: the host cannot, or not with a range as small or as crooked as this; use store_writev), or another -errno. Not
+ * beside another transfer of the same range. [pool] */
+int store_write_direct(Store *store, const struct iovec *iov, int count, uint64_t offset);
 
 /* Starts an asynchronous transfer. [worker] */
 void store_submit(StoreIo *io);

@@ -296,6 +296,32 @@ START_TEST(store_file_without_nowait_writes_whole_pages_only)
 }
 END_TEST
 
+START_TEST(store_file_writes_past_the_page_cache_in_large_pieces_of_pages)
+{
+    void *pages;
+    static uint8_t back[MIB];
+    ck_assert_int_eq(posix_memalign(&pages, 4096, MIB), 0);
+    memcpy(pages, pattern, MIB);
+    struct iovec iov = {pages, MIB}, small = {pages, 4096}, crooked = {pattern + 1, 65536};
+    ck_assert_int_eq(store_write_direct(store, &small, 1, 0), -EAGAIN);
+    ck_assert_int_eq(store_write_direct(store, &crooked, 1, 0), -EAGAIN);
+    ck_assert_int_eq(store_write_direct(store, &iov, 1, 512), -EAGAIN);
+    ck_assert_uint_eq(store_size(store), 0);
+    ck_assert_int_eq(store_write(store, back, 4096, 65536),
+                     0); /* in the page cache; to be forgotten */
+    int result = store_write_direct(store, &iov, 1, 0);
+    if (result == -EAGAIN) {
+        printf("this file system has no O_DIRECT\n");
+    } else {
+        ck_assert_int_eq(result, 0);
+        ck_assert_uint_eq(store_size(store), MIB);
+        ck_assert_int_eq(store_read(store, back, MIB, 0), 0);
+        ck_assert_int_eq(memcmp(back, pattern, MIB), 0);
+    }
+    free(pages);
+}
+END_TEST
+
 START_TEST(store_file_stops_writing_inline_when_the_host_throttles)
 {
     struct iovec page = {pattern, 4096};
@@ -453,6 +479,7 @@ static void add_tests(TCase *tcase)
     tcase_add_test(tcase, store_file_reads_cached_pages_without_waiting);
     tcase_add_test(tcase, store_file_never_half_reads_cold_pages);
     tcase_add_test(tcase, store_file_without_nowait_writes_whole_pages_only);
+    tcase_add_test(tcase, store_file_writes_past_the_page_cache_in_large_pieces_of_pages);
     tcase_add_test(tcase, store_file_stops_writing_inline_when_the_host_throttles);
     tcase_add_test(tcase, store_file_write_nowait_is_whole_or_again);
     tcase_add_test(tcase, store_file_punch_zeroes_and_keeps_the_size);
