@@ -210,6 +210,14 @@ static void request_done(Request *done)
     conn_send(request->conn, request);
 }
 
+/* The kernel waits for this answer before anything else can come to this worker: two changes of thread would be for
+ * nothing. */
+static bool is_alone(const Conn *conn)
+{
+    return conn->gone != NULL && conn->in_flight == 1 && conn->local->conns == conn &&
+           conn->next == NULL;
+}
+
 static unsigned engine_flags(const Conn *conn, const NbdRequest *request)
 {
     unsigned flags = 0;
@@ -218,6 +226,9 @@ static unsigned engine_flags(const Conn *conn, const NbdRequest *request)
     }
     if (request->command == NBD_CMD_RESIZE) {
         return REQUEST_MAY_SHRINK;
+    }
+    if (request->command == NBD_CMD_WRITE && is_alone(conn)) {
+        flags |= REQUEST_MAY_BLOCK;
     }
     if (request->flags & NBD_CMD_FLAG_FUA) {
         flags |= REQUEST_FUA;

@@ -26,6 +26,7 @@ void change_init(Disk *disk)
 {
     pthread_mutex_init(&disk->change_lock, NULL);
     disk->changes_end = &disk->changes;
+    disk->change_job.job.run = change_job_run;
 }
 
 void change_acquire(Request *request, uint64_t offset, uint64_t length,
@@ -60,6 +61,25 @@ void change_free(Change *change)
     g_free(change);
 }
 
+/* True: the change job is the caller's to run, which is inside the gate. Queues it otherwise, unless it is already. */
+static bool queue_change(Disk *disk, Change *change)
+{
+    bool may_block =
+        change->kind == CHANGE_ALLOCATE && (change->request->flags & REQUEST_MAY_BLOCK);
+    with_mutex(&disk->change_lock);
+    *disk->changes_end = change;
+    disk->changes_end = &change->next;
+    if (disk->change_running) {
+        return false;
+    }
+    disk->change_running = true;
+    if (may_block && gate_try_enter(&disk->gate, GATE_EXCLUSIVE)) {
+        return true;
+    }
+    gate_enter(&disk->gate, &disk->change_job, GATE_EXCLUSIVE);
+    return false;
+}
+
 void change_start(Change *change, ChangeKind kind, void (*resume)(Request *request))
 {
     Disk *disk = request_disk(change->request);
@@ -67,13 +87,8 @@ void change_start(Change *change, ChangeKind kind, void (*resume)(Request *reque
     change->next = NULL;
     change->result = 0;
     change->request->resume = resume;
-    with_mutex(&disk->change_lock);
-    *disk->changes_end = change;
-    disk->changes_end = &change->next;
-    if (!disk->change_running) {
-        disk->change_running = true;
-        disk->change_job.job.run = change_job_run;
-        gate_enter(&disk->gate, &disk->change_job, GATE_EXCLUSIVE);
+    if (queue_change(disk, change)) {
+        change_job_run(&disk->change_job.job);
     }
 }
 
@@ -353,6 +368,7 @@ static void leave_or_go_on(Disk *disk)
     gate_leave(&disk->gate, GATE_EXCLUSIVE);
 }
 
+/* [pool], or the worker of a request that may block. */
 static void change_job_run(PoolJob *job)
 {
     Disk *disk = (Disk *)((char *)job - offsetof(Disk, change_job.job));

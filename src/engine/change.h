@@ -27,7 +27,7 @@ struct Change {
     ExtentList old;  /* ALLOCATE: the map as it was */
     Allocation allocation; /* ALLOCATE, COMMIT, ABANDON: where the data goes */
     /* ALLOCATE: writes all of the data if that needs neither reading nor waiting; true: it is written, and the change
-     * was committed, with that result, when the request is resumed. Called in the job, at most once; may be NULL. [pool] */
+     * was committed, with that result, when the request is resumed. Called in the job, at most once; may be NULL. */
     bool (*write_now)(Change *change);
     bool committed;
 };

@@ -100,6 +100,7 @@ int flush_metadata(Disk *disk);
 /* lease.c: true when the change may enter the range lock now; false when it was parked until the
  * kernel has given the range back. Holding map_lock; there is a lease. [any] */
 bool lease_admit(Disk *disk, Request *request, uint64_t offset, uint64_t length);
+bool disk_is_leased(Disk *disk); /* lease.c: there is a lease, whatever it holds [any] */
 
 /* read.c write.c discard.c status.c reclaim.c flush.c [worker] */
 void read_start(Request *request);

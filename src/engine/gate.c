@@ -55,6 +55,14 @@ void gate_enter(Gate *gate, GateJob *job, GateMode mode)
     admit_waiting(gate);
 }
 
+bool gate_try_enter(Gate *gate, GateMode mode)
+{
+    with_mutex(&gate->lock);
+    bool admitted = gate->first == NULL && admits(gate, mode);
+    gate->inside[mode] += admitted;
+    return admitted;
+}
+
 void gate_leave(Gate *gate, GateMode mode)
 {
     with_mutex(&gate->lock);

@@ -6,7 +6,7 @@
  *     WRITEBACK         yes              no                 no           flush: changes no table
  *     EXCLUSIVE         no               no                 no           allocate, commit, unmap
  *
- * The job waits, never a thread. Admission is in the order of arrival.
+ * The job waits, never a thread (which may try, and be inside or not). Admission is in the order of arrival.
  */
 #ifndef ENGINE_GATE_H
 #define ENGINE_GATE_H
@@ -38,6 +38,10 @@ void gate_destroy(Gate *gate);
 
 /* Submits job->job to the pool as soon as the gate admits it. [any] */
 void gate_enter(Gate *gate, GateJob *job, GateMode mode);
+
+/* True: the caller is inside, as a job of that mode would be that had entered. False: it would have to wait; nothing was
+ * done. [any] */
+bool gate_try_enter(Gate *gate, GateMode mode);
 
 /* [any] The mode with which the job entered. */
 void gate_leave(Gate *gate, GateMode mode);

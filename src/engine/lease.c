@@ -241,6 +241,12 @@ bool lease_wanted(Disk *disk)
     return disk->lease->parked != NULL;
 }
 
+bool disk_is_leased(Disk *disk)
+{
+    with_mutex(&disk->map_lock);
+    return disk->lease != NULL;
+}
+
 uint64_t lease_new_bytes(const Disk *disk)
 {
     return atomic_load_explicit(&disk->new_bytes, memory_order_relaxed);

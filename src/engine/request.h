@@ -43,6 +43,8 @@ typedef enum {
     REQUEST_ALL_ZERO =
         1 << 5, /* WRITE: the payload is zeroes; parts that read as zeroes are left alone */
     REQUEST_MAY_SHRINK = 1 << 6, /* RESIZE: what the disk loses may be lost; else -EPERM */
+    REQUEST_MAY_BLOCK =
+        1 << 7, /* WRITE: nobody else needs its worker meanwhile, which may wait for files, then */
 } RequestFlags;
 
 typedef struct Request Request;

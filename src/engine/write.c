@@ -313,6 +313,20 @@ static bool read_edge(Transfer *transfer, const Change *change, uint64_t offset,
     return true;
 }
 
+/* What the kernel will move itself from now on goes past the page cache, as all that it moves. */
+static int write_pieces(const Request *request, Store *store, const struct iovec *iov, int count,
+                        uint64_t host_offset)
+{
+    if (!(request->flags & REQUEST_MAY_BLOCK)) {
+        return store_write_nowait(store, iov, count, host_offset);
+    }
+    int r = -EAGAIN;
+    if (disk_is_leased(request_disk(request))) {
+        r = store_write_direct(store, iov, count, host_offset);
+    }
+    return r == -EAGAIN ? store_writev(store, iov, count, host_offset) : r;
+}
+
 /* The change's write_now. What was written when it gives up is written again. */
 static bool write_at_once(Change *change)
 {
@@ -332,8 +346,8 @@ static bool write_at_once(Change *change)
         struct iovec iov[TRANSFER_IOV_MAX];
         uint64_t offset;
         int count = new_extent_iov(request, extent, iov, &offset);
-        if (store_write_nowait(extent->store, iov, count,
-                               extent->host_offset + (offset - extent->offset)) != 0) {
+        uint64_t host_offset = extent->host_offset + (offset - extent->offset);
+        if (write_pieces(request, extent->store, iov, count, host_offset) != 0) {
             return false;
         }
     }

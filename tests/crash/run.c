@@ -151,6 +151,7 @@ static Task *task_new(Lane *lane, const WorkloadRequest *what, uint32_t value)
         task->request.buffer = task->buffer;
     }
     if (what->type == REQUEST_WRITE) {
+        task->request.flags |= value % 2 ? REQUEST_MAY_BLOCK : 0;
         stamp_fill(task->buffer, what->offset, what->length, value);
     }
     return task;

@@ -13,7 +13,8 @@
 #include "tests/lib/store-memory.h"
 #include "tests/unit/suite.h"
 
-#define DISK_SIZE (1u << 20)
+#define DISK_SIZE    (1u << 20)
+#define POOL_THREADS 2
 
 static Pool *pool;
 static Worker *worker;
@@ -212,9 +213,53 @@ START_TEST(write_over_unreadable_backing_data_fails)
 }
 END_TEST
 
+typedef struct Plug {
+    PoolJob job;
+    Latch *held, *free;
+} Plug;
+
+static void plug_run(PoolJob *job)
+{
+    Plug *plug = (Plug *)job;
+    latch_down(plug->held);
+    latch_wait(plug->free);
+}
+
+START_TEST(write_that_may_block_allocates_without_the_pool)
+{
+    GError *error = NULL;
+    g_autoptr(Store) store = store_memory_new("memory", NULL, 0);
+    g_autoptr(GHashTable) options = g_hash_table_new(g_str_hash, g_str_equal);
+    FormatCreate create = {.size = DISK_SIZE, .options = options};
+    ck_assert(format_qcow2.create(store, &create, &error));
+    Disk *disk = open_disk(store, &format_qcow2, true);
+    uint8_t out[65536], in[65536];
+    memset(out, 0x5a, sizeof out);
+    ck_assert_int_eq(run(disk, REQUEST_READ, 0, 0, 1, in), 0); /* now the map is known */
+    Plug plugs[POOL_THREADS];
+    Latch held, free;
+    latch_init(&held, POOL_THREADS);
+    latch_init(&free, 1);
+    for (unsigned i = 0; i < POOL_THREADS; i++) {
+        plugs[i] = (Plug){.job.run = plug_run, .held = &held, .free = &free};
+        pool_submit(pool, &plugs[i].job);
+    }
+    latch_wait(&held);
+    ck_assert_int_eq(run(disk, REQUEST_WRITE, REQUEST_MAY_BLOCK, 65536, sizeof out, out), 0);
+    ck_assert_int_eq(run(disk, REQUEST_WRITE, REQUEST_MAY_BLOCK, 262144, 100, out), 0);
+    latch_down(&free);
+    ck_assert_int_eq(run(disk, REQUEST_READ, 0, 65536, sizeof in, in), 0);
+    ck_assert_mem_eq(in, out, sizeof in);
+    ck_assert_int_eq(run(disk, REQUEST_READ, 0, 262144, sizeof in, in), 0);
+    ck_assert_mem_eq(in, out, 100);
+    ck_assert_uint_eq(in[100] | in[sizeof in - 1], 0);
+    ck_assert_int_eq(disk_close(disk), 0);
+}
+END_TEST
+
 int main(void)
 {
-    pool = pool_new(2);
+    pool = pool_new(POOL_THREADS);
     aio_init(pool);
     worker = worker_new(0, NULL);
     TCase *tcase = tcase_create("disk");
@@ -225,6 +270,7 @@ int main(void)
     tcase_add_test(tcase, disk_guards_a_guessed_raw_image_against_two_halves_of_a_header);
     tcase_add_test(tcase, disk_writes_all_of_a_write_that_begins_in_guarded_bytes);
     tcase_add_test(tcase, write_over_unreadable_backing_data_fails);
+    tcase_add_test(tcase, write_that_may_block_allocates_without_the_pool);
     tcase_add_test(tcase, disk_answers_status_from_the_start_of_the_range);
     int status = suite_run("disk", tcase);
     pool_free(pool); /* first: its threads may still be waking the worker */

@@ -51,8 +51,10 @@ static void call_submit(WorkerMessage *message)
 static void call_start(Call *call, Disk *disk, RequestType type, uint64_t offset, uint64_t length,
                        void *buffer)
 {
+    static atomic_uint calls;
     request_init(&call->request);
     call->request.type = type;
+    call->request.flags = type == REQUEST_WRITE && calls++ % 2 ? REQUEST_MAY_BLOCK : 0;
     call->request.offset = offset;
     call->request.length = length;
     call->request.buffer = buffer;
