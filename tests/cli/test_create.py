@@ -4,7 +4,7 @@
 import itertools
 import os
 
-from cli import (COWNBD, Workdir, expect, expect_equal, load_json, must, ours, qemu_io, run)
+from cli import (COWNBD, Workdir, cownbd, expect, expect_equal, expect_refused, load_json, must, ours, qemu_io, run)
 
 CLUSTERS = [512, 1024, 4096, 65536, 2 << 20]
 BITS = [1, 2, 4, 8, 16, 32, 64]
@@ -45,6 +45,11 @@ def matrix():
         compare([f"lazy_refcounts={lazy},compression_type={compression}"], "1M")
     for cluster, more in itertools.product(("8k", "16k", "64k", "2M"), ("compat=1.1", "compat=0.10")):
         compare([f"extended_l2=on,cluster_size={cluster}", more], "40M")  # refused: 8k, 0.10
+    for options, size in itertools.product(
+            ("data_file=d.raw", "data_file=d.raw,data_file_raw=on", "data_file=d.raw,extended_l2=on",
+             "data_file=d.raw,compat=0.10", "data_file_raw=on", "data_file=d.raw,data_file_raw=on,cluster_size=4k"),
+            ("1M", "700k")):
+        compare([options], size)
     compare(["compat=v2"], "1M")
     compare(["compat=v3"], "1M")
     compare(["preallocation=off"], "1M")
@@ -78,6 +83,35 @@ def usable():
         expect(check.returncode == 0, cluster, bits, check.stdout, check.stderr)
 
 
+def data_file(options):
+    """The data lies beside the image; with data_file_raw the file alone reads as the disk does."""
+    ours("create", "-q", "-f", "raw", "source.raw", "1000k")
+    qemu_io("source.raw", "write -P 1 0 100k", "write -P 2 300k 50k", fmt="raw")
+    ours("convert", "-q", "-f", "raw", "-O", "qcow2", "-o", "data_file=disk.raw," + options, "source.raw", "disk.qcow2")
+    must("qemu-img", "compare", "-f", "raw", "-F", "qcow2", "source.raw", "disk.qcow2")
+    ours("resize", "-q", "disk.qcow2", "3M")
+    qemu_io("disk.qcow2", "write -P 3 2M 70k", "write -z 10k 80k", "discard 300k 20k")
+    ours("resize", "-q", "--shrink", "disk.qcow2", "2500k")
+    must("qemu-img", "check", "disk.qcow2")
+    ours("check", "disk.qcow2")
+    must("qemu-img", "convert", "-O", "raw", "disk.qcow2", "theirs.raw")
+    ours("convert", "-q", "-O", "raw", "disk.qcow2", "ours.raw")
+    must("cmp", "ours.raw", "theirs.raw")
+    if "raw=on" in options:
+        must("cmp", "ours.raw", "disk.raw")
+    for entry in load_json(ours("map", "--json", "disk.qcow2")):
+        expect(entry.get("offset", entry["start"]) == entry["start"], entry)
+    expect_refused(cownbd("snapshot", "create", "disk.qcow2", "now"), "disk.raw", "no snapshots")
+    expect_refused(cownbd("convert", "-c", "-O", "qcow2", "-o", "data_file=new.raw", "disk.qcow2", "new.qcow2"),
+                   "-c: a data file holds no compressed clusters")
+    expect(not os.path.exists("new.raw") and not os.path.exists("new.qcow2"), os.listdir())
+    os.truncate("disk.raw", 100000)
+    expect_equal(cownbd("check", "disk.qcow2").returncode, 2, options)
+    ours("check", "--repair=all", "disk.qcow2")
+    ours("check", "disk.qcow2")
+    expect_equal(os.path.getsize("disk.raw"), 2500 << 10, options)
+
+
 def preallocation():
     size = (5 << 20) + 512
     for fmt, how, more in (("raw", "falloc", ""), ("raw", "full", ""), ("qcow2", "metadata", ""),
@@ -108,5 +142,7 @@ with Workdir():
     matrix()
     backing()
     usable()
+    for more in ("cluster_size=4k", "data_file_raw=on", "extended_l2=on"):
+        data_file(more)
     preallocation()
     output()

@@ -15,16 +15,31 @@
 #include "map/image.h"
 #include "store-memory.h"
 
-#define PLACES  16           /* looked at in each image */
-#define LENGTH  (64u * 1024) /* at each place */
-#define EXTENTS 256          /* of an answer that are looked at */
-#define CACHE   (1u << 20)   /* bytes of metadata cache */
+#define PLACES    16           /* looked at in each image */
+#define LENGTH    (64u * 1024) /* at each place */
+#define EXTENTS   256          /* of an answer that are looked at */
+#define CACHE     (1u << 20)   /* bytes of metadata cache */
+#define DATA_FILE (16u << 10)  /* bytes of a data file */
 #define UNIT_MAX \
     (64u *       \
      1024) /* images of larger units are not written to: it takes long and shows nothing new */
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerInitialize(int *argc, char ***argv);
+
+/* What an image may name as its data file: for those that are read. A writer could make it as long as any disk. */
+static GHashTable *data_file(void)
+{
+    static GHashTable *parts;
+    if (parts == NULL) {
+        static const uint8_t content[DATA_FILE];
+        parts = g_hash_table_new(g_str_hash, g_str_equal);
+        Store *store = store_memory_new("data", content, sizeof content);
+        store_memory_set_read_only(store);
+        g_hash_table_insert(parts, (char *)"data", store);
+    }
+    return parts;
+}
 
 static Image *open_image(Store *store, bool write, bool repair)
 {
@@ -34,7 +49,8 @@ static Image *open_image(Store *store, bool write, bool repair)
                      .repair = repair,
                      .no_backing = true,
                      .no_lock = true,
-                     .metadata_cache = CACHE};
+                     .metadata_cache = CACHE,
+                     .parts = write ? NULL : data_file()};
     Image *image = image_open_store(store, &how, NULL, &error);
     g_assert((image != NULL) == (error == NULL));
     return image;

@@ -43,6 +43,12 @@ make backing compat=1.1 -u -b base.raw -F raw
 # The smallest that there is, with six clusters of 16 KiB.
 qemu-img create -q -f qcow2 -o cluster_size=16k,extended_l2=on extended 40k
 qemu-io -f qcow2 -c 'write -P 1 0 1k' -c 'write -z 1k 1k' -c 'write -P 2 3k 512' extended >/dev/null
+for options in data_file=data data_file=data,data_file_raw=on; do
+    name=${options//[=,]/-}
+    make "$name" "$options"
+    [[ $options == *raw* ]] || some "$name"
+    rm data
+done
 for kind in zlib zstd; do
     qemu-img convert -c -f qcow2 -O qcow2 -o "cluster_size=512,compression_type=$kind" v3 "compressed-$kind"
 done

@@ -3,6 +3,7 @@
 
     by-qemu.py [FORMAT/NAME...]
 """
+import os
 import sys
 
 from golden import make_all, qemu
@@ -209,6 +210,37 @@ def make_qcow2__extended_l2_compressed(golden):
     """`qemu-img convert -c -o extended_l2=on`, then a write to a part of a compressed cluster."""
     converted(golden, "top.qcow2", "qcow2", "extended_l2=on,cluster_size=16k", "-c")
     io(golden.path("top.qcow2"), "write -P 0x7b 130k 700")
+    golden.expect_as_qemu("top.qcow2")
+
+
+def with_data_file(golden, options, *commands):
+    """qemu looks for the data file where it is started, so it is started there."""
+    os.chdir(golden.scratch)
+    written(golden, "top.qcow2", "qcow2", "data_file=data.raw," + options, WRITES + list(commands))
+    golden.expect_as_qemu("top.qcow2")
+
+
+def make_qcow2__data_file(golden):
+    """`qemu-img create -f qcow2 -o data_file=data.raw`, then writes of qemu-io."""
+    with_data_file(golden, "cluster_size=16k", "discard 112k 16k")
+
+
+def make_qcow2__data_file_raw(golden):
+    """The same with data_file_raw=on: all of the disk is mapped, zeroes are in the data file."""
+    with_data_file(golden, "cluster_size=16k,data_file_raw=on")
+
+
+def make_qcow2__data_file_extended_l2(golden):
+    """A data file and subclusters: the clusters lie at their own offsets, their parts are there or not."""
+    with_data_file(golden, "cluster_size=16k,extended_l2=on", "write -P 0x77 20k 600", "write -z 21k 512")
+
+
+def make_qcow2__bitmap(golden):
+    """Two persistent bitmaps, one of them disabled, then writes of qemu-io."""
+    written(golden, "top.qcow2", "qcow2", "cluster_size=4k", [])
+    for name, more in (("followed", []), ("still", ["--disable"])):
+        qemu("qemu-img", "bitmap", "--add", *more, golden.path("top.qcow2"), name)
+    io(golden.path("top.qcow2"), *WRITES)
     golden.expect_as_qemu("top.qcow2")
 
 
