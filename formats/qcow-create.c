@@ -120,9 +120,10 @@ bool qcow_measure(const FormatCreate *how, FormatMeasure *measure, GError **erro
         return false;
     }
     uint64_t cluster = UINT64_C(1) << header.cluster_bits;
-    uint64_t tables = header.l1_offset + header.l1_size * (UINT64_C(8) + (8u << header.l2_bits));
-    tables = align_up(tables, cluster);
-    measure->fully_allocated = tables + align_up(header.size, cluster);
-    measure->required = tables + measure->data(measure->opaque, cluster);
+    uint64_t table = UINT64_C(8) << header.l2_bits, span = cluster << header.l2_bits;
+    uint64_t head = align_up(header.l1_offset + header.l1_size * UINT64_C(8), cluster);
+    uint64_t tables = div_round_up(measure->data(measure->opaque, span), span);
+    measure->fully_allocated = head + header.l1_size * table + align_up(header.size, cluster);
+    measure->required = head + tables * table + measure->data(measure->opaque, cluster);
     return true;
 }

@@ -116,9 +116,11 @@ bool qed_measure(const FormatCreate *how, FormatMeasure *measure, GError **error
     if (!plan(&header, how, error)) {
         return false;
     }
-    uint64_t tables = div_round_up(header.size, qed_table_span(&header));
-    uint64_t head = header.l1_offset + (1 + tables) * qed_table_bytes(&header);
-    measure->fully_allocated = head + align_up(header.size, header.cluster_size);
-    measure->required = head + measure->data(measure->opaque, header.cluster_size);
+    uint64_t table = qed_table_bytes(&header), span = qed_table_span(&header);
+    uint64_t head = header.l1_offset + table;
+    uint64_t tables = div_round_up(measure->data(measure->opaque, span), span);
+    measure->fully_allocated =
+        head + div_round_up(header.size, span) * table + align_up(header.size, header.cluster_size);
+    measure->required = head + tables * table + measure->data(measure->opaque, header.cluster_size);
     return true;
 }

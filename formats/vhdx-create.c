@@ -199,15 +199,35 @@ static int write_image(Store *store, Plan *plan, const GByteArray *metadata)
     return r < 0 ? r : store_sync(store);
 }
 
+static bool make_plan(Plan *plan, const FormatCreate *how, GError **error)
+{
+    *plan = (Plan){.size = min_u64(how->size, INT64_MAX - VHDX_MIB)};
+    plan->layout.sector_size = 512;
+    plan->layout.block_size = default_block_size(plan->size, how->backing_name != NULL);
+    plan->layout.header.log.length = LOG_DEFAULT;
+    return plan_options(plan, how->options, error) && plan_parent(plan, how, error) &&
+           plan_layout(plan, error);
+}
+
+bool vhdx_measure(const FormatCreate *how, FormatMeasure *measure, GError **error)
+{
+    Plan plan;
+    if (!make_plan(&plan, how, error)) {
+        return false;
+    }
+    const VhdxState *s = &plan.layout;
+    measure->fully_allocated = first_block(&plan) + s->blocks * s->block_size;
+    measure->required = s->fixed
+                            ? measure->fully_allocated
+                            : first_block(&plan) + measure->data(measure->opaque, s->block_size);
+    return true;
+}
+
 bool vhdx_create(Store *store, const FormatCreate *how, GError **error)
 {
-    Plan plan = {.size = min_u64(how->size, INT64_MAX - VHDX_MIB)};
+    Plan plan;
     VhdxState *s = &plan.layout;
-    s->sector_size = 512;
-    s->block_size = default_block_size(plan.size, how->backing_name != NULL);
-    s->header.log.length = LOG_DEFAULT;
-    if (!plan_options(&plan, how->options, error) || !plan_parent(&plan, how, error) ||
-        !plan_layout(&plan, error) || !vhdx_guid_make(s->header.file_guid, error) ||
+    if (!make_plan(&plan, how, error) || !vhdx_guid_make(s->header.file_guid, error) ||
         !vhdx_guid_make(s->header.data_guid, error)) {
         return false;
     }

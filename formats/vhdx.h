@@ -338,6 +338,7 @@ int vhdx_trim(Image *image);
 bool vhdx_resize(Image *image, uint64_t size, GError **error);
 
 extern const FormatOption vhdx_create_options[];
+bool vhdx_measure(const FormatCreate *how, FormatMeasure *measure, GError **error);
 bool vhdx_create(Store *store, const FormatCreate *how, GError **error);
 bool vhdx_check(Image *image, CheckRepair repair, CheckResult *result, GError **error);
 

@@ -1,7 +1,7 @@
 /*
  * cownbd measure: how large the file of an image would be, before it is made.
  *
- * Keys and words are those of qemu-img measure; tables are counted for all of the disk.
+ * Keys and words are those of qemu-img measure. In qcow2 tables are counted for all of the disk, as there.
  */
 #include <inttypes.h>
 #include <stdio.h>

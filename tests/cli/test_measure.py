@@ -32,6 +32,22 @@ def test_enough():
             expect(size <= measured <= size * 1.3 + (1 << 20), fmt, options, key, "measured", measured, "took", size)
 
 
+def test_exact():
+    """The size of the file that convert makes. The data are whole MiBs, whatever pieces the host's holes come in."""
+    with open("whole", "wb") as file:
+        file.truncate(SIZE)
+        for start in (0, 5 << 20, SIZE - (1 << 20)):
+            file.seek(start)
+            file.write(random.Random(start).randbytes(1 << 20))
+    for fmt, options in (("vhdx", "block_size=1M"), ("vhdx", "subformat=fixed"), ("vdi", "block_size=64k"),
+                         ("vdi", "static=on"), ("vmdk", "grain_size=4k"), ("qcow", "cluster_size=512"),
+                         ("qcow", "cluster_size=64k"), ("qed", "cluster_size=4k,table_size=1"),
+                         ("parallels", "cluster_size=64k"), ("vhd", "subformat=fixed")):
+        ours("convert", "-q", "-O", fmt, "-o", options, "whole", "image")
+        measured = load_json(ours("measure", "--json", "-O", fmt, "-o", options, "whole"))
+        expect_equal(measured["required"], os.path.getsize("image"), fmt, options)
+
+
 def test_refusals():
     for arguments, words in ((("-O", "qcow2"), ("--size",)), (("-O", "qcow2", "--size", "1G", "source"), ("either",)),
                              (("--size", "lots"), ("lots",)), (("-O", "dmg", "source"), ("dmg",)),
@@ -50,4 +66,5 @@ with Workdir():
     must("qemu-img", "convert", "-f", "raw", "-O", "qcow2", "source", "source.qcow2")
     test_like_qemu()
     test_enough()
+    test_exact()
     test_refusals()
