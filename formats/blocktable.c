@@ -14,8 +14,9 @@
 #include "base/bytes.h"
 #include "base/errors.h"
 
-#define SECTOR_ENTRIES 128u
-#define WRITE_SECTORS  64u /* in one write at most */
+#define MAP_EXTENTS_MAX 256 /* of an answer */
+#define SECTOR_ENTRIES  128u
+#define WRITE_SECTORS   64u /* in one write at most */
 
 struct BlockTable {
     Store *store;
@@ -25,6 +26,7 @@ struct BlockTable {
     uint32_t *entries;
     uint8_t *dirty; /* by sector */
     uint32_t sectors, dirty_count;
+    bool unsynced; /* was written by a flush, and no sync has covered it */
 };
 
 static uint32_t load_entry(const BlockTable *table, const void *bytes)
@@ -117,7 +119,7 @@ void block_table_set(BlockTable *table, uint32_t index, uint32_t value)
 
 bool block_table_is_dirty(const BlockTable *table)
 {
-    return table->dirty_count > 0;
+    return table->dirty_count > 0 || table->unsynced;
 }
 
 static int write_run(const BlockTable *table, uint32_t first_sector, uint32_t sectors)
@@ -147,6 +149,36 @@ int block_table_write(BlockTable *table)
     }
     memset(table->dirty, 0, table->sectors);
     table->dirty_count = 0;
+    return 0;
+}
+
+int block_table_flush(BlockTable *table)
+{
+    if (!block_table_is_dirty(table)) {
+        return 0;
+    }
+    table->unsynced = true;
+    int r = block_table_write(table);
+    r = r < 0 ? r : store_sync(table->store);
+    if (r == 0) {
+        table->unsynced = false;
+    }
+    return r;
+}
+
+int block_table_map(Image *image, uint64_t block_size, BlockAdd add, uint64_t offset,
+                    uint64_t length, ExtentList *list)
+{
+    uint64_t end = offset + length;
+    while (offset < end && list->count < MAP_EXTENTS_MAX) {
+        uint32_t block = offset / block_size;
+        uint64_t block_end = min_u64(end, (block + UINT64_C(1)) * block_size);
+        int r = add(image, block, offset, block_end - offset, list);
+        if (r < 0) {
+            return list->count > 0 ? 0 : r; /* the bad block is refused when it comes first */
+        }
+        offset = block_end;
+    }
     return 0;
 }
 

@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "map/image.h"
 #include "store/store.h"
 
 /* Entries of the largest table that is opened: 16 MiB. 2 MiB blocks make a disk of 8 TiB. */
@@ -33,10 +34,21 @@ void block_table_free(BlockTable *table); /* changes that were not written are d
 uint32_t block_table_count(const BlockTable *table);
 uint32_t block_table_get(const BlockTable *table, uint32_t index);
 void block_table_set(BlockTable *table, uint32_t index, uint32_t value); /* in memory */
-bool block_table_is_dirty(const BlockTable *table);
+bool block_table_is_dirty(
+    const BlockTable *table); /* something is not written, or flushed and not synced */
 
 /* Writes what was set. 0 or -errno: then nothing counts as written. Does not sync. May block. */
 int block_table_write(BlockTable *table);
+/* The same, and syncs. The table stays dirty until this has returned 0 once. */
+int block_table_flush(BlockTable *table);
+
+/* Adds the range, which lies in one block. 0 or -errno. */
+typedef int (*BlockAdd)(Image *image, uint32_t block, uint64_t offset, uint64_t length,
+                        ExtentList *list);
+/* Format.map, block by block, for who has the table in memory: all of the range costs nothing more, but for the memory
+ * of the answer. */
+int block_table_map(Image *image, uint64_t block_size, BlockAdd add, uint64_t offset,
+                    uint64_t length, ExtentList *list);
 
 /* The entries but for those equal to one of the two values, ascending. g_free. */
 uint32_t *block_table_sorted(const BlockTable *table, uint32_t without, uint32_t or_without,

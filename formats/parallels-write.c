@@ -20,7 +20,7 @@
 
 static void update_dirty(ParallelsState *s)
 {
-    s->dirty = block_table_is_dirty(s->table) || s->second_pending;
+    s->dirty = block_table_is_dirty(s->table);
 }
 
 bool parallels_is_dirty(const Image *image)
@@ -141,25 +141,10 @@ int parallels_unmap(Image *image, uint64_t offset, uint64_t length, UnmapFlags f
 
 /* ---- flush ---- */
 
-static int write_table(Image *image)
-{
-    ParallelsState *s = parallels_state(image);
-    if (!block_table_is_dirty(s->table) && !s->second_pending) {
-        return 0;
-    }
-    s->second_pending = true;
-    int r = block_table_write(s->table);
-    r = r < 0 ? r : store_sync(image->store);
-    if (r == 0) {
-        s->second_pending = false;
-    }
-    return r;
-}
-
 int parallels_flush(Image *image)
 {
     int r = store_sync(image->store);
-    r = r < 0 ? r : write_table(image);
+    r = r < 0 ? r : block_table_flush(parallels_state(image)->table);
     if (r < 0) {
         log_limited(LOG_LEVEL_ERROR, "%s: cannot write metadata: %s", image->path, g_strerror(-r));
     }

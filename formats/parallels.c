@@ -20,8 +20,6 @@
 #include "base/errors.h"
 #include "base/log.h"
 
-#define MAP_EXTENTS_MAX 256
-
 /* Of any version: one that is not known is refused, and not served as the bytes of its file. */
 static int parallels_probe(const uint8_t *head, size_t n, const char *path)
 {
@@ -141,23 +139,12 @@ static int add_cluster(Image *image, uint32_t block, uint64_t offset, uint64_t l
     return 0;
 }
 
-/* The table is in memory: all of the range costs nothing more, but for the memory of the answer. */
 static int parallels_map(Image *image, uint64_t offset, uint64_t length, ExtentList *list)
 {
-    if (parallels_state(image)->directory) {
-        return parallels_directory_map(image, offset, length, list);
-    }
-    uint64_t cluster = parallels_state(image)->header.cluster_size, end = offset + length;
-    while (offset < end && list->count < MAP_EXTENTS_MAX) {
-        uint32_t block = offset / cluster;
-        uint64_t block_end = min_u64(end, (block + UINT64_C(1)) * cluster);
-        int r = add_cluster(image, block, offset, block_end - offset, list);
-        if (r < 0) {
-            return list->count > 0 ? 0 : r; /* the bad cluster is refused when it comes first */
-        }
-        offset = block_end;
-    }
-    return 0;
+    const ParallelsState *s = parallels_state(image);
+    return s->directory
+               ? parallels_directory_map(image, offset, length, list)
+               : block_table_map(image, s->header.cluster_size, add_cluster, offset, length, list);
 }
 
 static void parallels_info(const Image *image, GVariantBuilder *data)

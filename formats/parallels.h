@@ -70,8 +70,7 @@ typedef struct ParallelsState {
     uint64_t used_end;    /* host offset: the next cluster goes there */
     uint64_t fresh_start; /* from here on nothing was ever written */
     uint64_t size_at_open;
-    bool second_pending; /* the table was written, and no sync has covered it */
-    atomic_bool dirty;   /* flush has something to write */
+    atomic_bool dirty; /* flush has something to write */
 } ParallelsState;
 
 static inline ParallelsState *parallels_state(const Image *image)

@@ -25,7 +25,7 @@
 
 static void update_dirty(VdiState *s)
 {
-    s->dirty = block_table_is_dirty(s->table) || s->second_pending;
+    s->dirty = block_table_is_dirty(s->table);
 }
 
 bool vdi_is_dirty(const Image *image)
@@ -213,7 +213,7 @@ static int write_number(Image *image, uint32_t number)
 }
 
 /* The number of blocks, before the table shows them. */
-static int phase_one(Image *image)
+static int write_allocated(Image *image)
 {
     VdiState *s = image->state;
     int r = 0;
@@ -227,29 +227,14 @@ static int phase_one(Image *image)
     return r;
 }
 
-static int phase_two(Image *image)
-{
-    VdiState *s = image->state;
-    if (!block_table_is_dirty(s->table) && !s->second_pending) {
-        return 0;
-    }
-    s->second_pending = true;
-    int r = block_table_write(s->table);
-    r = r < 0 ? r : store_sync(image->store);
-    if (r == 0) {
-        s->second_pending = false;
-    }
-    return r;
-}
-
 int vdi_flush(Image *image)
 {
     VdiState *s = image->state;
     int r = s->broken;
     if (r == 0) {
-        r = s->dirty ? phase_one(image) : store_sync(image->store);
+        r = s->dirty ? write_allocated(image) : store_sync(image->store);
     }
-    r = r < 0 ? r : phase_two(image);
+    r = r < 0 ? r : block_table_flush(s->table);
     if (r < 0) {
         log_limited(LOG_LEVEL_ERROR, "%s: cannot write metadata: %s", image->path, g_strerror(-r));
     }
@@ -327,7 +312,7 @@ int vdi_finish(Image *image)
     }
     g_hash_table_remove_all(s->reserved);
     if (s->allocated_on_disk != s->next_place) {
-        r = phase_one(image);
+        r = write_allocated(image);
     }
     uint64_t end = s->next_place > 0 ? end_of_place(s, s->next_place - 1) : s->header.data_offset;
     end = max_u64(end, s->size_at_open);

@@ -135,22 +135,10 @@ static int add_block(Image *image, uint32_t block, uint64_t offset, uint64_t len
     return 0;
 }
 
-/* The table is in memory: all of the range costs nothing more, but for the memory of the answer. */
 static int vdi_map(Image *image, uint64_t offset, uint64_t length, ExtentList *list)
 {
-    enum { EXTENTS = 256 };
-    uint32_t block_size = vdi_state(image)->header.block_size;
-    uint64_t end = offset + length;
-    while (offset < end && list->count < EXTENTS) {
-        uint32_t block = offset / block_size;
-        uint64_t block_end = min_u64(end, (block + UINT64_C(1)) * block_size);
-        int r = add_block(image, block, offset, block_end - offset, list);
-        if (r < 0) {
-            return list->count > 0 ? 0 : r; /* the bad block is refused when it comes first */
-        }
-        offset = block_end;
-    }
-    return 0;
+    return block_table_map(image, vdi_state(image)->header.block_size, add_block, offset, length,
+                           list);
 }
 
 static uint64_t vdi_cluster_size(const Image *image)

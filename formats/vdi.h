@@ -81,7 +81,6 @@ typedef struct VdiState {
     uint64_t fresh_start;       /* from here on nothing was ever written */
     uint64_t size_at_open;
     GHashTable *reserved; /* block -> VdiReserved: space that no table has yet */
-    bool second_pending;  /* the table was written, and no sync has covered it */
     int broken;           /* nobody knows what header the disk has: nothing is written any more */
     atomic_bool dirty;    /* flush has something to write */
 } VdiState;
