@@ -5,11 +5,15 @@
  *     property list XML: resource-fork, blkx: a list of tables, each in base64 under the key Data
  *     trailer       512 bytes, the last of the file (big endian, as all of it):
  *                     0 magic "koly"   4 version 4   8 its own size 512   24 data fork, its place and length
- *                   216 place and length of the property list   492 sectors of the disk
+ *                    56 number of this segment, and of all   80 checksum of the data fork
+ *                   216 place and length of the property list   352 checksum of the tables' ones   492 sectors of the disk
  *
- *     table: 0 magic "mish"   4 version 1   8 its first sector   16 sectors   24 offset of data   200 number of chunks
+ *     table: 0 magic "mish"   4 version 1   8 its first sector   16 sectors   24 offset of data   64 checksum of what it
+ *            unpacks to   200 number of chunks
  *            204 chunks of 40 bytes: type 4, comment 4, sector 8 (from the table's first), sectors 8,
  *                place of its bytes 8 (from the data fork and the table's offset), their number 8
+ *
+ *     checksum: type 4 (0 none, 2 CRC-32), number of its bits 4, the bits; only `check` looks at it (dmg-check.c)
  *
  * Sectors that no chunk speaks of are zeroes.
  *
@@ -24,25 +28,15 @@
 #include "base/bytes.h"
 #include "base/errors.h"
 #include "base/log.h"
-#include "formats/format.h"
 
-#define SECTOR       512u
-#define TRAILER_SIZE 512u
-#define LIST_MAX     (16u << 20) /* bytes of the property list */
-#define UNIT_MAX     (16u << 20) /* bytes of a compressed chunk, stored or not */
-#define TABLE_HEAD   204u
-#define CHUNK_SIZE   40u
-
-typedef struct DmgChunk {
-    uint64_t offset, length; /* guest bytes */
-    uint64_t host_offset, stored_length;
-    DmgType type;
-} DmgChunk;
-
-typedef struct DmgState {
-    uint64_t fork;  /* where the data fork begins */
-    GArray *chunks; /* DmgChunk, of those that hold data; in order */
-} DmgState;
+#define SECTOR        DMG_SECTOR
+#define TRAILER_SIZE  DMG_TRAILER_SIZE
+#define LIST_MAX      (16u << 20) /* bytes of the property list */
+#define UNIT_MAX      (16u << 20) /* bytes of a compressed chunk, stored or not */
+#define TABLE_HEAD    204u
+#define CHUNK_SIZE    40u
+#define CHECKSUM_CRC  2u /* type of a checksum; 0: there is none */
+#define CHECKSUM_BITS 32u
 
 /* The property list, while it is read. */
 typedef struct DmgList {
@@ -58,6 +52,7 @@ static void state_free(DmgState *s)
 {
     if (s) {
         g_array_unref(s->chunks);
+        g_array_unref(s->tables);
         g_free(s);
     }
 }
@@ -115,8 +110,8 @@ static bool check_chunk(const DmgList *list, const DmgChunk *chunk, GError **err
 }
 
 /* first: of the table, in sectors; data: where its bytes are counted from. */
-static bool add_chunk(DmgList *list, const uint8_t *bytes, uint64_t first, uint64_t data,
-                      GError **error)
+static bool add_chunk(DmgList *list, DmgTable *table, const uint8_t *bytes, uint64_t first,
+                      uint64_t data, GError **error)
 {
     uint64_t sector, end, sectors = load_be64(bytes + 16);
     DmgChunk chunk = {.type = (DmgType)load_be32(bytes), .stored_length = load_be64(bytes + 32)};
@@ -130,6 +125,7 @@ static bool add_chunk(DmgList *list, const uint8_t *bytes, uint64_t first, uint6
     chunk.offset = sector * SECTOR;
     chunk.length = sectors * SECTOR;
     list->end = max_u64(list->end, end * SECTOR);
+    table->ignores |= chunk.type == DMG_IGNORE;
     if (chunk.type == DMG_ZERO || chunk.type == DMG_IGNORE) {
         return true;
     }
@@ -138,6 +134,24 @@ static bool add_chunk(DmgList *list, const uint8_t *bytes, uint64_t first, uint6
     }
     g_array_append_val(list->state->chunks, chunk);
     return true;
+}
+
+static DmgChecksum read_checksum(const uint8_t *bytes)
+{
+    return (DmgChecksum){
+        .known = load_be32(bytes) == CHECKSUM_CRC && load_be32(bytes + 4) == CHECKSUM_BITS,
+        .crc = load_be32(bytes + 8),
+    };
+}
+
+/* The range is only used to check the table, so one that cannot be is no range. */
+static void describe_table(DmgTable *table, const uint8_t *bytes)
+{
+    table->checksum = read_checksum(bytes + 64);
+    if (!mul_u64(load_be64(bytes + 8), SECTOR, &table->offset) ||
+        !mul_u64(load_be64(bytes + 16), SECTOR, &table->length)) {
+        table->offset = UINT64_MAX;
+    }
 }
 
 static bool add_table(DmgList *list, const uint8_t *bytes, size_t n, GError **error)
@@ -159,12 +173,15 @@ static bool add_table(DmgList *list, const uint8_t *bytes, size_t n, GError **er
                          list->tables, load_be64(bytes + 24));
     }
     list->tables++;
+    DmgTable table = {0};
+    describe_table(&table, bytes);
     for (uint32_t i = 0; i < chunks; i++) {
-        if (!add_chunk(list, bytes + TABLE_HEAD + i * CHUNK_SIZE, load_be64(bytes + 8), data,
-                       error)) {
+        if (!add_chunk(list, &table, bytes + TABLE_HEAD + i * CHUNK_SIZE, load_be64(bytes + 8),
+                       data, error)) {
             return false;
         }
     }
+    g_array_append_val(list->state->tables, table);
     return true;
 }
 
@@ -273,6 +290,12 @@ static bool read_trailer(Image *image, uint8_t *trailer, GError **error)
         return error_set(error, ENOTSUP, "%s: version is %u: must be 4", image->path,
                          load_be32(trailer + 4));
     }
+    if (load_be32(trailer + 60) > 1) {
+        return error_set(error, ENOTSUP,
+                         "%s: is segment %u of %u: images in several files (.dmgpart) are not "
+                         "supported: join them first (hdiutil convert)",
+                         image->path, load_be32(trailer + 56), load_be32(trailer + 60));
+    }
     return load_be32(trailer + 8) == TRAILER_SIZE ||
            error_set(error, EUCLEAN, "%s: header size is %u: must be %u", image->path,
                      load_be32(trailer + 8), TRAILER_SIZE);
@@ -310,7 +333,11 @@ static bool dmg_open(Image *image, GError **error)
     }
     g_autoptr(DmgState) s = g_new0(DmgState, 1);
     s->chunks = g_array_new(false, false, sizeof(DmgChunk));
+    s->tables = g_array_new(false, false, sizeof(DmgTable));
     s->fork = load_be64(trailer + 24);
+    s->fork_length = load_be64(trailer + 32);
+    s->fork_checksum = read_checksum(trailer + 80);
+    s->master_checksum = read_checksum(trailer + 352);
     DmgList list = {.image = image, .state = s};
     if (!read_list(&list, load_be64(trailer + 216), load_be64(trailer + 224), error) ||
         !check_order(image, s, error)) {
@@ -328,8 +355,7 @@ static bool dmg_open(Image *image, GError **error)
 
 /* ---- reading -------------------------------------------------------------------------------- */
 
-/* The first chunk that ends behind offset; the number of chunks when there is none. */
-static guint find_chunk(const DmgState *s, uint64_t offset)
+const DmgChunk *dmg_chunk_at(const DmgState *s, uint64_t offset)
 {
     guint low = 0, high = s->chunks->len;
     while (low < high) {
@@ -341,16 +367,14 @@ static guint find_chunk(const DmgState *s, uint64_t offset)
             high = middle;
         }
     }
-    return low;
+    return low < s->chunks->len ? &g_array_index(s->chunks, DmgChunk, low) : NULL;
 }
 
 /* One chunk, or what lies before the next. */
 static int dmg_map(Image *image, uint64_t offset, uint64_t length, ExtentList *list)
 {
     const DmgState *s = image->state;
-    guint index = find_chunk(s, offset);
-    const DmgChunk *chunk =
-        index < s->chunks->len ? &g_array_index(s->chunks, DmgChunk, index) : NULL;
+    const DmgChunk *chunk = dmg_chunk_at(s, offset);
     if (!chunk || chunk->offset > offset) {
         uint64_t end = chunk ? min_u64(chunk->offset, offset + length) : offset + length;
         extent_list_add_zero(list, offset, end - offset, image);
@@ -379,8 +403,7 @@ static int dmg_map(Image *image, uint64_t offset, uint64_t length, ExtentList *l
 static int dmg_decode(Image *image, const Extent *extent, const uint8_t *stored,
                       size_t stored_length, uint8_t *unit)
 {
-    const DmgState *s = image->state;
-    const DmgChunk *chunk = &g_array_index(s->chunks, DmgChunk, find_chunk(s, extent->offset));
+    const DmgChunk *chunk = dmg_chunk_at(image->state, extent->offset);
     int r = dmg_unpack(chunk->type, stored, stored_length, unit, extent->unit_length);
     if (r < 0) {
         log_limited(LOG_LEVEL_ERROR,
@@ -398,4 +421,5 @@ const Format format_dmg = {
     .close = dmg_close,
     .map = dmg_map,
     .decode = dmg_decode,
+    .check = dmg_check,
 };

@@ -1,6 +1,7 @@
 /* formats/dmg.c, formats/dmg-unpack.c: what is refused by which name, chunks that cannot be unpacked */
 #include <errno.h>
 #include <string.h>
+#include <zlib.h>
 
 #include "base/bytes.h"
 #include "base/log.h"
@@ -95,6 +96,10 @@ START_TEST(dmg_refuses_fields_of_the_trailer_by_name)
     store_be64(model.trailer + 216, UINT64_MAX);
     assert_refused(&model, false, false, "bytes at 18446744073709551615");
     model = model_new();
+    store_be32(model.trailer + 56, 2);
+    store_be32(model.trailer + 60, 3);
+    assert_refused(&model, false, false, "is segment 2 of 3");
+    model = model_new();
     store_be64(model.trailer + 492, UINT64_C(1) << 54);
     assert_refused(&model, false, false, "the disk has 18014398509481984 sectors");
     store_be32(model.trailer + 8, 511);
@@ -161,6 +166,80 @@ START_TEST(dmg_refuses_fields_of_tables_by_name)
         memcpy(model.table + wrong[i].offset, value, wrong[i].size);
         assert_refused(&model, false, false, wrong[i].words);
     }
+}
+END_TEST
+
+static void put_checksum(uint8_t *at, uint32_t crc)
+{
+    store_be32(at, 2);
+    store_be32(at + 4, 32);
+    store_be32(at + 8, crc);
+}
+
+/* Two sectors of data, one of zeroes, two of zlib, three that no chunk speaks of. */
+static Model model_with_checksums(void)
+{
+    Model model = model_new();
+    uint8_t disk[8 * SECTOR] = {0}, bytes[4];
+    memset(disk, 'r', 2 * SECTOR);
+    memset(disk + 3 * SECTOR, 'z', 2 * SECTOR);
+    uLongf packed = DATA - 1024;
+    ck_assert_int_eq(compress(model.data + 1024, &packed, disk + 3 * SECTOR, 2 * SECTOR), Z_OK);
+    put_chunk(&model, 1, DMG_ZERO, 2, 1, 0, 0);
+    put_chunk(&model, 2, DMG_ZLIB, 3, 2, 1024, packed);
+    store_be64(model.table + 16, 8);
+    uint32_t crc = crc32(0, disk, sizeof disk);
+    put_checksum(model.table + 64, crc);
+    put_checksum(model.trailer + 80, crc32(0, model.data, DATA));
+    store_be32(bytes, crc);
+    put_checksum(model.trailer + 352, crc32(0, bytes, sizeof bytes));
+    return model;
+}
+
+static unsigned corruptions_of(const Model *model)
+{
+    CheckResult result = {0};
+    g_autoptr(GError) error = NULL;
+    g_autoptr(Image) image = model_open(model, false, false, &error);
+    ck_assert_msg(image != NULL, "%s", image ? "" : error->message);
+    ck_assert(image->format->check(image, CHECK_REPORT_ONLY, &result, &error));
+    return result.corruptions;
+}
+
+START_TEST(dmg_check_compares_three_checksums)
+{
+    Model model = model_with_checksums();
+    ck_assert_uint_eq(corruptions_of(&model), 0);
+    model.trailer[80 + 8] ^= 1;
+    ck_assert_uint_eq(corruptions_of(&model), 1);
+    model.trailer[80 + 3] = 4; /* of another kind */
+    ck_assert_uint_eq(corruptions_of(&model), 0);
+    model.data[0] = 's';
+    ck_assert_uint_eq(corruptions_of(&model), 1);
+    model.table[64 + 8] ^= 1; /* now the master is wrong, too */
+    ck_assert_uint_eq(corruptions_of(&model), 2);
+    model = model_with_checksums();
+    model.trailer[80 + 3] = 0;
+    model.data[1024 + 4] ^= 0xff;
+    ck_assert_uint_eq(corruptions_of(&model), 1);
+    put_chunk(&model, 1, DMG_IGNORE, 2, 1, 0, 0);
+    ck_assert_uint_eq(corruptions_of(&model), 0);
+}
+END_TEST
+
+/* Ranges that are none, and one that is zeroes without end. */
+START_TEST(dmg_check_takes_ranges_as_they_are)
+{
+    Model model = model_with_checksums();
+    store_be64(model.table + 16, UINT64_MAX);
+    ck_assert_uint_eq(corruptions_of(&model), 0);
+    store_be64(model.table + 16, 1000);
+    ck_assert_uint_eq(corruptions_of(&model), 0);
+    store_be64(model.trailer + 492, (UINT64_C(1) << 54) - 1);
+    store_be64(model.table + 16, (UINT64_C(1) << 54) - 1);
+    ck_assert_uint_eq(corruptions_of(&model), 1);
+    store_be64(model.trailer + 32, UINT64_MAX);
+    ck_assert_uint_eq(corruptions_of(&model), 2);
 }
 END_TEST
 
@@ -236,6 +315,8 @@ int main(void)
     tcase_add_test(tcase, dmg_refuses_fields_of_the_trailer_by_name);
     tcase_add_test(tcase, dmg_refuses_lists_that_are_none);
     tcase_add_test(tcase, dmg_refuses_fields_of_tables_by_name);
+    tcase_add_test(tcase, dmg_check_compares_three_checksums);
+    tcase_add_test(tcase, dmg_check_takes_ranges_as_they_are);
     tcase_add_test(tcase, dmg_chunks_that_cannot_be_unpacked_are_errors);
     tcase_add_test(tcase, adc_keeps_to_its_buffers);
     return suite_run("dmg", tcase);
