@@ -56,17 +56,26 @@ static bool check_file(const char *path, GError **error)
                      (unsigned long)st.st_nlink);
 }
 
-/* The file is locked by its target already; and what lies below is not needed. */
+/* Where a part of a unit can be the image's own, the new image gets all of the unit: the rest of it comes from what lies
+ * below, which is not needed otherwise. The file is locked by its target already. */
+static bool open_chain(Compact *compact, ImageOpen *how, GError **error)
+{
+    how->no_lock = true;
+    how->no_backing = true;
+    compact->image = image_open(compact->path, how, error);
+    bool whole = compact->image && compact->image->allocation_unit == compact->image->largest_unit;
+    if (compact->image && compact->image->backing_name && !whole) {
+        g_clear_pointer(&compact->image, image_unref);
+        how->no_backing = false;
+        compact->image = image_open(compact->path, how, error);
+    }
+    return compact->image != NULL;
+}
+
 static bool open_image(Compact *compact, const CliCommon *common, GError **error)
 {
     ImageOpen how = {0};
-    if (!cli_image_open(common, &how, error)) {
-        return false;
-    }
-    how.no_lock = true;
-    how.no_backing = true;
-    compact->image = image_open(compact->path, &how, error);
-    if (!compact->image) {
+    if (!cli_image_open(common, &how, error) || !open_chain(compact, &how, error)) {
         return false;
     }
     const Format *format = compact->image->format;
@@ -176,7 +185,7 @@ int cli_compact(int argc, char **argv)
             "the image as it was.",
         .example = "  cownbd compact disk.qcow2\n"
                    "  cownbd compact -c disk.qcow2",
-        .flags = CLI_FLAG_FORMAT | CLI_FLAG_JSON,
+        .flags = CLI_FLAG_FORMAT | CLI_FLAG_JSON | CLI_FLAG_ALLOW | CLI_FLAG_SECRET,
     };
     g_auto(Compact) compact = {.options = cli_option_table()};
     const GOptionEntry own[] = {

@@ -27,7 +27,8 @@ def fill(image, fmt, dice):
 
 
 def test_formats():
-    for fmt, options in (("raw", ()), ("qcow", ()), ("qcow2", ()), ("qcow2", ("-o", "compat=0.10")),
+    for fmt, options in (("raw", ()), ("qcow", ()), ("qed", ()), ("parallels", ("-o", "cluster_size=64k")),
+                         ("qcow2", ()), ("qcow2", ("-o", "compat=0.10")),
                          ("qcow2", ("-o", "cluster_size=4k,refcount_bits=64,lazy_refcounts=on")),
                          ("qcow2", ("-o", "compression_type=zstd"))):
         must("qemu-img", "create", "-q", "-f", fmt, *options, "image", SIZE)
@@ -67,6 +68,21 @@ def test_backing():
         must("qemu-img", "check", "-q", "over")
         info = load_json(must("qemu-img", "info", "--output=json", "over"))
         expect_equal((info["backing-filename"], info["backing-filename-format"]), ("base", "raw"), "the backing")
+
+
+def test_parts():
+    """A cluster that is the image's own in part keeps what the backing has of the rest."""
+    must("qemu-img", "create", "-q", "-f", "raw", "base", SIZE)
+    must("qemu-io", "-f", "raw", "-c", f"write -P 3 0 {SIZE}", "base")
+    must("qemu-img", "create", "-q", "-f", "qcow2", "-o", "extended_l2=on", "-b", "base", "-F", "raw", "parts")
+    must("qemu-io", "-f", "qcow2", "-c", "write -P 5 4k 2k", "-c", "write -z 70k 2k", "-c", "write -P 6 1M 64k",
+         "parts")
+    want = contents("parts", "qcow2")
+    ours("compact", "-q", "parts")
+    expect(contents("parts", "qcow2") == want, "parts of clusters read differently")
+    must("qemu-img", "check", "-q", "parts")
+    own = sum(line["length"] for line in load_json(ours("map", "--json", "parts")) if line["depth"] == 0)
+    expect_equal(own, 3 << 16, "what the image has itself")
 
 
 def test_compressed():
@@ -114,5 +130,5 @@ def test_full_host():
 
 
 with Workdir():
-    for test in (test_formats, test_backing, test_compressed, test_refusals, test_full_host):
+    for test in (test_formats, test_backing, test_parts, test_compressed, test_refusals, test_full_host):
         test()
