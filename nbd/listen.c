@@ -145,10 +145,6 @@ static bool open_unix(const char *path, const ListenerAccess *access, GPtrArray 
                       GError **error)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    if (path[0] == '\0' || strlen(path) >= sizeof address.sun_path) {
-        return error_set(error, EINVAL, "unix:%s: the path must have 1 to %zu bytes", path,
-                         sizeof address.sun_path - 1);
-    }
     strcpy(address.sun_path, path);
     autofd int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     int err = fd < 0 ? errno : bind_unix(fd, &address);
@@ -244,12 +240,15 @@ char *listener_uri_of(int fd)
     }
 }
 
+static bool parse_vsock_port(const char *text, guint64 *port)
+{
+    return g_ascii_string_to_unsigned(text, 10, 0, VMADDR_PORT_ANY - 1, port, NULL);
+}
+
 static bool open_vsock(const char *port_text, GPtrArray *listeners, GError **error)
 {
-    guint64 port;
-    if (!g_ascii_string_to_unsigned(port_text, 10, 0, VMADDR_PORT_ANY - 1, &port, NULL)) {
-        return error_set(error, EINVAL, "vsock:%s: the port must be a number", port_text);
-    }
+    guint64 port = 0;
+    parse_vsock_port(port_text, &port); /* was checked */
     struct sockaddr_vm address = {.svm_family = AF_VSOCK,
                                   .svm_cid = VMADDR_CID_ANY,
                                   .svm_port = port != 0 ? port : VMADDR_PORT_ANY};
@@ -324,13 +323,7 @@ static bool open_infos(const char *address, struct addrinfo *infos, GPtrArray *l
 static bool open_tcp(const char *address, GPtrArray *listeners, GError **error)
 {
     g_autofree char *host = NULL, *port = NULL;
-    if (!split_address(address, &host, &port)) {
-        return error_set(error, EINVAL,
-                         "%s: must be HOST:PORT, [ADDRESS]:PORT, :PORT, unix:PATH or vsock:PORT, "
-                         "the TCP port at "
-                         "most 65535",
-                         address);
-    }
+    split_address(address, &host, &port); /* was checked */
     struct addrinfo hints = {.ai_flags = AI_PASSIVE, .ai_socktype = SOCK_STREAM};
     struct addrinfo *infos;
     int code = getaddrinfo(host[0] != '\0' ? host : NULL, port, &hints, &infos);
@@ -342,9 +335,33 @@ static bool open_tcp(const char *address, GPtrArray *listeners, GError **error)
     return ok;
 }
 
+const char *listener_problem(const char *address)
+{
+    g_autofree char *host = NULL, *port = NULL;
+    guint64 number;
+    if (g_str_has_prefix(address, "unix:")) {
+        size_t length = strlen(address + strlen("unix:"));
+        return length > 0 && length < sizeof((struct sockaddr_un *)0)->sun_path
+                   ? NULL
+                   : "must be unix:PATH, of 1 to 107 bytes";
+    }
+    if (g_str_has_prefix(address, "vsock:")) {
+        bool is_port = parse_vsock_port(address + strlen("vsock:"), &number);
+        return is_port ? NULL : "must be vsock:PORT, a number";
+    }
+    bool is_tcp = split_address(address, &host, &port);
+    return is_tcp ? NULL
+                  : "must be HOST:PORT, [ADDRESS]:PORT, :PORT, unix:PATH or vsock:PORT, the TCP "
+                    "port at most 65535";
+}
+
 bool listener_open(const char *address, const ListenerAccess *access, GPtrArray *listeners,
                    GError **error)
 {
+    const char *problem = listener_problem(address);
+    if (problem != NULL) {
+        return error_set(error, EINVAL, "%s: %s", address, problem);
+    }
     if (g_str_has_prefix(address, "unix:")) {
         return open_unix(address + strlen("unix:"), access, listeners, error);
     }

@@ -33,6 +33,9 @@ typedef struct ListenerAccess {
         .user = (uid_t)-1, .group = (gid_t)-1 \
     }
 
+/* What an address must be that is none; NULL: it may be one. Nothing is opened or looked up. [any] */
+const char *listener_problem(const char *address);
+
 /* Binds and listens; appends a Listener for each socket (a host may have several addresses). A unix
  * socket file on which nobody listens is replaced; nobody can connect before it is as access says.
  * [main] */

@@ -27,6 +27,18 @@ static bool check_none(ServeOptions *o, GError **error)
                      "serve: --listen=none beside other addresses: leave one of them out");
 }
 
+static bool check_addresses(const ServeOptions *o, GError **error)
+{
+    for (char **address = o->listen; !o->listen_none && address != NULL && *address != NULL;
+         address++) {
+        const char *problem = listener_problem(*address);
+        if (problem != NULL) {
+            return error_set(error, EINVAL, "serve: --listen is '%s': %s", *address, problem);
+        }
+    }
+    return true;
+}
+
 static bool parse_mode(const char *text, ListenerAccess *access, GError **error)
 {
     guint64 mode;
@@ -95,7 +107,8 @@ bool serve_listen_check(ServeOptions *o, GError **error)
     if (o->stdio && o->listen != NULL) {
         return error_set(error, EINVAL, "serve: --stdio beside --listen: leave one of them out");
     }
-    return check_none(o, error) && parse_mode(o->socket_mode, &o->access, error) &&
+    return check_none(o, error) && check_addresses(o, error) &&
+           parse_mode(o->socket_mode, &o->access, error) &&
            parse_owner(o->socket_owner, &o->access, error);
 }
 

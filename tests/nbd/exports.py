@@ -548,6 +548,10 @@ def test_config_check():
             assert result.returncode == 1 and words in result.stderr and result.stderr.count("\n") == 1, result
         wrong = ("[server]\nthreads=0\nsocket-mode=9\nread-only=true\nallow-paths=/\nclient-memory=x\n"
                  "[export a]\nimage=none\n[directory b]\npath=x.conf\n")
+        for address in ("127.0.0.1:65536", "::1:9", "[::1", "unix:", "vsock:x", "unix:/" + 107 * "x"):
+            result = check(f"[server]\nthreads=1\nlisten={address}\n")
+            assert result.returncode == 1 and result.stderr.startswith(
+                f"cownbd: {path}:3: listen is '{address}': must be "), result
         result = check(wrong)
         lines = result.stderr.splitlines()
         assert result.returncode == 1 and result.stdout == ""
