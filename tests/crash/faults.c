@@ -17,6 +17,7 @@
 #include "base/log.h"
 #include "setups.h"
 #include "states.h"
+#include "tests/lib/scale.h"
 
 #define SEED       7
 #define REQUESTS   120

@@ -17,6 +17,7 @@
 #include "setups.h"
 #include "states.h"
 #include "tests/lib/random.h"
+#include "tests/lib/scale.h"
 
 #define STATES_SLOW 100 /* of a configuration whose image takes long to open */
 

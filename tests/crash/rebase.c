@@ -14,6 +14,7 @@
 #include "replay.h"
 #include "setups.h"
 #include "tests/lib/random.h"
+#include "tests/lib/scale.h"
 #include "tests/lib/store-memory.h"
 #include "tests/lib/store-record.h"
 #include "tools/copy.h"

@@ -10,6 +10,7 @@
 #include "base/bytes.h"
 #include "replay.h"
 #include "setups.h"
+#include "tests/lib/scale.h"
 #include "tests/lib/store-memory.h"
 #include "tests/lib/store-scratch.h"
 

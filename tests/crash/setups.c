@@ -155,14 +155,6 @@ const Setup *setup_find(const char *name)
     return NULL;
 }
 
-uint64_t scaled(uint64_t full)
-{
-    const char *scale = getenv("COWNBD_TEST_SCALE");
-    uint64_t percent = scale && *scale ? strtoull(scale, NULL, 10) : 100;
-    uint64_t count = full * percent / 100;
-    return count ? count : 1;
-}
-
 static char watchdog_text[200];
 
 static void watchdog_bites(int signal_number)

@@ -9,9 +9,6 @@
 extern const Setup setups[]; /* ends with a NULL name */
 const Setup *setup_find(const char *name);
 
-/* `full`, scaled by the percentage in COWNBD_TEST_SCALE; at least 1. */
-uint64_t scaled(uint64_t full);
-
 /* The process ends, with a message, when it has not by then: a hang is a failure. */
 void watchdog_set(unsigned seconds, const char *what);
 

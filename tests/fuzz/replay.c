@@ -11,6 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tests/lib/scale.h"
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerInitialize(int *argc, char ***argv) __attribute__((weak));
 
@@ -84,11 +86,8 @@ static unsigned replay_directory(const char *path)
 
 int main(int argc, char **argv)
 {
-    const char *scale = g_getenv("COWNBD_TEST_SCALE");
     unsigned count = 0;
-    if (scale != NULL && atoi(scale) > 0) {
-        mutations = MAX(1, mutations * (unsigned)atoi(scale) / 100);
-    }
+    mutations = scaled(mutations);
     if (LLVMFuzzerInitialize != NULL) {
         LLVMFuzzerInitialize(&argc, &argv);
     }

@@ -14,6 +14,7 @@
 #include "map/image.h"
 #include "tests/lib/qcow2-walk.h"
 #include "tests/lib/random.h"
+#include "tests/lib/scale.h"
 #include "tests/lib/store-memory.h"
 #include "tests/unit/suite.h"
 
@@ -334,7 +335,7 @@ static const unsigned cluster_bits_list[] = {9, 10, 12, 16, 21};
 START_TEST(write_random_all_widths)
 {
     unsigned order = _i % 7, bits = cluster_bits_list[_i / 7];
-    for (unsigned seed = 0; seed < (bits == 21 ? 1 : 3); seed++) {
+    for (unsigned seed = 0; seed < (bits == 21 ? 1 : scaled(3)); seed++) {
         Rig rig;
         rig_start(&rig, bits, 1u << order, "1.1", clusters_for(bits), 0, seed);
         rig.quarantine = g_hash_table_new(NULL, NULL);
@@ -347,7 +348,7 @@ END_TEST
 START_TEST(write_random_over_a_backing)
 {
     unsigned bits = cluster_bits_list[_i % 4];
-    for (unsigned seed = 0; seed < 3; seed++) {
+    for (unsigned seed = 0; seed < scaled(3); seed++) {
         Rig rig;
         uint64_t clusters = clusters_for(bits);
         rig_start(&rig, bits, 16, _i < 4 ? "1.1" : "0.10", clusters, clusters * 2 / 3, 100 + seed);
@@ -360,7 +361,7 @@ END_TEST
 
 START_TEST(write_random_with_a_cache_that_is_always_full)
 {
-    for (unsigned seed = 0; seed < 3; seed++) {
+    for (unsigned seed = 0; seed < scaled(3); seed++) {
         Rig rig;
         rig_start(&rig, cluster_bits_list[_i], 16, "1.1", clusters_for(cluster_bits_list[_i]), 0,
                   seed);
