@@ -242,7 +242,7 @@ static bool check_place(const Parser *parser, uint64_t start, uint64_t end, GErr
 static bool end_storage(Parser *parser, GError **error)
 {
     ParallelsDescriptor *out = parser->out;
-    uint64_t start, end, cluster;
+    uint64_t start = 0, end = 0, cluster = 0;
     if (!take_sectors(parser, TEXT_START, SECTOR_COUNT, &start, error) ||
         !take_sectors(parser, TEXT_END, SECTOR_COUNT, &end, error) ||
         !take_sectors(parser, TEXT_BLOCKSIZE, PARALLELS_CLUSTER_MAX / PARALLELS_SECTOR, &cluster,
