@@ -99,7 +99,7 @@ int vmdk_start_session(Image *image)
     if (state->started) {
         return 0;
     }
-    int r = vmdk_cid_change(image);
+    int r = image->keep_identity ? 0 : vmdk_cid_change(image);
     r = r < 0 ? r : mark_extents(state, 1);
     r = r < 0 ? r : vmdk_sync(image);
     state->started = r == 0;

@@ -162,6 +162,20 @@ def make(name, fmt, disk, backing=None):
     ours("convert", "-q", "-O", fmt, *(("-b", backing, "-F", fmt) if backing else ()), "disk", name)
 
 
+def test_vmdk_commit():
+    """The base keeps the CID by which its children know it."""
+    want = bytearray(noise(1))
+    want[SMALL // 2:] = noise(2)[SMALL // 2:]
+    make("base.vmdk", "vmdk", noise(1))
+    make("top.vmdk", "vmdk", want, "base.vmdk")
+    for what in "commit", "commit again":
+        ours("commit", "-q", "top.vmdk")
+        expect(bytes_of("top.vmdk") == want, "top after", what)
+        expect(bytes_of("base.vmdk") == want, "base after", what)
+    ours("check", "base.vmdk")
+    ours("check", "top.vmdk")
+
+
 def test_families():
     """Formats that know a parent in ways of their own. Children of what was changed still open."""
     for fmt in FAMILIES:
@@ -248,6 +262,6 @@ def test_refusals():
 
 with Workdir():
     for test in (test_commit, test_commit_deep, test_commit_sizes, test_commit_formats, test_cut_off, test_rebase,
-                 test_families,
+                 test_vmdk_commit, test_families,
                  test_rebase_shared, test_rebase_unsafe, test_refusals):
         test()
