@@ -266,8 +266,9 @@ struct Format {
     uint64_t (*allocated_bytes)(const Image *image);
 
     /* Makes the disk `size` bytes, durably. What it gains reads as zeroes, also where the file or a backing holds
-     * something there; what it loses is freed as unmap does. image->size says which size is in force when this returns,
-     * with either result. Call image_resize. NULL: the size is fixed. */
+     * something there (of a luks image it is noise, as what nobody has written); what it loses is freed as unmap does.
+     * image->size says which size is in force when this returns, with either result. Call image_resize. NULL: the size
+     * is fixed. */
     bool (*resize)(Image *image, uint64_t size, GError **error);
     bool resize_moves; /* what stays may get other places: nothing of the disk is used meanwhile */
 

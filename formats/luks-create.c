@@ -130,6 +130,7 @@ static struct crypt_pbkdf_type derivation(const Making *making)
     };
 }
 
+/* secret NULL: there is no key slot, only the room for some. */
 static int format_device(struct crypt_device *device, const Making *making, const Secret *secret)
 {
     struct crypt_pbkdf_type kdf = derivation(making);
@@ -141,9 +142,10 @@ static int format_device(struct crypt_device *device, const Making *making, cons
               : crypt_format(device, first ? CRYPT_LUKS1 : CRYPT_LUKS2, making->algorithm,
                              making->mode, NULL, NULL, making->key_length,
                              first ? (void *)&luks1 : (void *)&luks2);
-    return r < 0 ? r
-                 : crypt_keyslot_add_by_volume_key(device, CRYPT_ANY_SLOT, NULL, 0,
-                                                   (const char *)secret->bytes, secret->length);
+    return r < 0 || !secret
+               ? r
+               : crypt_keyslot_add_by_volume_key(device, CRYPT_ANY_SLOT, NULL, 0,
+                                                 (const char *)secret->bytes, secret->length);
 }
 
 static void take_message(int level, const char *message, void *opaque)
@@ -171,21 +173,38 @@ static int make(int fd, const Making *making, const Secret *secret, GString *sai
     return r;
 }
 
+/* *length: of the header that is in the file then. */
+static bool make_file(int fd, const Making *making, const Secret *secret, const char *name,
+                      uint64_t *length, GError **error)
+{
+    g_autoptr(GString) said = g_string_new(NULL);
+    int r = fd < 0 ? -errno : make(fd, making, secret, said, length);
+    return r >= 0 || error_set(error, EINVAL, "%s: cannot make a LUKS header with %s-%s and %s: %s",
+                               name, making->algorithm, making->mode, making->hash,
+                               said->len > 0 ? said->str : g_strerror(-r));
+}
+
+bool luks_header_length(GHashTable *options, const char *prefix, uint64_t *length, GError **error)
+{
+    g_auto(Making) making = {0};
+    if (!take_options(&making, options, prefix, error)) {
+        return false;
+    }
+    making.iterations = ITERATIONS_MIN; /* takes no time, and no room */
+    autofd int fd = memfd_create("luks header", MFD_CLOEXEC);
+    return make_file(fd, &making, NULL, "luks", length, error);
+}
+
 GByteArray *luks_header_make(GHashTable *options, const char *prefix, const Secret *secret,
                              const char *name, GError **error)
 {
     g_auto(Making) making = {0};
+    uint64_t length = 0;
     if (!take_options(&making, options, prefix, error)) {
         return NULL;
     }
     autofd int fd = memfd_create("luks header", MFD_CLOEXEC);
-    g_autoptr(GString) said = g_string_new(NULL);
-    uint64_t length = 0;
-    int r = fd < 0 ? -errno : make(fd, &making, secret, said, &length);
-    if (r < 0) {
-        error_set(error, EINVAL, "%s: cannot make a LUKS header with %s-%s and %s: %s", name,
-                  making.algorithm, making.mode, making.hash,
-                  said->len > 0 ? said->str : g_strerror(-r));
+    if (!make_file(fd, &making, secret, name, &length, error)) {
         return NULL;
     }
     g_autoptr(GByteArray) bytes = g_byte_array_new();

@@ -50,5 +50,7 @@ void luks_header_info(const LuksHeader *header, GVariantBuilder *data);
  * Its length is where the data may begin. */
 GByteArray *luks_header_make(GHashTable *options, const char *prefix, const Secret *secret,
                              const char *name, GError **error);
+/* How long that header would be. */
+bool luks_header_length(GHashTable *options, const char *prefix, uint64_t *length, GError **error);
 
 #endif

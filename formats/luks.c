@@ -66,6 +66,36 @@ static bool luks_is_dirty(const Image *image)
     return false;
 }
 
+/* What it gains is what nobody has written: noise, as in a new image, but where the file had something. */
+static bool luks_resize(Image *image, uint64_t size, GError **error)
+{
+    uint64_t sector = image->allocation_unit, begins = image->encryption->start;
+    if (size % sector != 0 || size > INT64_MAX - begins) {
+        return error_set(error, EINVAL,
+                         "%s: size is %" PRIu64 ": must be a multiple of its sectors of %" PRIu64
+                         " bytes, and below 2^63 with the header",
+                         image->path, size, sector);
+    }
+    int r = store_truncate(image->store, begins + size);
+    if (r == 0) {
+        image->size = size;
+        r = store_sync(image->store);
+    }
+    return r == 0 ||
+           error_set_errno(error, -r, "%s: cannot set the size to %" PRIu64, image->path, size);
+}
+
+/* Zeroes are written, too: all of the disk is needed at once. */
+static bool luks_measure(const FormatCreate *how, FormatMeasure *measure, GError **error)
+{
+    uint64_t header = 0;
+    if (!luks_header_length(how->options, "", &header, error)) {
+        return false;
+    }
+    measure->required = measure->fully_allocated = header + align_up(how->size, SECTOR);
+    return true;
+}
+
 static void luks_info(const Image *image, GVariantBuilder *data)
 {
     luks_header_info(image->state, data);
@@ -129,6 +159,8 @@ const Format format_luks = {
     .flush = luks_flush,
     .is_dirty = luks_is_dirty,
     .info = luks_info,
+    .resize = luks_resize,
+    .measure = luks_measure,
     .create_options = luks_create_options,
     .create = luks_create,
 };

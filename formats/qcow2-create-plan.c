@@ -10,12 +10,12 @@
 #include <string.h>
 
 #include "base/errors.h"
+#include "formats/luks-header.h"
 #include "formats/option.h"
 
 #define CLUSTER_BITS_DEFAULT   16
 #define REFCOUNT_ORDER_DEFAULT 4
 #define SECTOR                 512
-#define LUKS_LENGTH            (UINT64_C(2) << 20) /* as libcryptsetup makes it, for measure */
 
 const FormatOption qcow2_create_options[] = {
     {"cluster_size", "size of a cluster: 512 to 2M, a power of two (default 64k)"},
@@ -280,13 +280,15 @@ static uint64_t refcount_bytes(const Qcow2Plan *plan, uint64_t clusters)
 bool qcow2_measure(const FormatCreate *how, FormatMeasure *measure, GError **error)
 {
     Qcow2Plan plan;
-    if (!qcow2_plan_make(&plan, how, error)) {
+    uint64_t luks = 0;
+    if (!qcow2_plan_make(&plan, how, error) ||
+        (plan.crypt_method == QCOW2_CRYPT_LUKS &&
+         !luks_header_length(how->options, "encrypt.", &luks, error))) {
         return false;
     }
     uint64_t cluster = plan_cluster_bytes(&plan), size = align_up(plan.size, cluster);
     uint64_t l2_bytes = align_up(size / cluster << plan_entry_bits(&plan), cluster);
     uint64_t l1_bytes = align_up(l2_bytes / cluster * 8, cluster);
-    uint64_t luks = plan.crypt_method == QCOW2_CRYPT_LUKS ? LUKS_LENGTH : 0;
     uint64_t tables = cluster + l1_bytes + l2_bytes + align_up(luks, cluster);
     tables += refcount_bytes(&plan, (tables + size) / cluster);
     measure->fully_allocated = tables + size;

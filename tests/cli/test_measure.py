@@ -48,6 +48,19 @@ def test_exact():
         expect_equal(measured["required"], os.path.getsize("image"), fmt, options)
 
 
+def test_encrypted():
+    """The header counts: as it will be, for each choice of the key."""
+    with open("secret", "w") as file:
+        file.write("passphrase")
+    for fmt, prefix, options in (("luks", "", ()), ("luks", "", ("cipher-alg=aes-128", "cipher-mode=cbc")), ("luks", "", ("version=2",)),
+                                 ("qcow2", "encrypt.", ()), ("qcow2", "encrypt.", ("cipher-alg=aes-128", "cipher-mode=cbc"))):
+        given = ",".join([prefix + option for option in options + ("iterations=1000",)] + (["encrypt.format=luks"] if prefix else []))
+        ours("convert", "-q", "-O", fmt, "-o", given, "--secret-file", "secret", "-S", "0", "source", "image")
+        measured = load_json(ours("measure", "--json", "-O", fmt, "-o", given, "source"))["fully-allocated"]
+        size = os.path.getsize("image")
+        expect(size == measured if fmt == "luks" else size <= measured <= size + (1 << 20), fmt, options, "measured", measured, "took", size)
+
+
 def test_refusals():
     for arguments, words in ((("-O", "qcow2"), ("--size",)), (("-O", "qcow2", "--size", "1G", "source"), ("either",)),
                              (("--size", "lots"), ("lots",)), (("-O", "dmg", "source"), ("dmg",)),
@@ -67,4 +80,5 @@ with Workdir():
     test_like_qemu()
     test_enough()
     test_exact()
+    test_encrypted()
     test_refusals()
