@@ -217,10 +217,12 @@ static void on_text(GMarkupParseContext *context, const char *text, gsize length
         list->key = g_strndup(text, length);
     } else if (list->blkx_depth > 0 && g_strcmp0(element, "data") == 0 &&
                g_strcmp0(list->key, "Data") == 0) {
-        gsize n;
+        gsize n = 0;
         g_autofree char *encoded = g_strndup(text, length);
-        const uint8_t *bytes = g_base64_decode_inplace(encoded, &n);
-        add_table(list, bytes, n, error);
+        if (strlen(encoded) > 1) { /* as g_base64_decode_inplace wants it */
+            g_base64_decode_inplace(encoded, &n);
+        }
+        add_table(list, (const uint8_t *)encoded, n, error);
     }
 }
 
