@@ -76,15 +76,21 @@ static uint64_t size_at_start(const Fixture *fixture)
     return size;
 }
 
-/* The disk changes with the seed too: some are fast, some make everybody wait, some are full, some
- * fail now and then. */
-/* A data file is as long as the disk from the moment when that grows, before the run. */
-static uint64_t needed_to_grow(const Setup *setup)
+/* What a disk that grows before the run takes for that: a data file is as long as the disk at once; other tables, or the
+ * rest of the last unit, take a unit each. */
+static uint64_t needed_to_grow(const Fixture *fixture)
 {
-    bool grows = setup->created_size && setup->more_options;
-    return grows ? setup->disk_size - setup->created_size : 0;
+    const Setup *setup = fixture->setup;
+    if (!setup->created_size) {
+        return 0;
+    }
+    uint64_t data_file = setup->more_options ? setup->disk_size - setup->created_size : 0;
+    uint64_t unit = setup->cluster_size ? g_ascii_strtoull(setup->cluster_size, NULL, 10) : 0;
+    return data_file + 2 * unit;
 }
 
+/* The disk changes with the seed too: some are fast, some make everybody wait, some are full, some
+ * fail now and then. */
 static RunOptions run_options(uint64_t seed, const Fixture *fixture, FaultPlan *plan)
 {
     Random random = random_new(seed ^ 0x72756e73);
@@ -98,7 +104,7 @@ static RunOptions run_options(uint64_t seed, const Fixture *fixture, FaultPlan *
     options.record.no_punch = random_percent(&random, 50);
     switch (random_below(&random, 6)) {
     case 0:
-        options.record.capacity = size_at_start(fixture) + needed_to_grow(fixture->setup) +
+        options.record.capacity = size_at_start(fixture) + needed_to_grow(fixture) +
                                   random_below(&random, fixture->setup->disk_size);
         break;
     case 1: /* errors after which the server goes on */
