@@ -210,8 +210,7 @@ static void request_done(Request *done)
     conn_send(request->conn, request);
 }
 
-/* The kernel waits for this answer before anything else can come to this worker: two changes of thread would be for
- * nothing. */
+/* The kernel has asked for nothing else, and the worker has nobody else: two changes of thread would be for nothing. */
 static bool is_alone(const Conn *conn)
 {
     return conn->gone != NULL && conn->in_flight == 1 && conn->local->conns == conn &&

@@ -197,19 +197,19 @@ static bool is_in_pages(const struct iovec *iov, int count, uint64_t offset)
 static int file_write_direct(Store *store, const struct iovec *iov, int count, uint64_t offset)
 {
     StoreFile *file = file_of(store);
-    uint64_t length = iov_length(iov, count), end;
+    uint64_t length = iov_length(iov, count), end = offset;
     if (length < DIRECT_MIN || !is_in_pages(iov, count, offset) ||
         atomic_load_explicit(&file->no_direct, memory_order_relaxed)) {
         return -EAGAIN;
     }
     int fd = direct_fd(file);
     int r = fd < 0 ? -EINVAL : fdio_write(fd, iov, count, offset, &end);
+    if (end > offset) {
+        store_raise_size(store, end);
+    }
     if (r == -EINVAL) {
         atomic_store_explicit(&file->no_direct, true, memory_order_relaxed);
         return -EAGAIN;
-    }
-    if (r == 0) {
-        store_raise_size(store, end);
     }
     return r;
 }

@@ -117,7 +117,7 @@ int store_write_nowait(Store *store, const struct iovec *iov, int count, uint64_
 
 /* Writes past the page cache, for data that whoever writes it has in a cache of his own: 0, -EAGAIN (nothing useful was
  * done: the host cannot, or not with a range as small or as crooked as this; use store_writev), or another -errno. Not
- * beside another transfer of the same range. [pool] */
+ * beside another transfer of the same range. [pool], or a worker that may block */
 int store_write_direct(Store *store, const struct iovec *iov, int count, uint64_t offset);
 
 /* Starts an asynchronous transfer. [worker] */

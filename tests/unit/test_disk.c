@@ -236,8 +236,8 @@ START_TEST(write_that_may_block_allocates_without_the_pool)
     uint8_t out[65536], in[65536];
     memset(out, 0x5a, sizeof out);
     ck_assert_int_eq(run(disk, REQUEST_READ, 0, 0, 1, in), 0); /* now the map is known */
-    Plug plugs[POOL_THREADS];
-    Latch held, free;
+    static Plug plugs[POOL_THREADS]; /* static: the pool's threads may look at them after the end */
+    static Latch held, free;
     latch_init(&held, POOL_THREADS);
     latch_init(&free, 1);
     for (unsigned i = 0; i < POOL_THREADS; i++) {
