@@ -444,6 +444,10 @@ ParallelsDescriptor *parallels_descriptor_parse(const char *text, size_t n, cons
         give_error(found, path, error);
         return NULL;
     }
+    if (!out->top) { /* a comment is XML, too */
+        error_set(error, EUCLEAN, "%s: has no element: must be " ROOT, path);
+        return NULL;
+    }
     return g_steal_pointer(&out);
 }
 

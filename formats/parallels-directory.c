@@ -157,6 +157,11 @@ static bool open_pieces(Image *image, ParallelsDirectory *directory, const char 
     if (!guids) {
         return false;
     }
+    if ((uint64_t)storages->len * guids->len > PARALLELS_OPEN_MAX) {
+        return error_set(error, EFBIG,
+                         "%s: has %u storages of %u files each: must be %u files at most",
+                         image->path, storages->len, guids->len, PARALLELS_OPEN_MAX);
+    }
     directory->pieces = g_new0(Piece, storages->len);
     for (unsigned i = 0; i < storages->len; i++) {
         if (!open_piece(image, directory, storages->pdata[i], guids, error)) {

@@ -132,6 +132,7 @@ ParallelsPlace *parallels_sorted(const ParallelsState *s, uint32_t *count);
 #define PARALLELS_DESCRIPTOR_MAX  (1u << 20) /* bytes */
 #define PARALLELS_STORAGES_MAX    1024u
 #define PARALLELS_FILES_MAX       1024u /* of a storage */
+#define PARALLELS_OPEN_MAX        256u /* of all storages and snapshots: descriptors of the process */
 
 typedef struct ParallelsFile {
     char *guid; /* in small letters */

@@ -157,6 +157,9 @@ static int zero_behind_the_end(Image *image, const Allocation *a)
     if (used == 0 || reads_zero || nothing || last->type == EXTENT_ENCODED) {
         return 0;
     }
+    if (s->external) { /* whose end may be fixed, of a device */
+        rest = min_u64(rest, store_size(s->data) - (last->host_offset + last->length));
+    }
     g_autofree uint8_t *zeroes = g_try_malloc0(rest);
     Extent end = {.offset = extent_end(last),
                   .length = rest,

@@ -262,7 +262,8 @@ int vhd_unmap(Image *image, uint64_t offset, uint64_t length, UnmapFlags flags)
     if (flags & UNMAP_BACKING) {
         return -ENOTSUP; /* bits stay set */
     }
-    if ((flags & UNMAP_ZERO) && s->footer.type == VHD_DIFFERENCING) {
+    /* A backing is there before the file names it, while a new one's data is compared. */
+    if ((flags & UNMAP_ZERO) && (s->footer.type == VHD_DIFFERENCING || image->backing)) {
         r = parent_shows(image, offset, length, &shows);
     }
     if (r == 0) {

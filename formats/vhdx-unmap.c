@@ -42,6 +42,13 @@ static int look_at_sectors(const Unmap *u, bool punch, bool *shows)
     return r;
 }
 
+/* Also over the one that it is about to get: the file does not say so yet while its data is compared. */
+static bool is_over_parent(const Image *image)
+{
+    const VhdxState *s = image->state;
+    return s->has_parent || image->backing;
+}
+
 static bool loses_place(const Unmap *u)
 {
     return u->whole && !u->keep && !vhdx_state(u->image)->fixed;
@@ -50,9 +57,8 @@ static bool loses_place(const Unmap *u)
 /* Whether only zeroes that are written will do. */
 static int needs_zeroes(const Unmap *u, bool *needed)
 {
-    const VhdxState *s = u->image->state;
     VhdxBlockState state = vhdx_entry_state(u->entry);
-    if (!s->has_parent || state == VHDX_PRESENT || loses_place(u) ||
+    if (!is_over_parent(u->image) || state == VHDX_PRESENT || loses_place(u) ||
         (u->whole && state == VHDX_NOT_PRESENT)) {
         return 0;
     }
@@ -65,7 +71,7 @@ static int drop_block(const Unmap *u)
 {
     VhdxState *s = u->image->state;
     VhdxRange place = {vhdx_entry_offset(u->entry), s->block_size};
-    uint64_t gone = s->has_parent ? VHDX_ZERO : VHDX_NOT_PRESENT;
+    uint64_t gone = is_over_parent(u->image) ? VHDX_ZERO : VHDX_NOT_PRESENT;
     int r = vhdx_entry_set(u->image, vhdx_block_entry(s, u->block), gone);
     if (r == 0) {
         uint64_t size = store_size(u->image->store);
@@ -85,7 +91,7 @@ static int unmap_block(const Unmap *u)
     if (vhdx_has_place(u->entry)) {
         return loses_place(u) ? drop_block(u) : look_at_sectors(u, true, &ignored);
     }
-    if (u->whole && s->has_parent && vhdx_entry_state(u->entry) == VHDX_NOT_PRESENT) {
+    if (u->whole && is_over_parent(u->image) && vhdx_entry_state(u->entry) == VHDX_NOT_PRESENT) {
         return vhdx_entry_set(u->image, vhdx_block_entry(s, u->block), VHDX_ZERO);
     }
     return 0;

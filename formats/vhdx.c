@@ -380,6 +380,7 @@ const Format format_vhdx = {
     .cluster_size = vhdx_cluster_size,
     .dirty_flag = vhdx_dirty_flag,
     .resize = vhdx_resize,
+    .resize_moves = true, /* over a longer parent all of the block that the end cuts is copied */
     .measure = vhdx_measure,
     .create_options = vhdx_create_options,
     .create = vhdx_create,

@@ -176,6 +176,18 @@ def test_vmdk_commit():
     ours("check", "top.vmdk")
 
 
+def test_rebase_over_data():
+    """What is zero stays so over a parent that has data there."""
+    for fmt in FAMILIES:
+        base, top = f"base.{fmt}", f"top.{fmt}"
+        make(base, fmt, b"b" * SMALL)
+        for disk in bytes(SMALL), noise(4)[:SMALL // 2] + bytes(SMALL // 2):
+            make(top, fmt, disk)
+            ours("rebase", "-q", "-b", base, "-F", fmt, top)
+            expect(bytes_of(top) == disk, fmt, "zeroes over data, after a rebase")
+            ours("check", top)
+
+
 def test_families():
     """Formats that know a parent in ways of their own. Children of what was changed still open."""
     for fmt in FAMILIES:
@@ -262,6 +274,6 @@ def test_refusals():
 
 with Workdir():
     for test in (test_commit, test_commit_deep, test_commit_sizes, test_commit_formats, test_cut_off, test_rebase,
-                 test_vmdk_commit, test_families,
+                 test_vmdk_commit, test_rebase_over_data, test_families,
                  test_rebase_shared, test_rebase_unsafe, test_refusals):
         test()

@@ -210,6 +210,8 @@ START_TEST(directory_refuses_what_cannot_be_by_name)
         assert_refused(text, strlen(text), false, wrong[i].words);
     }
     assert_refused(good, strlen(good), true, "open it read-only");
+    const char *comment = "<!-- <Parallels_disk_image -->";
+    assert_refused(comment, strlen(comment), false, "has no element");
 }
 END_TEST
 
