@@ -1,5 +1,5 @@
 /*
- * read-image [--secret PASSPHRASE-FILE] FILE: the sha256 of what a guest would read from the image and all below it.
+ * read-image [--secret PASSPHRASE-FILE] [--snapshot NAME] FILE: the sha256 of what a guest would read from the image and all below it.
  *
  * Reads through chain_read, in pieces whose odd sizes begin and end everywhere in sectors, grains
  * and clusters. With --raw it writes the contents to stdout instead.
@@ -37,10 +37,11 @@ static bool read_all(Image *image, GChecksum *sum, bool raw)
 int main(int argc, char **argv)
 {
     gboolean raw = FALSE;
-    g_autofree char *secret_file = NULL;
+    g_autofree char *secret_file = NULL, *snapshot = NULL;
     const GOptionEntry entries[] = {
         {"raw", 0, 0, G_OPTION_ARG_NONE, &raw, "Write the contents", NULL},
         {"secret", 0, 0, G_OPTION_ARG_FILENAME, &secret_file, "Of an encrypted image", "FILE"},
+        {"snapshot", 0, 0, G_OPTION_ARG_STRING, &snapshot, "An internal one", "NAME"},
         {NULL},
     };
     g_autoptr(GError) error = NULL;
@@ -51,7 +52,7 @@ int main(int argc, char **argv)
         return 2;
     }
     g_autoptr(Secrets) secrets = secrets_new(NULL);
-    ImageOpen how = {.write = false, .secrets = secrets};
+    ImageOpen how = {.write = false, .secrets = secrets, .snapshot = snapshot};
     if (secret_file && !secrets_add_file(secrets, secret_file, &error)) {
         fprintf(stderr, "read-image: %s\n", error->message);
         return 1;

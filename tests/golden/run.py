@@ -6,6 +6,7 @@
 In a folder:
     top.*            the image that is opened; what else lies there is below it or part of it; *.gz are unpacked
     secret           the passphrase of an encrypted image
+    snapshot         the internal snapshot of it that is looked at, by its name
     expect.sha256    of the contents as a guest sees them
     expect.map       what `cownbd map --json` answers, one entry a line (make/golden.py, map_lines)
     expect.error     instead: words in the one line with which the image is refused
@@ -66,11 +67,12 @@ def check_refused(read_image, top, words):
 
 def check_opens(read_image, top, folder):
     digest = (folder / "expect.sha256").read_text()
-    secret = top.with_name("secret")
-    expect("sha256", must_run(read_image, *(["--secret", secret] if secret.exists() else []), top), digest)
-    entries = json.loads(must_run(COWNBD, "map", "--json", top))
+    secret, snapshot = top.with_name("secret"), top.with_name("snapshot")
+    which = ["--snapshot", snapshot.read_text().strip()] if snapshot.exists() else []
+    expect("sha256", must_run(read_image, *(["--secret", secret] if secret.exists() else []), *which, top), digest)
+    entries = json.loads(must_run(COWNBD, "map", "--json", *which, top))
     expect_map(entries, (folder / "expect.map").read_text().splitlines())
-    info = json.loads(must_run(COWNBD, "info", "--json", top))
+    info = json.loads(must_run(COWNBD, "info", "--json", *which, top))
     expect("format", info["format"], folder.parent.name)
     last = entries[-1]
     expect("virtual-size", info["virtual-size"], last["start"] + last["length"])

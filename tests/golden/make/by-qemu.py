@@ -135,6 +135,26 @@ def make_qcow2__snapshot(golden):
     golden.expect_as_qemu("top.qcow2")
 
 
+def resized_since(golden, change, *commands):
+    """What a snapshot is expected to be is what the disk was when it was made."""
+    path = written(golden, "top.qcow2", "qcow2", "cluster_size=4k")
+    golden.expect_as_qemu("top.qcow2")
+    golden.write("snapshot", "before\n")
+    qemu("qemu-img", "snapshot", "-c", "before", path)
+    qemu("qemu-img", "resize", "-q", "--shrink", "-f", "qcow2", path, change)
+    io(path, *commands)
+
+
+def make_qcow2__snapshot_of_a_smaller_disk(golden):
+    """An internal snapshot; then the disk grew, and was written before and behind its old end."""
+    resized_since(golden, "2M", "write -P 0x66 50k 70k", "write -P 0x77 1040k 100k")
+
+
+def make_qcow2__snapshot_of_a_larger_disk(golden):
+    """An internal snapshot; then the disk became smaller, and was written."""
+    resized_since(golden, "500k", "write -P 0x66 50k 70k")
+
+
 def make_qcow2__on_raw(golden):
     """An overlay on a raw file, with zero clusters that hide it."""
     written(golden, "base.raw", "raw")
