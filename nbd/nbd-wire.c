@@ -35,7 +35,9 @@ bool nbd_unpack_extended_request(const uint8_t *in, NbdRequestHeader *out)
     out->cookie = load_be64(in + 8);
     out->offset = load_be64(in + 16);
     out->length = load_be64(in + 24);
-    out->payload = out->flags & NBD_CMD_FLAG_PAYLOAD_LEN ? out->length : 0;
+    /* The flag must be on every WRITE, says the document; qemu leaves it out, and sends the payload. */
+    bool payload = out->command == NBD_CMD_WRITE || out->flags & NBD_CMD_FLAG_PAYLOAD_LEN;
+    out->payload = payload ? out->length : 0;
     return load_be32(in) == NBD_EXTENDED_REQUEST_MAGIC;
 }
 

@@ -133,10 +133,6 @@ static uint32_t check_form(const Conn *conn, const NbdRequestHeader *header, con
         *text = "a flag that this command does not have, or that was not negotiated";
         return NBD_EINVAL;
     }
-    if (header->command == NBD_CMD_WRITE && header->payload != header->length) {
-        *text = "an extended write must say that it has a payload";
-        return NBD_EINVAL;
-    }
     if (header->command == NBD_CMD_BLOCK_STATUS) {
         return check_status(conn, header, text);
     }

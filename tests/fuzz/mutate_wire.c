@@ -158,7 +158,7 @@ static size_t fresh_request(uint8_t *out, bool extended)
     bool payload = request.command == NBD_CMD_WRITE || named;
     if (payload) {
         request.length = named ? NBD_STATUS_PAYLOAD_SIZE + 4 * chance(3) : chance(1024);
-        request.flags |= extended ? NBD_CMD_FLAG_PAYLOAD_LEN : 0;
+        request.flags |= extended && (named || chance(4) > 0) ? NBD_CMD_FLAG_PAYLOAD_LEN : 0;
     }
     size_t size = nbd_pack_request(out, &request, extended);
     if (!payload) {

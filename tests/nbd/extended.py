@@ -122,10 +122,22 @@ def test_holes_travel_as_holes():
         assert len(client.read_chunks(0, 1 << 20, DF)) == 1
 
 
-def test_a_write_without_its_flag_has_no_payload():
+def test_a_write_without_its_flag_has_its_payload():
+    """As qemu sends it."""
+    def write(client, offset, data, flags=0):
+        client.send(struct.pack(">IHHQQQ", EXTENDED_REQUEST_MAGIC, flags, WRITE, 7, offset, len(data)) + data)
+        cookie, done, kind, value = client.chunk()
+        assert (cookie, done) == (7, True)
+        return struct.unpack(">I", value[:4])[0] if kind == ERROR else 0
+
     with Server() as server, extended(server) as client:
-        assert client.request(WRITE, 0, 4096) == EINVAL
-        assert client.read(0, 512) == bytes(512)
+        for flags, length in ((0, 1), (FUA, 512), (0, 70000), (FUA, 3 << 20)):
+            data = os.urandom(length)
+            assert write(client, 4096, data, flags) == 0
+            assert client.read(4096, length) == data
+        assert write(client, SIZE - 4096, bytes(70000)) == ENOSPC
+        assert write(client, 0, bytes(70000), NO_HOLE) == EINVAL
+        assert client.read(4096, length) == data
 
 
 def test_payloads_that_do_not_belong_are_read_past():

@@ -102,7 +102,10 @@ START_TEST(wire_extended_request)
     ck_assert_uint_eq(header.offset, 1ull << 40);
     ck_assert_uint_eq(header.length, 1ull << 33);
     ck_assert_uint_eq(header.payload, 1ull << 33);
-    store_be16(in + 4, 0);
+    store_be16(in + 4, 0); /* as qemu writes */
+    ck_assert(nbd_unpack_extended_request(in, &header));
+    ck_assert_uint_eq(header.payload, 1ull << 33);
+    store_be16(in + 6, NBD_CMD_WRITE_ZEROES);
     ck_assert(nbd_unpack_extended_request(in, &header));
     ck_assert_uint_eq(header.payload, 0);
     ck_assert(!nbd_unpack_request(in, &header));
