@@ -19,10 +19,12 @@
 
 #include "base/errors.h"
 #include "base/log.h"
+#include "formats/deflate.h"
 #include "formats/inflate.h"
 #include "formats/legacy-aes.h"
 
 #define MAP_EXTENTS_MAX 256
+#define WINDOW_BITS     12 /* qemu's: readers keep 4 KiB */
 
 static int qcow_probe(const uint8_t *head, size_t n, const char *path)
 {
@@ -51,6 +53,11 @@ static TreeCluster decode_entry(const TableTree *tree, uint64_t entry)
     };
 }
 
+static uint64_t encode_entry(const TableTree *tree, uint64_t host, uint32_t stored_length)
+{
+    return QCOW_COMPRESSED | (uint64_t)stored_length << (63 - tree->cluster_bits) | host;
+}
+
 static void take_head(const Image *image, ClusterUse *use)
 {
     const QcowHeader *header = &qcow_state(image)->header;
@@ -77,6 +84,7 @@ static bool qcow_open(Image *image, GError **error)
         .l2_bits = header->l2_bits,
         .head_end = QCOW_HEADER_SIZE,
         .decode = decode_entry,
+        .encode = encode_entry,
         .take_head = take_head,
         .before_change = qcow_before_change,
     };
@@ -168,13 +176,19 @@ static int qcow_map(Image *image, uint64_t offset, uint64_t length, ExtentList *
 static int qcow_decode(Image *image, const Extent *extent, const uint8_t *stored,
                        size_t stored_length, uint8_t *unit)
 {
-    int r = inflate_unit(stored, stored_length, unit, extent->unit_length, -12);
+    int r = inflate_unit(stored, stored_length, unit, extent->unit_length, -WINDOW_BITS);
     if (r < 0) {
         log_limited(LOG_LEVEL_ERROR,
                     "%s: the compressed cluster at host offset %" PRIu64 " cannot be unpacked",
                     image->path, extent->host_offset);
     }
     return r;
+}
+
+static int qcow_encode(Image *image, const uint8_t *unit, uint32_t unit_length, uint8_t *stored,
+                       uint32_t room)
+{
+    return deflate_unit(unit, unit_length, stored, room, WINDOW_BITS, DEFLATE_RAW);
 }
 
 static uint64_t qcow_cluster_size(const Image *image)
@@ -197,6 +211,7 @@ const Format format_qcow = {
     .finish = table_tree_finish,
     .is_dirty = table_tree_is_dirty,
     .decode = qcow_decode,
+    .encode = qcow_encode,
     .set_backing = qcow_set_backing,
     .cluster_size = qcow_cluster_size,
     .resize = qcow_resize,

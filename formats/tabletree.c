@@ -170,8 +170,7 @@ int table_tree_space_take(Image *image, uint64_t length, uint64_t *offset, bool 
     return 0;
 }
 
-/* Gives back what was taken last; it may have been written to. */
-static void give_back(TableTree *tree, uint64_t offset, uint64_t length)
+void table_tree_space_return(TableTree *tree, uint64_t offset, uint64_t length)
 {
     if (align_up(offset + length, tree->cluster_size) == tree->used_end) {
         tree->fresh_start = max_u64(tree->fresh_start, tree->used_end);
@@ -226,6 +225,9 @@ MetaOrder table_tree_order(const TableTree *tree, uint64_t offset)
 static int reserve(Image *image, Allocation *a)
 {
     const TableTree *tree = table_tree(image);
+    if (a->stored_length > 0) {
+        return table_tree_packed_reserve(image, a);
+    }
     Extent extent = {
         .offset = a->offset,
         .length = a->length,
@@ -264,11 +266,12 @@ static int commit_extent(Image *image, const Extent *extent)
     TableTree *tree = table_tree(image);
     int r = 0;
     for (uint64_t at = 0; r == 0 && at < extent->length; at += tree->cluster_size) {
-        uint64_t offset = extent->offset + at, place;
+        uint64_t offset = extent->offset + at, place, entry = extent->host_offset + at;
+        if (extent->type == EXTENT_ENCODED) {
+            entry = tree->encode(tree, extent->host_offset, extent->stored_length);
+        }
         r = table_tree_find(image, offset, &place);
-        r = r < 0 ? r
-                  : table_tree_set(tree, place, extent->host_offset + at,
-                                   table_tree_order(tree, offset));
+        r = r < 0 ? r : table_tree_set(tree, place, entry, table_tree_order(tree, offset));
     }
     return r;
 }
@@ -293,7 +296,11 @@ void table_tree_abandon(Image *image, Allocation **list, unsigned count)
         ExtentList *extents = &list[i - 1]->extents;
         for (unsigned j = extents->count; j > 0; j--) {
             const Extent *extent = &extents->items[j - 1];
-            give_back(table_tree(image), extent->host_offset, extent->length);
+            if (extent->type == EXTENT_ENCODED) {
+                table_tree_packed_return(table_tree(image), extent);
+            } else {
+                table_tree_space_return(table_tree(image), extent->host_offset, extent->length);
+            }
         }
         extent_list_reset(extents);
     }

@@ -3,6 +3,7 @@
  * pieces of L2 tables in a cache, new tables and clusters from the end of the file.
  *
  *     tabletree.c         entries, space; allocate, commit, abandon, flush, finish
+ *     tabletree-packed.c  compressed clusters that are written
  *     tabletree-scan.c    who uses which part of the file: for writers and for check
  *     tabletree-resize.c  for disks that become larger
  *     tabletree-check.c   check and repair
@@ -46,6 +47,8 @@ typedef struct TableTree {
     MetaCache *meta; /* pieces of L2 tables */
 
     TreeCluster (*decode)(const struct TableTree *tree, uint64_t entry); /* pure */
+    /* The entry of a compressed cluster, pure. NULL: the format has none, or nobody writes them. */
+    uint64_t (*encode)(const struct TableTree *tree, uint64_t host, uint32_t stored_length);
     /* Takes what header, name and L1 use. */
     void (*take_head)(const Image *image, ClusterUse *use);
     /* Called before the first change that allocates; durable when it returns 0. May be NULL. */
@@ -54,6 +57,7 @@ typedef struct TableTree {
     /* Writers only. */
     uint64_t used_end;    /* everything from here on is free */
     uint64_t fresh_start; /* from here on nothing was ever written */
+    uint64_t packed_end;  /* where the compressed cluster that was placed last ends; 0: none was */
     uint64_t size_at_open;
     GHashTable *l1_dirty; /* set: pieces of L1 that must be written */
     GHashTable *l1_new;   /* set: indices whose table no L1 on the disk points to yet */
@@ -97,6 +101,9 @@ int table_tree_make_tables(Image *image, uint64_t offset, uint64_t length);
  * [exclusive] */
 int table_tree_space_take(Image *image, uint64_t length, uint64_t *offset, bool *fresh);
 
+/* Gives back what was taken last; it may have been written to. Other space stays taken. [exclusive] */
+void table_tree_space_return(TableTree *tree, uint64_t offset, uint64_t length);
+
 /* 0 when changes may be made: what an earlier flush could not write is written now. Before each change. [exclusive] */
 int table_tree_may_change(Image *image);
 /* After each change. [exclusive] */
@@ -115,6 +122,12 @@ bool table_tree_start_writing(Image *image, GError **error);
 int table_tree_flush(Image *image);
 int table_tree_finish(Image *image);
 bool table_tree_is_dirty(const Image *image);
+
+/* ---- tabletree-packed.c ---- */
+
+/* Reserves the place of a compressed cluster (Allocation.stored_length); gives it back. [exclusive] */
+int table_tree_packed_reserve(Image *image, Allocation *a);
+void table_tree_packed_return(TableTree *tree, const Extent *extent);
 
 /* ---- tabletree-scan.c ---- */
 

@@ -139,8 +139,8 @@ static bool check_compress(const Convert *convert, GError **error)
     const Format *format = convert->format;
     if (convert->compress && format && !format->encode && !is_streamed(convert)) {
         return error_set(error, ENOTSUP,
-                         "-c: cownbd cannot compress images of format %s: use -O qcow2, or -O vmdk "
-                         "-o subformat=streamOptimized",
+                         "-c: cownbd cannot compress images of format %s: must be qcow2, qcow or "
+                         "vmdk with -o subformat=streamOptimized",
                          format->name);
     }
     return true;

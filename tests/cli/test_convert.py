@@ -74,11 +74,13 @@ def test_holes():
 
 
 def test_compressed():
-    for options in ((), ("--compression", "zstd"), ("-o", "cluster_size=4k"), ("-o", "cluster_size=2M"),
-                    ("-o", "refcount_bits=1"), ("-o", "cluster_size=512"), ("-o", "compat=0.10")):
-        ours("convert", "-q", "-c", "-O", "qcow2", *options, "source", "small")
-        same("source", "small", "qcow2")
-        sound("small", "qcow2")
+    for fmt, options in (("qcow", ("-o", "cluster_size=512")), ("qcow", ("-o", "cluster_size=64k")), ("qcow", ()),
+                         ("qcow2", ("-o", "cluster_size=4k")), ("qcow2", ("-o", "cluster_size=2M")),
+                         ("qcow2", ("-o", "refcount_bits=1")), ("qcow2", ("-o", "cluster_size=512")),
+                         ("qcow2", ("-o", "compat=0.10")), ("qcow2", ("--compression", "zstd")), ("qcow2", ())):
+        ours("convert", "-q", "-c", "-O", fmt, *options, "source", "small")
+        same("source", "small", fmt)
+        sound("small", fmt)
         report = load_json(ours("check", "--json", "small"))
         expect(report.get("compressed-clusters", 0) > 0, options, "nothing is compressed")
         ours("convert", "-q", "small", "back")
@@ -86,6 +88,16 @@ def test_compressed():
     # Written on: what is compressed is replaced, its space is counted right.
     must("qemu-io", "-f", "qcow2", "-c", "write -P 7 3M 200k", "small")
     sound("small", "qcow2")
+    # What replaces a cluster of a qcow is packed behind all others, until compact leaves the old ones behind.
+    ours("convert", "-q", "-c", "-O", "qcow", "source", "small")
+    before = os.path.getsize("small")
+    make_source("other", seed=4)
+    ours("convert", "-q", "-n", "-c", "-O", "qcow", "other", "small")
+    same("other", "small", "qcow")
+    ours("compact", "-q", "-c", "small")
+    same("other", "small", "qcow")
+    sound("small", "qcow")
+    expect(os.path.getsize("small") < before + before // 4, "compact left packed clusters behind, or wrote them plain")
 
 
 def test_backing():
@@ -139,7 +151,8 @@ def test_refusals():
         expect_refused(cownbd("convert", "-n", "source", target), "the same file")
     for arguments, words in (
             (("-O", "dmg", "source", "no"), ("dmg",)),
-            (("-O", "vdi", "-c", "source", "no"), ("-c", "qcow2")),
+            (("-O", "vdi", "-c", "source", "no"), ("-c", "qcow2, qcow or vmdk")),
+            (("-O", "raw", "-c", "source", "no"), ("-c", "qcow2, qcow or vmdk")),
             (("-O", "qcow2", "-o", "color=red", "source", "no"), ("color", "cluster_size")),
             (("-O", "qcow2", "-o", "size=1G", "source", "no"), ("size",)),
             (("-O", "qcow2", "--compression", "lzma", "source", "no"), ("zlib or zstd",)),

@@ -164,6 +164,77 @@ START_TEST(qcow_abandoned_space_at_the_end_is_used_again)
 }
 END_TEST
 
+#define PACKED 4u
+
+/* Reserves compressed clusters of 300 bytes each, from the first of the disk on. */
+static void reserve_packed(Image *image, Allocation *items, Allocation **list)
+{
+    for (unsigned i = 0; i < PACKED; i++) {
+        items[i] = (Allocation){.offset = i * CLUSTER, .length = CLUSTER, .stored_length = 300};
+        extent_list_init(&items[i].extents);
+        list[i] = &items[i];
+    }
+    ck_assert_int_eq(table_tree_allocate(image, list, PACKED), 0);
+}
+
+START_TEST(qcow_compressed_clusters_lie_one_behind_the_other)
+{
+    g_autoptr(Store) store = new_store(NULL);
+    g_autoptr(Image) image = images_open(&format_qcow, store, NULL, true);
+    Allocation items[PACKED], *list[PACKED];
+    uint8_t unit[CLUSTER], stored[CLUSTER];
+    images_write(image, SPAN, 'p');
+    reserve_packed(image, items, list);
+    uint64_t first = items[0].extents.items[0].host_offset;
+    ck_assert_uint_eq(first % CLUSTER, 0);
+    table_tree_abandon(image, list, PACKED);
+    uint64_t plain =
+        images_write(image, SPAN + CLUSTER, 'q'); /* what was given back is used again */
+    ck_assert_uint_eq(plain, first);
+    reserve_packed(image, items, list);
+    for (unsigned i = 0; i < PACKED; i++) {
+        uint64_t place = items[i].extents.items[0].host_offset;
+        ck_assert_uint_eq(place, first + CLUSTER + 300 * i);
+        memset(unit, 'a' + (int)i, sizeof unit);
+        int n = format_qcow.encode(image, unit, CLUSTER, stored, CLUSTER - 1);
+        ck_assert_int_gt(n, 0);
+        ck_assert_int_eq(store_write(store, stored, n, place), 0);
+    }
+    ck_assert_int_eq(table_tree_commit(image, list, PACKED), 0);
+    images_write(image, CLUSTER, 'n'); /* in place of one of them */
+    ck_assert_int_eq(image_finish(image), 0);
+    ck_assert_uint_eq(images_byte(image, 0), 'a');
+    ck_assert_uint_eq(images_byte(image, 2 * CLUSTER - 1), 'n');
+    ck_assert_uint_eq(images_byte(image, 2 * CLUSTER), 'c');
+    ck_assert_uint_eq(images_byte(image, SPAN), 'p');
+    CheckResult result = images_check(&format_qcow, store, CHECK_REPORT_ONLY);
+    ck_assert_uint_eq(result.corruptions + result.leaks, 0);
+    ck_assert_uint_eq(result.compressed_clusters, PACKED - 1);
+    for (unsigned i = 0; i < PACKED; i++) {
+        extent_list_clear(&items[i].extents);
+    }
+}
+END_TEST
+
+START_TEST(qcow_a_plain_cluster_is_never_packed_into)
+{
+    g_autoptr(Store) store = new_store(NULL);
+    g_autoptr(Image) image = images_open(&format_qcow, store, NULL, true);
+    Allocation items[PACKED], *list[PACKED];
+    reserve_packed(image, items, list); /* the last one ends inside a cluster */
+    uint64_t plain = images_write(image, SPAN, 'p');
+    Allocation more = {.offset = 2 * SPAN, .length = CLUSTER, .stored_length = 400}, *next = &more;
+    extent_list_init(&more.extents);
+    ck_assert_int_eq(table_tree_allocate(image, &next, 1), 0);
+    ck_assert_uint_ge(more.extents.items[0].host_offset, plain + CLUSTER);
+    table_tree_abandon(image, list, PACKED); /* others lie behind them: nothing moves */
+    ck_assert_uint_gt(images_write(image, SPAN + CLUSTER, 'q'), more.extents.items[0].host_offset);
+    ck_assert_int_eq(image_finish(image), 0);
+    ck_assert_uint_eq(images_byte(image, SPAN), 'p');
+    extent_list_clear(&more.extents);
+}
+END_TEST
+
 START_TEST(qcow_zeroes_over_a_backing_must_be_written)
 {
     uint8_t base_bytes[SPAN];
@@ -281,6 +352,8 @@ int main(void)
     tcase_add_test(tcase, qcow_writing_is_refused_where_clusters_overlap);
     tcase_add_test(tcase, qcow_tables_are_written_behind_the_data);
     tcase_add_test(tcase, qcow_abandoned_space_at_the_end_is_used_again);
+    tcase_add_test(tcase, qcow_compressed_clusters_lie_one_behind_the_other);
+    tcase_add_test(tcase, qcow_a_plain_cluster_is_never_packed_into);
     tcase_add_test(tcase, qcow_zeroes_over_a_backing_must_be_written);
     tcase_add_test(tcase, qcow_keeps_the_order_of_bytes_of_xens_l1);
     tcase_add_test(tcase, qcow_check_mends_what_it_can);
