@@ -97,21 +97,27 @@ void qcow2_encryption_info(const Image *image, GVariantBuilder *data)
     g_variant_builder_add(data, "{sv}", "encrypt", g_variant_builder_end(&encrypt));
 }
 
+/* Nothing is encrypted: then nothing is said of how, either. */
+static bool refuse_details(GHashTable *options, GError **error)
+{
+    GHashTableIter iter;
+    gpointer name;
+    g_hash_table_iter_init(&iter, options);
+    while (g_hash_table_iter_next(&iter, &name, NULL)) {
+        if (g_str_has_prefix(name, PREFIX)) {
+            return error_set(error, EINVAL, "%s is given without encrypt.format: say luks",
+                             (const char *)name);
+        }
+    }
+    return true;
+}
+
 bool qcow2_encryption_plan(GHashTable *options, unsigned *method, GError **error)
 {
     const char *text = option_lookup(options, PREFIX "format");
     *method = QCOW2_CRYPT_NONE;
     if (!text) {
-        GHashTableIter iter;
-        gpointer name = NULL;
-        g_hash_table_iter_init(&iter, options ? options : NULL);
-        while (options && g_hash_table_iter_next(&iter, &name, NULL)) {
-            if (g_str_has_prefix(name, PREFIX)) {
-                return error_set(error, EINVAL, "%s is given without encrypt.format: say luks",
-                                 (const char *)name);
-            }
-        }
-        return true;
+        return !options || refuse_details(options, error);
     }
     if (strcmp(text, "luks") == 0) {
         *method = QCOW2_CRYPT_LUKS;

@@ -47,7 +47,11 @@ int space_make_fresh(Store *store, uint64_t offset, uint64_t length, uint64_t fr
         return 0;
     }
     int r = store_punch(store, offset, length, STORE_PUNCH_KEEP_SPACE);
-    return r == -ENOTSUP ? write_zeroes(store, offset, length) : r;
+    r = r == -ENOTSUP ? write_zeroes(store, offset, length) : r;
+    if (r == -ENOSPC && store_punch(store, offset, length, STORE_PUNCH_FREE) == 0) {
+        r = 0; /* a hole needs no room */
+    }
+    return r;
 }
 
 int space_copy(Store *store, uint64_t from, uint64_t to, uint64_t length)

@@ -149,11 +149,14 @@ static void make_identity(const Image *backing, uint8_t *header)
 bool vhd_parent_make(const char *name, const Image *backing, uint64_t offset, uint8_t *header,
                      GByteArray *data, GError **error)
 {
+    g_autofree char *windows = windows_name_from_local(name, error);
+    if (!windows) {
+        return false;
+    }
     g_autofree char *escaped = g_uri_escape_string(name, "/", TRUE);
     g_autofree char *url = g_strconcat("file://", name[0] == '/' ? "" : "./", escaped, NULL);
     g_autofree char *base = g_path_get_basename(name);
     gsize length, base_length;
-    g_autofree char *windows = windows_name_from_local(name);
     g_autofree char *relative = g_convert(windows, -1, "UTF-16LE", "UTF-8", NULL, &length, NULL);
     g_autofree char *bare = g_convert(base, -1, "UTF-16BE", "UTF-8", NULL, &base_length, NULL);
     if (!relative || !bare) {

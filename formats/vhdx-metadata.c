@@ -317,9 +317,12 @@ static bool add_text(GByteArray *locator, unsigned at, unsigned length_at, const
 static bool add_locator(GByteArray *region, const VhdxParent *parent, GError **error)
 {
     g_autofree char *linkage = vhdx_guid_text(parent->guid);
-    g_autofree char *path = windows_name_from_local(parent->name);
+    g_autofree char *path = windows_name_from_local(parent->name, error);
     const char *texts[] = {"parent_linkage", linkage,
                            parent->name[0] == '/' ? "absolute_win32_path" : "relative_path", path};
+    if (!path) {
+        return false;
+    }
     g_autoptr(GByteArray) locator = g_byte_array_new();
     g_byte_array_set_size(locator, LOCATOR_HEADER + 2 * LOCATOR_ENTRY);
     memset(locator->data, 0, locator->len);

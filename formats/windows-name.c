@@ -6,6 +6,8 @@
 
 #include <string.h>
 
+#include "base/errors.h"
+
 char *windows_name_decode(const void *bytes, gsize length, const char *encoding)
 {
     g_autofree char *text =
@@ -30,8 +32,15 @@ char *windows_name_to_local(char *name)
     return name;
 }
 
-char *windows_name_from_local(const char *name)
+char *windows_name_from_local(const char *name, GError **error)
 {
+    if (strchr(name, '\\')) {
+        error_set(error, EINVAL,
+                  "the name of the backing file '%s' has a backslash, which the format takes for a "
+                  "slash: must be a name without",
+                  name);
+        return NULL;
+    }
     char *windows = name[0] == '/' ? g_strdup(name) : g_strconcat("./", name, NULL);
     return g_strdelimit(windows, "/", '\\');
 }

@@ -15,8 +15,8 @@ char *windows_name_decode(const void *bytes, gsize length, const char *encoding)
  * NULL when nothing is left. g_free. */
 char *windows_name_to_local(char *name);
 
-/* "a/b.vhd" is ".\a\b.vhd" to Windows. g_free. */
-char *windows_name_from_local(const char *name);
+/* "a/b.vhd" is ".\a\b.vhd" to Windows. NULL for a name with a backslash, which nobody would find. g_free. */
+char *windows_name_from_local(const char *name, GError **error);
 
 /* The last part of an absolute path of another system, which is tried beside the image; NULL for a
  * relative name. g_free. */

@@ -136,7 +136,7 @@ bool preallocate(Image *image, uint64_t from, Preallocation how,
     }
     if (r == -ENOTSUP) {
         return error_set(error, ENOTSUP,
-                         "%s: the host cannot reserve space for it: say --preallocation=full",
+                         "%s: the host cannot reserve space for it: must be preallocation full",
                          image->path);
     }
     return r == 0 || error_set_errno(error, -r, "%s: cannot allocate the new part", image->path);

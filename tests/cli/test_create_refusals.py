@@ -76,6 +76,9 @@ def backing():
             words=("500 bytes", "room for"))
     refused("-f", "qcow2", "-b", "base.raw", "-F", "raw", "-o", "backing_file=x", "x.qcow2",
             words=("backing_file is given twice",))
+    for fmt in ("vhd", "vhdx"):  # to which a backslash is a slash: nobody would find this parent again
+        ours("create", "-q", "-f", fmt, f"back\\slash.{fmt}", "8M")
+        refused("-f", fmt, "-b", f"back\\slash.{fmt}", "-F", fmt, f"x.{fmt}", words=("back\\slash", "backslash"))
     ours("create", "-q", "-f", "qcow2", "self.qcow2", "1M")
     refused("-f", "qcow2", "-b", "self.qcow2", "-F", "qcow2", "self.qcow2", words=("its own backing",))
 

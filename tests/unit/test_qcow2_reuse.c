@@ -1,11 +1,12 @@
 /*
- * formats/qcow2-alloc.c, -write.c: space that is used again, on hosts that cannot grow or punch.
+ * formats/qcow2-alloc.c, -write.c, space.c: space that is used again, on hosts that cannot grow or punch.
  */
 #include <errno.h>
 #include <string.h>
 
 #include "base/bytes.h"
 #include "formats/format.h"
+#include "formats/space.h"
 #include "map/image.h"
 #include "tests/lib/store-record.h"
 #include "tests/unit/suite.h"
@@ -136,12 +137,31 @@ START_TEST(changes_go_on_when_there_is_space_again)
 }
 END_TEST
 
+START_TEST(a_full_disk_has_room_for_zeroes)
+{
+    uint8_t content[4096];
+    memset(content, 'x', sizeof(content));
+    FaultPlan plan;
+    fault_plan_init(&plan, FAULT_PUNCH, 1, false, -ENOSPC);
+    RecordOptions options = {.faults = &plan, .discard = true};
+    g_autoptr(Store) store = store_record_new("image", content, sizeof(content), &options);
+    ck_assert_int_eq(space_make_fresh(store, 512, 1024, UINT64_MAX), 0);
+    ck_assert_uint_eq(plan.counts[FAULT_PUNCH], 2);
+    ck_assert_int_eq(store_read(store, content, sizeof(content), 0), 0);
+    for (unsigned i = 0; i < sizeof(content); i++) {
+        ck_assert_int_eq(content[i], i >= 512 && i < 1536 ? 0 : 'x');
+    }
+    fault_plan_clear(&plan);
+}
+END_TEST
+
 int main(void)
 {
     TCase *tcase = tcase_create("qcow2_reuse");
     tcase_add_test(tcase, nothing_old_lies_behind_the_end_of_the_disk);
     tcase_add_test(tcase, space_that_waits_for_a_flush_is_no_reason_for_enospc);
     tcase_add_test(tcase, changes_go_on_when_there_is_space_again);
+    tcase_add_test(tcase, a_full_disk_has_room_for_zeroes);
     tcase_set_timeout(tcase, 60);
     return suite_run("qcow2_reuse", tcase);
 }
