@@ -37,11 +37,12 @@ def test_resize_is_not_there_unless_allowed():
 
 
 def test_resize_of_a_read_only_export_is_not_permitted():
-    with Server("--allow-resize", "-r") as server, server.connect() as client:
-        client.go()
-        assert not client.flags & SEND_RESIZE
-        assert client.request(RESIZE, 32 * MB) == EPERM
-        assert size_now(server) == 16 * MB
+    for option in (("-r",), ("--allow", "any=list,read")):
+        with Server("--allow-resize", *option) as server, server.connect() as client:
+            client.go()
+            assert not client.flags & SEND_RESIZE
+            assert client.request(RESIZE, 32 * MB) == EPERM
+            assert size_now(server) == 16 * MB
 
 
 def test_resize_has_no_length_and_no_strange_flags():

@@ -235,6 +235,12 @@ def test_what_was_negotiated_in_plain_is_forgotten():
                 client.go(b"disk.raw")
                 assert client.request(READ, 0, 0) == 0  # a simple reply, or this fails
                 assert client.request(BLOCK_STATUS, 0, 512) == EINVAL
+            with TlsClient(server.address) as client:
+                negotiate(client)
+                assert client.option(OPT_SET_META_CONTEXT, context_set)[-1][0] == REP_ACK
+                client.start_tls()
+                client.go(b"disk.raw", contexts=())  # structured replies again, and no context
+                assert client.request(BLOCK_STATUS, 0, 512) == EINVAL
         with TlsClient(server.address) as client:
             client.negotiate_extended()
             client.start_tls()

@@ -278,7 +278,8 @@ class Server:
             if prepare:
                 prepare(image)
         command = [os.environ["COWNBD"], "serve", "-f", image_format, "-l", "unix:" + self.address,
-                   "--control", os.path.join(self.directory, "control") if control else "none"]
+                   "--control", os.path.join(self.directory, "control") if control else "none",
+                   "--handshake-timeout", "0"]  # a server that hangs up does so for the reason of the test
         for address in listen:
             command += ["-l", address]
 

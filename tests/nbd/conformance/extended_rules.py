@@ -134,7 +134,7 @@ def extended_not_cut(probe):
         if session.size > GIB:
             raise Untried("the export is too large")
         before = session.read(0, 512)
-        session.fails(ENOSPC, WRITE_ZEROES, 0, (1 << 32) + 512)
+        expect(session.request(WRITE_ZEROES, 0, (1 << 32) + 512).error != 0, "WRITE_ZEROES of it was done")
         expect(session.read(0, 512) == before, "the lower 32 bits of the length were zeroed")
 
 
@@ -203,11 +203,12 @@ def payload_malformed(probe):
         session.goes_on()
 
 
-@rule("should", "The payload form is not offered without a context, and the session may end no other way than asked.")
+@rule("should", "The payload form is not offered without a context; who sends it all the same harms nobody else.")
 def payload_without_context(probe):
     with probe.begin("extended") as session:
         expect(not session.has(BLOCK_STATUS_PAYLOAD), "BLOCK_STATUS_PAYLOAD is set without a context")
         try:
             ids(session, 512)
         except Closed:
-            raise Missing("the connection was closed") from None
+            with probe.begin():  # the server is still there
+                raise Missing("the connection was closed") from None
