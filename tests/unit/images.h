@@ -62,6 +62,61 @@ static inline void images_assert_refused(const Format *format, const uint8_t *by
     images_assert_store_refused(format, store, write, words);
 }
 
+/* A field of an image with a value, and the words in which that is refused. */
+typedef struct ImageField {
+    unsigned offset, size; /* of 1, 4 or 8 bytes */
+    uint64_t value;
+    const char *words;
+    bool write; /* refused to who wants to write */
+} ImageField;
+
+typedef void (*PutField)(uint8_t *bytes, uint64_t size, const ImageField *field);
+
+static inline void images_put_le(uint8_t *bytes, uint64_t size, const ImageField *field)
+{
+    uint8_t value[8];
+    store_le64(value, field->value);
+    memcpy(bytes + field->offset, value, field->size);
+}
+
+static inline void images_put_be(uint8_t *bytes, uint64_t size, const ImageField *field)
+{
+    uint8_t value[8];
+    store_be64(value, field->value);
+    memcpy(bytes + field->offset, value + 8 - field->size, field->size);
+}
+
+/* Of a format with two levels of tables, whose L1 table is at `l1`: the bytes of an empty image, behind which lie an L2 table
+ * of a cluster and `count` clusters, cluster i filled with 'a' + i. */
+static inline uint8_t *images_with_one_table(Store *empty, unsigned l1, PutField put,
+                                             unsigned cluster, unsigned count, uint64_t *size)
+{
+    uint64_t end;
+    const uint8_t *start = store_memory_content(empty, &end);
+    *size = end + cluster * (1 + count);
+    uint8_t *bytes = g_malloc0(*size);
+    memcpy(bytes, start, end);
+    put(bytes, *size, &(ImageField){.offset = l1, .size = 8, .value = end});
+    for (unsigned i = 0; i < count; i++) {
+        uint64_t place = end + cluster * (1 + i);
+        put(bytes, *size, &(ImageField){.offset = end + 8 * i, .size = 8, .value = place});
+        memset(bytes + place, 'a' + (int)i, cluster);
+    }
+    return bytes;
+}
+
+/* Each in a copy of an image that is good. */
+static inline void images_assert_fields_refused(const Format *format, const uint8_t *good,
+                                                uint64_t size, PutField put,
+                                                const ImageField *wrong, unsigned count)
+{
+    for (unsigned i = 0; i < count; i++) {
+        g_autofree uint8_t *bytes = g_memdup2(good, size);
+        put(bytes, size, &wrong[i]);
+        images_assert_refused(format, bytes, size, wrong[i].write, wrong[i].words);
+    }
+}
+
 /* Numbers in the file itself. */
 static inline uint64_t images_le64(Store *store, uint64_t offset)
 {

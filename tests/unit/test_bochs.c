@@ -34,11 +34,7 @@ static void make_image(uint8_t *bytes)
 
 START_TEST(bochs_refuses_fields_by_name)
 {
-    static const struct {
-        unsigned offset, size;
-        uint64_t value;
-        const char *words;
-    } wrong[] = {
+    static const ImageField wrong[] = {
         {0, 4, 0, "magic, type, subtype"},
         {32, 4, 0, "magic, type, subtype"},
         {48, 4, 0, "magic, type, subtype"},
@@ -57,14 +53,9 @@ START_TEST(bochs_refuses_fields_by_name)
         {88, 8, ENTRIES * EXTENT + 512, "catalog has 3 entries"},
     };
     uint8_t bytes[SIZE];
-    for (unsigned i = 0; i < G_N_ELEMENTS(wrong); i++) {
-        make_image(bytes);
-        uint8_t value[8];
-        store_le64(value, wrong[i].value);
-        memcpy(bytes + wrong[i].offset, value, wrong[i].size);
-        images_assert_refused(&format_bochs, bytes, SIZE, false, wrong[i].words);
-    }
     make_image(bytes);
+    images_assert_fields_refused(&format_bochs, bytes, SIZE, images_put_le, wrong,
+                                 G_N_ELEMENTS(wrong));
     images_assert_refused(&format_bochs, bytes, SIZE, true, "can only be read");
     images_assert_refused(&format_bochs, bytes, CATALOG + ENTRIES * 4 - 1, false,
                           "header size is 512");

@@ -6,12 +6,7 @@
 
 START_TEST(parallels_refuses_fields_by_name)
 {
-    static const struct {
-        unsigned offset, size;
-        uint64_t value;
-        const char *words;
-        bool write; /* only then */
-    } wrong[] = {
+    static const ImageField wrong[] = {
         {0, 4, 0, "magic is wrong", false},
         {PARALLELS_H_VERSION, 4, 1, "version is 1", false},
         {PARALLELS_H_TRACKS, 4, 0, "tracks is 0", false},
@@ -30,15 +25,8 @@ START_TEST(parallels_refuses_fields_by_name)
     };
     uint64_t size;
     g_autofree uint8_t *good = full_image(2, &size);
-    for (unsigned i = 0; i < G_N_ELEMENTS(wrong); i++) {
-        g_autofree uint8_t *bytes = g_memdup2(good, size);
-        if (wrong[i].size == 8) {
-            store_le64(bytes + wrong[i].offset, wrong[i].value);
-        } else {
-            store_le32(bytes + wrong[i].offset, wrong[i].value);
-        }
-        images_assert_refused(&format_parallels, bytes, size, wrong[i].write, wrong[i].words);
-    }
+    images_assert_fields_refused(&format_parallels, good, size, images_put_le, wrong,
+                                 G_N_ELEMENTS(wrong));
     images_assert_refused(&format_parallels, good, TABLE - 1, false, "ends inside the header");
 }
 END_TEST

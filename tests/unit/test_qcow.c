@@ -27,27 +27,13 @@ static Store *new_store(const char *backing)
 static uint8_t *full_image(unsigned count, uint64_t *size)
 {
     g_autoptr(Store) store = new_store(NULL);
-    const uint8_t *empty = store_memory_content(store, size);
-    ck_assert_uint_eq(*size, END);
-    *size = END + CLUSTER * (1 + count);
-    uint8_t *bytes = g_malloc0(*size);
-    memcpy(bytes, empty, END);
-    store_be64(bytes + L1, END);
-    for (unsigned i = 0; i < count; i++) {
-        uint64_t place = END + CLUSTER * (1 + i);
-        store_be64(bytes + END + 8 * i, place);
-        memset(bytes + place, 'a' + (int)i, CLUSTER);
-    }
-    return bytes;
+    ck_assert_uint_eq(store_size(store), END);
+    return images_with_one_table(store, L1, images_put_be, CLUSTER, count, size);
 }
 
 START_TEST(qcow_refuses_fields_by_name)
 {
-    static const struct {
-        unsigned offset, size;
-        uint64_t value;
-        const char *words;
-    } wrong[] = {
+    static const ImageField wrong[] = {
         {0, 4, 0, "magic is 00000000"},
         {QCOW_H_VERSION, 4, 2, "version 2"},
         {QCOW_H_CRYPT, 4, 1, "is encrypted: needs its secret"},
@@ -65,18 +51,8 @@ START_TEST(qcow_refuses_fields_by_name)
     };
     uint64_t size;
     g_autofree uint8_t *good = full_image(2, &size);
-    for (unsigned i = 0; i < G_N_ELEMENTS(wrong); i++) {
-        g_autofree uint8_t *bytes = g_memdup2(good, size);
-        uint8_t *field = bytes + wrong[i].offset;
-        if (wrong[i].size == 8) {
-            store_be64(field, wrong[i].value);
-        } else if (wrong[i].size == 4) {
-            store_be32(field, wrong[i].value);
-        } else {
-            *field = wrong[i].value;
-        }
-        images_assert_refused(&format_qcow, bytes, size, false, wrong[i].words);
-    }
+    images_assert_fields_refused(&format_qcow, good, size, images_put_be, wrong,
+                                 G_N_ELEMENTS(wrong));
     images_assert_refused(&format_qcow, good, QCOW_HEADER_SIZE - 1, false,
                           "ends inside the header");
     store_be64(good + QCOW_H_NAME_OFFSET, 48);

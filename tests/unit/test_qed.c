@@ -25,27 +25,13 @@ static Store *new_store(const char *backing, const char *format)
 static uint8_t *full_image(unsigned count, uint64_t *size)
 {
     g_autoptr(Store) store = new_store(NULL, NULL);
-    const uint8_t *empty = store_memory_content(store, size);
-    ck_assert_uint_eq(*size, END);
-    *size = END + CLUSTER * (1 + count);
-    uint8_t *bytes = g_malloc0(*size);
-    memcpy(bytes, empty, END);
-    store_le64(bytes + L1, END);
-    for (unsigned i = 0; i < count; i++) {
-        uint64_t place = END + CLUSTER * (1 + i);
-        store_le64(bytes + END + 8 * i, place);
-        memset(bytes + place, 'a' + (int)i, CLUSTER);
-    }
-    return bytes;
+    ck_assert_uint_eq(store_size(store), END);
+    return images_with_one_table(store, L1, images_put_le, CLUSTER, count, size);
 }
 
 START_TEST(qed_refuses_fields_by_name)
 {
-    static const struct {
-        unsigned offset, size;
-        uint64_t value;
-        const char *words;
-    } wrong[] = {
+    static const ImageField wrong[] = {
         {0, 4, 0, "magic is 00000000"},
         {QED_H_CLUSTER_SIZE, 4, 0, "cluster_size is 0"},
         {QED_H_CLUSTER_SIZE, 4, 2048, "cluster_size is 2048"},
@@ -69,15 +55,8 @@ START_TEST(qed_refuses_fields_by_name)
     };
     uint64_t size;
     g_autofree uint8_t *good = full_image(2, &size);
-    for (unsigned i = 0; i < G_N_ELEMENTS(wrong); i++) {
-        g_autofree uint8_t *bytes = g_memdup2(good, size);
-        if (wrong[i].size == 8) {
-            store_le64(bytes + wrong[i].offset, wrong[i].value);
-        } else {
-            store_le32(bytes + wrong[i].offset, wrong[i].value);
-        }
-        images_assert_refused(&format_qed, bytes, size, false, wrong[i].words);
-    }
+    images_assert_fields_refused(&format_qed, good, size, images_put_le, wrong,
+                                 G_N_ELEMENTS(wrong));
     images_assert_refused(&format_qed, good, QED_HEADER_SIZE - 1, false, "ends inside the header");
 }
 END_TEST

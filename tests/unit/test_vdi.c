@@ -43,11 +43,7 @@ static uint8_t *full_image(unsigned count, uint64_t *size)
 
 START_TEST(vdi_refuses_fields_by_name)
 {
-    static const struct {
-        unsigned offset, size;
-        uint64_t value;
-        const char *words;
-    } wrong[] = {
+    static const ImageField wrong[] = {
         {VDI_H_SIGNATURE, 4, 0, "signature is 00000000"},
         {VDI_H_VERSION, 4, 0x10000, "version is 1.0"},
         {VDI_H_HEADER_SIZE, 4, 100, "header size is 100"},
@@ -70,15 +66,8 @@ START_TEST(vdi_refuses_fields_by_name)
     };
     uint64_t size;
     g_autofree uint8_t *good = full_image(2, &size);
-    for (unsigned i = 0; i < G_N_ELEMENTS(wrong); i++) {
-        g_autofree uint8_t *bytes = g_memdup2(good, size);
-        if (wrong[i].size == 8) {
-            store_le64(bytes + wrong[i].offset, wrong[i].value);
-        } else {
-            store_le32(bytes + wrong[i].offset, wrong[i].value);
-        }
-        images_assert_refused(&format_vdi, bytes, size, false, wrong[i].words);
-    }
+    images_assert_fields_refused(&format_vdi, good, size, images_put_le, wrong,
+                                 G_N_ELEMENTS(wrong));
     store_le32(good + VDI_H_BLOCK_SIZE, 4096 + 512);
     images_assert_refused(&format_vdi, good, size, true, "no power of two");
     images_assert_refused(&format_vdi, good, VDI_HEADER_END - 1, false, "ends inside the header");
