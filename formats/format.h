@@ -104,8 +104,11 @@ typedef struct FormatMeasure {
      * counted; in. */
     uint64_t (*data)(void *opaque, uint64_t unit);
     void *opaque;
+    Image *source;            /* what the data comes from; NULL: from nowhere; in */
     uint64_t required;        /* with that data */
     uint64_t fully_allocated; /* with data everywhere */
+    uint64_t bitmaps;         /* for those of the source, besides */
+    bool has_bitmaps;         /* source and image may have some */
 } FormatMeasure;
 
 typedef enum { CHECK_REPORT_ONLY, CHECK_REPAIR_LEAKS, CHECK_REPAIR_ALL } CheckRepair;

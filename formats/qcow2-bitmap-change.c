@@ -251,11 +251,35 @@ DirtyMap *qcow2_bitmap_get(Image *image, const char *name, GError **error)
     return bitmap->map;
 }
 
+/* Whether there are some, which can be read. */
+static bool has_bitmaps(Image *image)
+{
+    Qcow2State *s = image->state;
+    return s->bitmap_count > 0 && (s->bitmaps || qcow2_bitmaps_read(image, NULL));
+}
+
+uint64_t qcow2_bitmaps_measure(Image *image, uint64_t cluster_size)
+{
+    const Qcow2State *s = image->state;
+    uint64_t sum = 0, directory = 0;
+    for (guint i = 0; has_bitmaps(image) && i < s->bitmaps->len; i++) {
+        const Qcow2KeptBitmap *bitmap = g_ptr_array_index(s->bitmaps, i);
+        if (qcow2_bitmap_unusable(image, bitmap)) {
+            continue;
+        }
+        uint64_t bytes = dirtymap_serial_size(image->size, bitmap->is.granularity_bits);
+        uint64_t clusters = div_round_up(bytes, cluster_size);
+        sum += clusters * cluster_size + align_up(clusters * 8, cluster_size);
+        directory += align_up(QCOW2_BITMAP_HEAD + bitmap->is.name_length, 8);
+    }
+    return sum + align_up(directory, cluster_size);
+}
+
 char **qcow2_bitmap_names(Image *image)
 {
     Qcow2State *s = image->state;
     g_autoptr(GPtrArray) names = g_ptr_array_new();
-    if (s->bitmap_count > 0 && (s->bitmaps || qcow2_bitmaps_read(image, NULL))) {
+    if (has_bitmaps(image)) {
         for (guint i = 0; i < s->bitmaps->len; i++) {
             const Qcow2KeptBitmap *bitmap = g_ptr_array_index(s->bitmaps, i);
             g_ptr_array_add(names, g_strdup(bitmap->name));

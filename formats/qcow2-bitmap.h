@@ -65,6 +65,9 @@ bool qcow2_bitmap_unpack(const Qcow2State *s, const uint8_t *entry, uint64_t roo
 /* Adds "bitmaps" to what info shows, when there are any. */
 void qcow2_bitmap_info(const Image *image, GVariantBuilder *data);
 
+/* What the usable ones take at most in an image with clusters of that size. */
+uint64_t qcow2_bitmaps_measure(Image *image, uint64_t cluster_size);
+
 /* state->bitmaps: all in the directory; what was there before is dropped. */
 bool qcow2_bitmaps_read(Image *image, GError **error);
 void qcow2_bitmaps_free(Qcow2State *s);

@@ -12,6 +12,7 @@
 #include "base/errors.h"
 #include "formats/luks-header.h"
 #include "formats/option.h"
+#include "formats/qcow2-bitmap.h"
 
 #define CLUSTER_BITS_DEFAULT   16
 #define REFCOUNT_ORDER_DEFAULT 4
@@ -293,5 +294,9 @@ bool qcow2_measure(const FormatCreate *how, FormatMeasure *measure, GError **err
     tables += refcount_bytes(&plan, (tables + size) / cluster);
     measure->fully_allocated = tables + size;
     measure->required = tables + measure->data(measure->opaque, cluster);
+    measure->has_bitmaps = plan.version >= 3 && measure->source &&
+                           measure->source->format == &format_qcow2 &&
+                           ((const Qcow2State *)measure->source->state)->header.version >= 3;
+    measure->bitmaps = measure->has_bitmaps ? qcow2_bitmaps_measure(measure->source, cluster) : 0;
     return true;
 }

@@ -30,7 +30,7 @@
 const FormatOption vhd_create_options[] = {
     {"subformat", "dynamic (default, grows) or fixed"},
     {"block_size", "size of a block: 4k to 256M, a power of two (default 2M)"},
-    {"force_size", "size as it was given, not as a geometry can say it: on"},
+    {"force_size", "on (default): the size as given; off: rounded up to what a geometry can say"},
     {NULL, NULL},
 };
 
@@ -60,9 +60,14 @@ static bool plan_options(Plan *plan, GHashTable *options, GError **error)
         return error_set(error, EINVAL,
                          "block_size is '%s': must be a power of two from 4k to 256M", block_size);
     }
-    if (force_size && (!option_parse_switch(force_size, &forced) || !forced)) {
-        return error_set(error, EINVAL, "force_size is '%s': must be on", force_size);
+    if (force_size && !option_parse_switch(force_size, &forced)) {
+        return error_set(error, EINVAL, "force_size is '%s': must be on or off", force_size);
     }
+    if (!forced && plan->type == VHD_DIFFERENCING) {
+        return error_set(error, EINVAL,
+                         "force_size is off with a backing file, whose size counts: must be on");
+    }
+    plan->size = forced ? plan->size : vhd_size_by_geometry(plan->size);
     return true;
 }
 

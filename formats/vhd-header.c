@@ -346,6 +346,19 @@ void vhd_checksum_set(uint8_t *bytes, size_t n, size_t checksum_offset)
     store_be32(bytes + checksum_offset, vhd_checksum(bytes, n, checksum_offset));
 }
 
+uint64_t vhd_size_by_geometry(uint64_t size)
+{
+    uint64_t sectors = size / VHD_SECTOR, said;
+    uint64_t asked = sectors;
+    do {
+        uint16_t cylinders;
+        uint8_t heads, track;
+        vhd_geometry(asked++ * VHD_SECTOR, &cylinders, &heads, &track);
+        said = (uint64_t)cylinders * heads * track;
+    } while (said < sectors && said * VHD_SECTOR != VHD_MAX_GEOMETRY);
+    return said < sectors ? size : said * VHD_SECTOR;
+}
+
 void vhd_footer_set_size(uint8_t *bytes, uint64_t size)
 {
     uint16_t cylinders;

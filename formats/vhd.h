@@ -158,6 +158,8 @@ uint32_t vhd_time(int64_t seconds);
 
 /* The geometry of a disk, as the specification computes it. */
 void vhd_geometry(uint64_t size, uint16_t *cylinders, uint8_t *heads, uint8_t *sectors);
+/* The smallest size, from this one on, that a geometry can say; the same size where that is beyond them all. */
+uint64_t vhd_size_by_geometry(uint64_t size);
 
 /* ---- vhd-parent.c ---- */
 

@@ -9,6 +9,7 @@
 
 #include "base/errors.h"
 #include "cli/attach-server.h"
+#include "cli/bitmap-list.h"
 #include "cli/cli.h"
 #include "cli/options.h"
 #include "cli/output.h"
@@ -131,23 +132,6 @@ static bool set_options(Order *order, const char *granularity, bool disabled, Im
 
 /* ---- the work ---- */
 
-/* The bitmaps as info shows them. */
-static JsonArray *list_bitmaps(const Image *image)
-{
-    GVariantBuilder builder;
-    g_variant_builder_init(&builder, G_VARIANT_TYPE("a{sv}"));
-    if (image->format->info) {
-        image->format->info(image, &builder);
-    }
-    g_autoptr(GVariant) data = g_variant_ref_sink(g_variant_builder_end(&builder));
-    g_autoptr(GVariant) bitmaps = g_variant_lookup_value(data, "bitmaps", NULL);
-    if (!bitmaps) {
-        return json_array_new();
-    }
-    g_autoptr(JsonNode) node = json_gvariant_serialize(bitmaps);
-    return json_node_dup_array(node);
-}
-
 static void print_bitmap(JsonObject *bitmap)
 {
     JsonArray *flags = json_object_get_array_member(bitmap, "flags");
@@ -163,7 +147,7 @@ static void print_bitmap(JsonObject *bitmap)
 
 static int print_list(const Image *image, bool json)
 {
-    g_autoptr(JsonArray) bitmaps = list_bitmaps(image);
+    g_autoptr(JsonArray) bitmaps = bitmap_list(image);
     if (json) {
         output_json(json_node_init_array(json_node_alloc(), bitmaps));
     } else if (json_array_get_length(bitmaps) > 0) {

@@ -193,7 +193,7 @@ int cli_check(int argc, char **argv)
                    "Exit status: 0 clean, 1 could not check, 2 corrupt, 3 space is leaked.",
         .example = "  cownbd check disk.qcow2\n"
                    "  cownbd check --repair=leaks disk.qcow2",
-        .flags = CLI_FLAG_FORMAT | CLI_FLAG_JSON | CLI_FLAG_SHARE,
+        .flags = CLI_FLAG_CACHE | CLI_FLAG_FORMAT | CLI_FLAG_JSON | CLI_FLAG_SHARE,
     };
     g_autofree char *repair_text = NULL;
     gboolean quiet = FALSE;

@@ -24,9 +24,10 @@
 
 typedef struct Commit {
     const char *path;
-    char *base_name;
+    char *base_name, *rate_text;
     gboolean keep, show_progress, quiet;
     int threads;
+    uint64_t rate;
     unsigned depth; /* of the base */
     Image *top, *base;
     Progress progress;
@@ -35,6 +36,7 @@ typedef struct Commit {
 static void commit_clear(Commit *commit)
 {
     g_free(commit->base_name);
+    g_free(commit->rate_text);
     image_unref(commit->top);
 }
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Commit, commit_clear)
@@ -92,7 +94,12 @@ static bool open_chain(Commit *commit, const CliCommon *common, GError **error)
 
 static bool copy_down(Commit *commit, GError **error)
 {
-    MergeOptions options = {commit->threads, progress_step, &commit->progress};
+    MergeOptions options = {
+        .threads = commit->threads,
+        .rate = commit->rate,
+        .progress = progress_step,
+        .context = &commit->progress,
+    };
     MergeFailure failure = {0};
     int r = merge_down(commit->top, commit->depth, &options, &failure);
     progress_end(&commit->progress);
@@ -161,7 +168,7 @@ int cli_commit(int argc, char **argv)
                    "Cut off at any point it has changed nothing that is read; run it again.",
         .example = "  cownbd commit overlay.qcow2\n"
                    "  cownbd commit -d -b base.img overlay.qcow2",
-        .flags = CLI_FLAG_FORMAT | CLI_FLAG_ALLOW | CLI_FLAG_SECRET,
+        .flags = CLI_FLAG_CACHE | CLI_FLAG_FORMAT | CLI_FLAG_ALLOW | CLI_FLAG_SECRET,
     };
     g_auto(Commit) commit = {0};
     const GOptionEntry own[] = {
@@ -171,6 +178,7 @@ int cli_commit(int argc, char **argv)
          "FILE"},
         {"keep", 'd', 0, G_OPTION_ARG_NONE, &commit.keep, "Do not empty IMAGE", NULL},
         TOOL_THREADS_OPTION(&commit.threads),
+        TOOL_RATE_OPTION(&commit.rate_text),
         {"progress", 'p', 0, G_OPTION_ARG_NONE, &commit.show_progress,
          "Show progress also where stderr is no terminal: JSON lines there", NULL},
         {"quiet", 'q', 0, G_OPTION_ARG_NONE, &commit.quiet, "Say nothing", NULL},
@@ -179,7 +187,8 @@ int cli_commit(int argc, char **argv)
     g_auto(CliCommon) common = {0};
     g_autoptr(GError) error = NULL;
     if (!cli_parse(&usage, own, &common, &argc, &argv, &error) ||
-        !tool_threads_check(&commit.threads, &error)) {
+        !tool_threads_check(&commit.threads, &error) ||
+        !tool_rate_parse(commit.rate_text, &commit.rate, &error)) {
         return cli_fail_usage(&usage, "%s", error->message);
     }
     if (argc != 2) {

@@ -16,6 +16,7 @@
 #include "base/errors.h"
 #include "cli/attach-server.h"
 #include "cli/cli.h"
+#include "cli/convert.h"
 #include "cli/create-options.h"
 #include "cli/create-target.h"
 #include "cli/options.h"
@@ -29,22 +30,6 @@
 #define GRAIN_DEFAULT 4096
 #define GRAIN_MAX     (UINT64_C(1) << 20)
 
-typedef struct Convert {
-    const char *source_path, *path;
-    char *output_format, *backing_name, *backing_format;
-    char *range_text, *grain_text, *compression;
-    char **option_lists;
-    gboolean compress, existing, show_progress, quiet, ignored;
-    int threads;
-
-    const Format *format;
-    GHashTable *options;
-    uint64_t offset, length; /* of the source */
-    uint64_t grain;
-    Image *source, *backing;
-    Progress progress;
-} Convert;
-
 static void convert_clear(Convert *convert)
 {
     g_free(convert->output_format);
@@ -52,11 +37,13 @@ static void convert_clear(Convert *convert)
     g_free(convert->backing_format);
     g_free(convert->range_text);
     g_free(convert->grain_text);
+    g_free(convert->rate_text);
     g_free(convert->compression);
     g_strfreev(convert->option_lists);
     g_clear_pointer(&convert->options, g_hash_table_unref);
     image_unref(convert->source);
     image_unref(convert->backing);
+    salvage_free(convert->salvage);
 }
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Convert, convert_clear)
 
@@ -106,7 +93,9 @@ static bool take_compression(Convert *convert, GError **error)
 static bool check_existing(const Convert *convert, GError **error)
 {
     if (!convert->existing) {
-        return true;
+        return !convert->target_is_zero ||
+               error_set(error, EINVAL,
+                         "--target-is-zero speaks of an image that is there: say -n, too");
     }
     if (g_hash_table_size(convert->options) > 0 || convert->backing_name) {
         return error_set(error, EINVAL,
@@ -115,29 +104,28 @@ static bool check_existing(const Convert *convert, GError **error)
     return true;
 }
 
+/* Bitmaps speak of the whole disk as it is now. */
+static bool check_bitmaps(const Convert *convert, const CliCommon *common, GError **error)
+{
+    if (convert->skip_broken && !convert->bitmaps) {
+        return error_set(error, EINVAL, "--skip-broken-bitmaps without --bitmaps");
+    }
+    return !convert->bitmaps || !(convert->range_text || common->snapshot) ||
+           error_set(error, EINVAL,
+                     "--bitmaps speak of all of the disk, as it is now: leave out %s",
+                     common->snapshot ? "--snapshot" : "--range");
+}
+
 static bool check_size(const Convert *convert, GError **error)
 {
     return !g_hash_table_contains(convert->options, "size") ||
            error_set(error, EINVAL, "-o size: the new disk has the size of SRC, or of --range");
 }
 
-/* Whether the image is made from its front to its end. */
-static bool is_streamed(const Convert *convert)
-{
-    const Format *format = convert->format;
-    FormatCreate how = {.options = convert->options};
-    return !convert->existing && format->streaming && format->streaming->wanted(&how);
-}
-
-static bool to_stdout(const Convert *convert)
-{
-    return strcmp(convert->path, "-") == 0;
-}
-
 static bool check_compress(const Convert *convert, GError **error)
 {
     const Format *format = convert->format;
-    if (convert->compress && format && !format->encode && !is_streamed(convert)) {
+    if (convert->compress && format && !format->encode && !convert_is_streamed(convert)) {
         return error_set(error, ENOTSUP,
                          "-c: cownbd cannot compress images of format %s: must be qcow2, qcow or "
                          "vmdk with -o subformat=streamOptimized",
@@ -146,28 +134,12 @@ static bool check_compress(const Convert *convert, GError **error)
     return true;
 }
 
-static bool check_stdout(const Convert *convert, GError **error)
+static bool check_flags(Convert *convert, const CliCommon *common, GError **error)
 {
-    if (!to_stdout(convert)) {
-        return true;
-    }
-    if (convert->existing || !is_streamed(convert)) {
-        return error_set(error, EINVAL,
-                         "-: only an image that is made from its front to its end goes to stdout: "
-                         "use -O vmdk -o subformat=streamOptimized");
-    }
-    if (convert->progress.kind == PROGRESS_JSON) {
-        return error_set(error, EINVAL, "-: --json prints to stdout, where the image goes");
-    }
-    return !isatty(STDOUT_FILENO) ||
-           error_set(error, EINVAL, "-: stdout is a terminal: must be a pipe or a file");
-}
-
-static bool check_flags(Convert *convert, GError **error)
-{
-    return parse_grain(convert, error) && parse_range(convert, error) &&
-           tool_threads_check(&convert->threads, error) && check_existing(convert, error) &&
-           take_compression(convert, error) &&
+    return check_bitmaps(convert, common, error) && parse_grain(convert, error) &&
+           parse_range(convert, error) && tool_threads_check(&convert->threads, error) &&
+           check_existing(convert, error) && take_compression(convert, error) &&
+           tool_rate_parse(convert->rate_text, &convert->rate, error) &&
            create_backing_take(convert->options, &convert->backing_name, &convert->backing_format,
                                error) &&
            (convert->existing || create_options_check(convert->format, convert->options, error)) &&
@@ -184,7 +156,7 @@ static bool open_source(Convert *convert, const CliCommon *common, GError **erro
     }
     convert->source = image_open(convert->source_path, &how, error);
     return convert->source &&
-           (to_stdout(convert) || tool_not_in_chain(convert->source, convert->path, error));
+           (convert_to_stdout(convert) || tool_not_in_chain(convert->source, convert->path, error));
 }
 
 static bool decide_range(Convert *convert, GError **error)
@@ -210,8 +182,8 @@ static bool open_backing(Convert *convert, const CliCommon *common, GError **err
     return convert->backing != NULL;
 }
 
-static bool fail_copy(const Convert *convert, const char *target, int result,
-                      const CopyFailure *failure, GError **error)
+bool convert_fail_copy(const Convert *convert, const char *target, int result,
+                       const CopyFailure *failure, GError **error)
 {
     if (result == -EINTR) {
         return error_set(error, EINTR, "interrupted: %s is as it was", convert->path);
@@ -242,6 +214,8 @@ static bool fill(Convert *convert, Image *target, bool blank, uint64_t length, G
         .compress = convert->compress,
         .backing = convert->backing,
         .threads = convert->threads,
+        .rate = convert->rate,
+        .salvage = convert->salvage,
         .progress = progress_step,
         .context = &convert->progress,
     };
@@ -249,7 +223,10 @@ static bool fill(Convert *convert, Image *target, bool blank, uint64_t length, G
     int r = length > 0 ? copy_disk(convert->source, target, &options, &failure) : 0;
     progress_end(&convert->progress);
     if (r < 0) {
-        return fail_copy(convert, target->path, r, &failure, error);
+        return convert_fail_copy(convert, target->path, r, &failure, error);
+    }
+    if (!convert_bitmaps_copy(convert, target, error)) {
+        return false;
     }
     r = image_finish(target);
     return r == 0 || error_set_errno(error, -r, "%s: cannot write the last of it", target->path);
@@ -288,91 +265,23 @@ static bool convert_new(Convert *convert, const CliCommon *common, GError **erro
            target_commit(&target, error);
 }
 
-/* ---- from the front to the end -------------------------------------------------------------- */
-
-typedef struct Appender {
-    Store *store;
-    uint64_t at;
-} Appender;
-
-static int append_to_store(void *opaque, const void *bytes, size_t n)
+/* Whether the image that is there can take what is copied. */
+static bool check_target(Convert *convert, const Image *image, GError **error)
 {
-    Appender *appender = opaque;
-    uint64_t at = appender->at;
-    appender->at += n;
-    return store_write(appender->store, bytes, n, at);
-}
-
-static int write_to_stdout(void *opaque, const void *bytes, size_t n)
-{
-    const uint8_t *at = bytes;
-    while (n > 0) {
-        ssize_t done = write(STDOUT_FILENO, at, n);
-        if (done < 0 && errno != EINTR) {
-            return -errno;
-        }
-        at += MAX(done, 0);
-        n -= MAX(done, 0);
+    if (image->size < convert->length) {
+        return error_set(error, ENOSPC,
+                         "%s: has %" PRIu64 " bytes, the source %" PRIu64
+                         ": must be at least as large",
+                         convert->path, image->size, convert->length);
     }
-    return 0;
-}
-
-/* Makes the image out of what sink takes. */
-static bool fill_stream(Convert *convert, FormatFiles *files, StreamOptions *options,
-                        GError **error)
-{
-    const FormatStreaming *streaming = convert->format->streaming;
-    FormatCreate how = {
-        .size = convert->length,
-        .backing_name = convert->backing_name,
-        .backing_format = convert->backing_format,
-        .backing = convert->backing,
-        .options = convert->options,
-        .files = files,
-    };
-    FormatStream *stream = streaming->begin(&how, error);
-    if (!stream) {
-        g_prefix_error(error, "%s: ", convert->path);
-        return false;
+    if (convert->target_is_zero && image->backing_name) {
+        return error_set(
+            error, EINVAL,
+            "--target-is-zero: %s has a backing file, which shows where it has nothing",
+            convert->path);
     }
-    options->source_offset = convert->offset;
-    options->length = convert->length;
-    options->all = convert->grain == 0;
-    options->threads = convert->threads;
-    options->progress = progress_step;
-    options->context = &convert->progress;
-    CopyFailure failure = {0};
-    int r = stream_disk(convert->source, streaming, stream, options, &failure);
-    streaming->free(stream);
-    progress_end(&convert->progress);
-    return r == 0 || fail_copy(convert, convert->path, r, &failure, error);
-}
-
-static bool convert_stream(Convert *convert, GError **error)
-{
-    g_auto(CreateTarget) target = {0};
-    if (to_stdout(convert)) {
-        signal(SIGPIPE, SIG_IGN); /* a reader that goes away is an error like others */
-        StreamOptions options = {.write = write_to_stdout};
-        return fill_stream(convert, NULL, &options, error);
-    }
-    if (!target_open(&target, convert->path, error)) {
-        return false;
-    }
-    if (!target_is_new(&target)) {
-        return error_set(error, EINVAL,
-                         "%s: is a device, and readers look for the footer at the end of a file: "
-                         "use another subformat",
-                         convert->path);
-    }
-    Appender appender = {.store = target.store};
-    StreamOptions options = {.write = append_to_store, .sink = &appender};
-    if (!fill_stream(convert, &target.files, &options, error)) {
-        return false;
-    }
-    int r = store_sync(target.store);
-    return r < 0 ? error_set_errno(error, -r, "%s: cannot write the last of it", convert->path)
-                 : target_commit(&target, error);
+    convert->format = image->format;
+    return check_compress(convert, error) && convert_bitmaps_check(convert, image, error);
 }
 
 static bool convert_existing(Convert *convert, const CliCommon *common, GError **error)
@@ -387,28 +296,49 @@ static bool convert_existing(Convert *convert, const CliCommon *common, GError *
     if (!image) {
         return false;
     }
-    if (image->size < convert->length) {
-        return error_set(error, ENOSPC,
-                         "%s: has %" PRIu64 " bytes, the source %" PRIu64
-                         ": must be at least as large",
-                         convert->path, image->size, convert->length);
+    bool done = check_target(convert, image, error) &&
+                fill(convert, image, convert->target_is_zero, image->size, error);
+    if (!done) { /* its own bitmaps go on being good */
+        (void)image_finish(image);
     }
-    convert->format = image->format;
-    return check_compress(convert, error) && fill(convert, image, false, image->size, error);
+    return done;
 }
 
 /* ---- the command ---------------------------------------------------------------------------- */
 
 static bool convert_image(Convert *convert, const CliCommon *common, GError **error)
 {
-    if ((!to_stdout(convert) && !attach_server_not_attached(convert->path, error)) ||
+    if ((!convert_to_stdout(convert) && !attach_server_not_attached(convert->path, error)) ||
         !open_source(convert, common, error) || !decide_range(convert, error) ||
-        !open_backing(convert, common, error)) {
+        !convert_bitmaps_check(convert, NULL, error) || !open_backing(convert, common, error)) {
         return false;
     }
-    return convert->existing      ? convert_existing(convert, common, error)
-           : is_streamed(convert) ? convert_stream(convert, error)
-                                  : convert_new(convert, common, error);
+    convert->salvage = convert->wants_salvage ? salvage_new() : NULL;
+    return convert->existing              ? convert_existing(convert, common, error)
+           : convert_is_streamed(convert) ? convert_stream(convert, error)
+                                          : convert_new(convert, common, error);
+}
+
+#define LOSSES_SHOWN 100
+
+/* What --salvage made zeroes of. */
+static void tell_losses(const Convert *convert)
+{
+    if (!convert->salvage || convert->quiet) {
+        return;
+    }
+    const GArray *losses = salvage_losses(convert->salvage);
+    for (guint i = 0; i < MIN(losses->len, LOSSES_SHOWN); i++) {
+        const SalvageLoss *loss = &g_array_index(losses, SalvageLoss, i);
+        fprintf(stderr,
+                "cownbd: convert: %s: cannot read %" PRIu64 " bytes at offset %" PRIu64
+                ": %s: zeroes stand there now\n",
+                convert->source->path, loss->length, loss->offset, g_strerror(loss->error));
+    }
+    if (losses->len > LOSSES_SHOWN) {
+        fprintf(stderr, "cownbd: convert: %s: and %u more ranges\n", convert->source->path,
+                losses->len - LOSSES_SHOWN);
+    }
 }
 
 static int run(Convert *convert, const CliCommon *common)
@@ -423,6 +353,7 @@ static int run(Convert *convert, const CliCommon *common)
         progress_raise_signal();
         return 1;
     }
+    tell_losses(convert);
     return output_finish(0);
 }
 
@@ -440,8 +371,8 @@ static const CliUsage usage = {
         "  cownbd convert -O vmdk -o subformat=streamOptimized disk.img - | ssh host import\n"
         "  cownbd convert -O raw --range 1M:64M disk.qcow2 part.img\n"
         "  cownbd convert -n -O raw disk.qcow2 /dev/vg/disk",
-    .flags = CLI_FLAG_FORMAT | CLI_FLAG_JSON | CLI_FLAG_SHARE | CLI_FLAG_ALLOW | CLI_FLAG_SNAPSHOT |
-             CLI_FLAG_LOAD_SNAPSHOT | CLI_FLAG_SECRET,
+    .flags = CLI_FLAG_CACHE | CLI_FLAG_FORMAT | CLI_FLAG_JSON | CLI_FLAG_SHARE | CLI_FLAG_ALLOW |
+             CLI_FLAG_SNAPSHOT | CLI_FLAG_LOAD_SNAPSHOT | CLI_FLAG_SECRET,
 };
 
 static bool parse(Convert *convert, CliCommon *common, int *argc, char ***argv, GError **error)
@@ -465,11 +396,22 @@ static bool parse(Convert *convert, CliCommon *common, int *argc, char ***argv, 
          "Copy this part of the disk only", "OFFSET:LENGTH"},
         {"sparse-size", 'S', 0, G_OPTION_ARG_FILENAME, &convert->grain_text,
          "Look for zeroes in blocks of SIZE (default: 4k); 0: write all, holes too", "SIZE"},
+        {"bitmaps", 0, 0, G_OPTION_ARG_NONE, &convert->bitmaps,
+         "Copy the persistent dirty bitmaps, too (qcow2)", NULL},
+        {"skip-broken-bitmaps", 0, 0, G_OPTION_ARG_NONE, &convert->skip_broken,
+         "With --bitmaps: leave those out that were not saved by their last user", NULL},
+        {"salvage", 0, 0, G_OPTION_ARG_NONE, &convert->wants_salvage,
+         "What cannot be read of SRC becomes zeroes, and is told; the exit status is 0", NULL},
         {"existing", 'n', 0, G_OPTION_ARG_NONE, &convert->existing,
          "Write into DST as it is, an image or a device", NULL},
+        {"target-is-zero", 0, 0, G_OPTION_ARG_NONE, &convert->target_is_zero,
+         "With -n: all of DST reads as zeroes already, which need not be written", NULL},
+        TOOL_RATE_OPTION(&convert->rate_text),
         TOOL_THREADS_OPTION(&convert->threads),
         {"out-of-order", 'W', 0, G_OPTION_ARG_NONE, &convert->ignored,
          "Write in any order: always so", NULL},
+        {"copy-range", 'C', G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_NONE, &convert->ignored, NULL,
+         NULL}, /* qemu-img: try to let the host copy */
         {"progress", 'p', 0, G_OPTION_ARG_NONE, &convert->show_progress,
          "Show progress also where stderr is no terminal: JSON lines there", NULL},
         {"quiet", 'q', 0, G_OPTION_ARG_NONE, &convert->quiet, "Show no progress bar", NULL},
@@ -498,7 +440,7 @@ int cli_convert(int argc, char **argv)
     if (g_hash_table_contains(convert.options, "help") && convert.format) {
         return create_options_help(convert.format);
     }
-    if (!check_flags(&convert, &error)) {
+    if (!check_flags(&convert, &common, &error)) {
         return cli_fail_usage(&usage, "%s", error->message);
     }
     if (argc != 3) {
@@ -507,7 +449,7 @@ int cli_convert(int argc, char **argv)
     convert.source_path = argv[1];
     convert.path = argv[2];
     convert.progress.kind = progress_kind(convert.show_progress, convert.quiet, common.json);
-    if (!check_stdout(&convert, &error)) {
+    if (!convert_check_stdout(&convert, &error)) {
         return cli_fail_usage(&usage, "%s", error->message);
     }
     return run(&convert, &common);

@@ -12,6 +12,7 @@
 
 #include "cli/cli.h"
 #include "cli/describe.h"
+#include "cli/option-hints.h"
 
 typedef struct Command {
     const char *name;
@@ -120,7 +121,10 @@ static int print_help(void)
 static int unknown_command(const char *name)
 {
     const Command *nearest = nearest_command(name);
-    if (nearest) {
+    const char *hint = command_hint(name);
+    if (hint) {
+        fprintf(stderr, "cownbd: '%s' is not a command: %s\n", name, hint);
+    } else if (nearest) {
         fprintf(stderr, "cownbd: '%s' is not a command: did you mean '%s'?\n", name, nearest->name);
     } else {
         fprintf(stderr, "cownbd: '%s' is not a command: cownbd --help lists them\n", name);

@@ -68,6 +68,7 @@ static bool ask_format(Measure *measure, FormatMeasure *answer, GError **error)
     FormatCreate how = {.size = measure->size, .options = measure->options};
     answer->data = count_data;
     answer->opaque = measure;
+    answer->source = measure->source;
     if (!measure->format->measure) {
         return error_set(error, ENOTSUP, "images of format %s cannot be measured",
                          measure->format->name);
@@ -79,6 +80,25 @@ static bool ask_format(Measure *measure, FormatMeasure *answer, GError **error)
            error_set_errno(error, -measure->result, "%s: cannot map it", measure->source->path);
 }
 
+static void print_json(const FormatMeasure *answer)
+{
+    printf("{\n");
+    if (answer->has_bitmaps) {
+        printf("    \"bitmaps\": %" PRIu64 ",\n", answer->bitmaps);
+    }
+    printf("    \"required\": %" PRIu64 ",\n    \"fully-allocated\": %" PRIu64 "\n}\n",
+           answer->required, answer->fully_allocated);
+}
+
+static void print_human(const FormatMeasure *answer)
+{
+    printf("required size: %" PRIu64 "\nfully allocated size: %" PRIu64 "\n", answer->required,
+           answer->fully_allocated);
+    if (answer->has_bitmaps) {
+        printf("bitmaps size: %" PRIu64 "\n", answer->bitmaps);
+    }
+}
+
 static int run(Measure *measure, const char *path, const CliCommon *common)
 {
     g_autoptr(GError) error = NULL;
@@ -88,11 +108,9 @@ static int run(Measure *measure, const char *path, const CliCommon *common)
         return cli_fail(error);
     }
     if (common->json) {
-        printf("{\n    \"required\": %" PRIu64 ",\n    \"fully-allocated\": %" PRIu64 "\n}\n",
-               answer.required, answer.fully_allocated);
+        print_json(&answer);
     } else {
-        printf("required size: %" PRIu64 "\nfully allocated size: %" PRIu64 "\n", answer.required,
-               answer.fully_allocated);
+        print_human(&answer);
     }
     return output_finish(0);
 }

@@ -13,6 +13,7 @@
 
 #include "base/errors.h"
 #include "cli/describe.h"
+#include "cli/option-hints.h"
 
 void cli_common_clear(CliCommon *common)
 {
@@ -20,6 +21,8 @@ void cli_common_clear(CliCommon *common)
     g_free(common->output);
     g_free(common->snapshot);
     g_free(common->load_snapshot);
+    g_free(common->cache);
+    g_free(common->source_cache);
     g_strfreev(common->allow_paths);
     g_strfreev(common->secret_files);
     g_strfreev(common->secret_fds);
@@ -54,6 +57,11 @@ static void common_entries(GOptionEntry *entries, unsigned flags, CliCommon *com
           "Look at this internal snapshot of the image (its name or ID)", "NAME"}},
         {CLI_FLAG_LOAD_SNAPSHOT, /* what qemu-img calls it, where -l means nothing else */
          {"load-snapshot", 'l', G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_FILENAME, &common->load_snapshot,
+          NULL, NULL}},
+        {CLI_FLAG_CACHE,
+         {"cache", 't', G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_FILENAME, &common->cache, NULL, NULL}},
+        {CLI_FLAG_CACHE,
+         {"source-cache", 'T', G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_FILENAME, &common->source_cache,
           NULL, NULL}},
         {CLI_FLAG_SECRET,
          {"secret-file", 0, 0, G_OPTION_ARG_FILENAME_ARRAY, &common->secret_files,
@@ -101,6 +109,17 @@ static bool take_load_snapshot(CliCommon *common, GError **error)
     return true;
 }
 
+/* Files are read and written through the page cache, and what was written is synced before the command ends. */
+static bool check_cache(char flag, const char *mode, GError **error)
+{
+    static const char *const known[] = {"writeback", "writethrough", "unsafe", NULL};
+    return !mode || g_strv_contains(known, mode) ||
+           error_set(error, ENOTSUP,
+                     "-%c is '%s': must be writeback, writethrough or unsafe, for files are used "
+                     "through the page cache and synced at the end",
+                     flag, mode);
+}
+
 /* What the options name is read now, before there are other threads, and before a sandbox closes. */
 static bool read_secrets(unsigned flags, CliCommon *common, GError **error)
 {
@@ -137,8 +156,13 @@ bool cli_parse(const CliUsage *usage, const GOptionEntry *own, CliCommon *common
         g_option_context_add_main_entries(context, own, NULL);
     }
     g_option_context_add_main_entries(context, shared, NULL);
-    return g_option_context_parse(context, argc, argv, error) && check_output(common, error) &&
-           take_load_snapshot(common, error) && read_secrets(usage->flags, common, error);
+    if (!g_option_context_parse(context, argc, argv, error)) {
+        option_hint_add(error);
+        return false;
+    }
+    return check_output(common, error) && check_cache('t', common->cache, error) &&
+           check_cache('T', common->source_cache, error) && take_load_snapshot(common, error) &&
+           read_secrets(usage->flags, common, error);
 }
 
 int cli_fail(const GError *error)

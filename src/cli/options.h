@@ -21,13 +21,15 @@ typedef enum {
     CLI_FLAG_SECRET =
         1 << 5, /* --secret-file, --secret-fd; without it only metadata is looked at */
     CLI_FLAG_LOAD_SNAPSHOT = 1 << 6, /* -l NAME, the same as --snapshot */
+    CLI_FLAG_CACHE = 1 << 7, /* qemu-img's -t and -T: what they ask for is so already, or refused */
 } CliFlags;
 
 typedef struct CliCommon {
     char *format;
     char *output;
     char *snapshot;
-    char *load_snapshot;               /* the same, as -l has it */
+    char *load_snapshot; /* the same, as -l has it */
+    char *cache, *source_cache;
     char **allow_paths;                /* NULL-terminated or NULL */
     char **secret_files, **secret_fds; /* the same */
     Secrets

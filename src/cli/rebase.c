@@ -103,7 +103,11 @@ static bool open_both(Rebase *rebase, const CliCommon *common, GError **error)
 static bool copy_up(Rebase *rebase, GError **error)
 {
     Image *top = rebase->top;
-    MergeOptions options = {rebase->threads, progress_step, &rebase->progress};
+    MergeOptions options = {
+        .threads = rebase->threads,
+        .progress = progress_step,
+        .context = &rebase->progress,
+    };
     MergeFailure failure = {0};
     /* From here on the image is asked as it will be; what it was over is read by itself. */
     g_autoptr(Image) old = top->backing;
@@ -158,7 +162,7 @@ int cli_rebase(int argc, char **argv)
         .example = "  cownbd rebase -b newbase.qcow2 -F qcow2 overlay.qcow2\n"
                    "  cownbd rebase -b '' overlay.qcow2\n"
                    "  cownbd rebase -u -b /srv/moved/base.img -F raw overlay.qcow2",
-        .flags = CLI_FLAG_FORMAT | CLI_FLAG_ALLOW | CLI_FLAG_SECRET,
+        .flags = CLI_FLAG_CACHE | CLI_FLAG_FORMAT | CLI_FLAG_ALLOW | CLI_FLAG_SECRET,
     };
     g_auto(Rebase) rebase = {0};
     const GOptionEntry own[] = {

@@ -177,7 +177,7 @@ static int run(const Order *order, const CliCommon *common, const char *control)
 
 int cli_snapshot(int argc, char **argv)
 {
-    gboolean list = FALSE;
+    gboolean list = FALSE, quiet;
     g_autofree char *control = NULL;
     char *names[3] = {NULL}; /* of -c, -a, -d */
     const GOptionEntry own[] = {
@@ -186,6 +186,8 @@ int cli_snapshot(int argc, char **argv)
         {"apply", 'a', 0, G_OPTION_ARG_FILENAME, &names[1], "Set the disk back to a snapshot",
          "NAME"},
         {"delete", 'd', 0, G_OPTION_ARG_FILENAME, &names[2], "Delete a snapshot", "NAME"},
+        {"quiet", 'q', G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_NONE, &quiet, NULL,
+         NULL}, /* of qemu-img: changes say nothing anyway */
         REMOTE_ENTRY(&control),
         {NULL},
     };

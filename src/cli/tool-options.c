@@ -5,6 +5,7 @@
 
 #include "base/errors.h"
 #include "cli/create-target.h"
+#include "formats/option.h"
 #include "tools/bulk.h"
 
 bool tool_threads_check(int *threads, GError **error)
@@ -14,6 +15,13 @@ bool tool_threads_check(int *threads, GError **error)
     }
     return (*threads >= 1 && *threads <= BULK_THREADS_MAX) ||
            error_set(error, EINVAL, "--threads is %d: must be 1 to %d", *threads, BULK_THREADS_MAX);
+}
+
+bool tool_rate_parse(const char *text, uint64_t *rate, GError **error)
+{
+    *rate = 0;
+    return !text || (option_parse_size(text, rate) && *rate > 0) ||
+           error_set(error, EINVAL, "-r is '%s': must be bytes a second, as in 50M", text);
 }
 
 Image *tool_open_backing(const char *path, const char *name, const char *format,

@@ -14,6 +14,16 @@
             "Work with so many threads (default: number of processors)", "N" \
     }
 
+/* The same; the text is parsed by tool_rate_parse. */
+#define TOOL_RATE_OPTION(text)                                                           \
+    {                                                                                    \
+        "rate-limit", 'r', 0, G_OPTION_ARG_FILENAME, (text),                             \
+            "Move so many bytes a second at most, as in 50M (default: no limit)", "RATE" \
+    }
+
+/* 0 where nothing was said (NULL). */
+bool tool_rate_parse(const char *text, uint64_t *rate, GError **error);
+
 /* Puts the default in where nothing was said (0). */
 bool tool_threads_check(int *threads, GError **error);
 

@@ -25,6 +25,7 @@
 
 #define PROGRESS_MS 200
 #define NO_PIECE    UINT64_MAX
+#define HOUR_US     (UINT64_C(3600) * G_USEC_PER_SEC)
 
 typedef struct BulkThread BulkThread;
 
@@ -34,9 +35,11 @@ typedef struct BulkState {
     pthread_mutex_t lock;
     pthread_cond_t ended; /* a thread has ended */
     pthread_cond_t moved; /* a piece is done with */
+    pthread_cond_t paced; /* no more pieces: nobody need wait for its turn */
     BulkThread *threads;
     unsigned count;
     uint64_t next; /* the first piece that nobody has */
+    int64_t due;   /* with a rate: when it may be handed out; monotonic, µs */
     uint64_t done; /* bytes */
     unsigned running;
     int result;         /* of the first piece of the range that said more than 0 */
@@ -55,15 +58,34 @@ static uint64_t piece_end(const BulkState *state, uint64_t offset)
     return min_u64(align_down(offset, state->bulk->piece) + state->bulk->piece, state->end);
 }
 
+/* How long a piece takes at the rate, µs. */
+static int64_t piece_time(const BulkState *state, uint64_t length)
+{
+    uint64_t rate = state->bulk->rate;
+    return rate > 0 ? (int64_t)min_u64((double)length / rate * G_USEC_PER_SEC, HOUR_US) : 0;
+}
+
+/* The lock is held, and let go of meanwhile: until the next piece may be handed out, or none will be. */
+static void wait_for_turn(BulkState *state)
+{
+    while (state->bulk->rate > 0 && state->result == 0 && state->next < state->end &&
+           g_get_monotonic_time() < state->due) {
+        struct timespec until = {state->due / G_USEC_PER_SEC, state->due % G_USEC_PER_SEC * 1000};
+        pthread_cond_timedwait(&state->paced, &state->lock, &until);
+    }
+}
+
 /* The lock is held. A piece for a thread; false: there is none. */
 static bool take_piece(BulkState *state, uint64_t *offset, uint64_t *end)
 {
+    wait_for_turn(state);
     if (state->result != 0 || state->next >= state->end) {
         return false;
     }
     *offset = state->next;
     *end = piece_end(state, *offset);
     state->next = *end;
+    state->due = MAX(state->due, g_get_monotonic_time()) + piece_time(state, *end - *offset);
     return true;
 }
 
@@ -83,6 +105,7 @@ static void note_result(BulkState *state, int result, uint64_t at)
     if (result != 0 && (state->result == 0 || at < state->result_at)) {
         state->result = result;
         state->result_at = at;
+        pthread_cond_broadcast(&state->paced);
     }
 }
 
@@ -135,6 +158,10 @@ static void *thread_main(void *argument)
         thread->at = NO_PIECE;
         pthread_cond_broadcast(&state->moved);
         state->done += end - offset;
+        if (next > end) {
+            state->due -= piece_time(state, end - offset);
+            pthread_cond_broadcast(&state->paced);
+        }
         skip_to(state, next);
     }
     state->running--;
@@ -183,6 +210,7 @@ static void state_init(BulkState *state, const Bulk *bulk)
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     pthread_mutex_init(&state->lock, NULL);
     pthread_cond_init(&state->ended, &monotonic);
+    pthread_cond_init(&state->paced, &monotonic);
     pthread_cond_init(&state->moved, NULL);
     pthread_condattr_destroy(&monotonic);
 }
@@ -212,6 +240,7 @@ int bulk_run(const Bulk *bulk, uint64_t *at)
     }
     pthread_cond_destroy(&state.ended);
     pthread_cond_destroy(&state.moved);
+    pthread_cond_destroy(&state.paced);
     pthread_mutex_destroy(&state.lock);
     g_free(threads);
     if (at != NULL) {

@@ -113,7 +113,8 @@ static int copy_mapped(Copy *copy, unsigned slot, uint64_t offset, uint64_t leng
         return 0;
     }
     uint8_t *buffer = buffers_get(copy->buffers, slot);
-    int r = buffer ? reader_read(map, map->items[0].offset, length, buffer) : -ENOMEM;
+    int r = buffer ? salvage_read(options->salvage, map, map->items[0].offset, length, buffer)
+                   : -ENOMEM;
     return r < 0 ? r : write_piece(copy, slot, offset, length, map, buffer);
 }
 
@@ -123,7 +124,7 @@ static int map_source(const Copy *copy, uint64_t offset, uint64_t length, Extent
     const CopyOptions *options = copy->options;
     uint64_t start = options->source_offset + offset;
     uint64_t inside = min_u64(length, options->length - offset);
-    int r = reader_map(copy->source, start, inside, map);
+    int r = salvage_map(options->salvage, copy->source, start, inside, map);
     if (r == 0 && inside < length) {
         extent_list_add_zero(map, start + inside, length - inside, NULL);
     }
@@ -166,6 +167,7 @@ int copy_disk(Image *source, Image *target, const CopyOptions *options, CopyFail
         .length = min_u64(align_up(options->length, target->largest_unit), target->size),
         .piece = piece,
         .threads = threads,
+        .rate = options->rate,
         .work = copy_piece,
         .opaque = &copy,
         .progress = options->progress,

@@ -5,6 +5,7 @@
 #define TOOLS_COPY_H
 
 #include "map/image.h"
+#include "tools/salvage.h"
 
 typedef struct CopyOptions {
     uint64_t source_offset; /* what is at 0 of the target */
@@ -16,6 +17,9 @@ typedef struct CopyOptions {
         own; /* only what the source image has itself, not what lies below it; encoded stays encoded */
     Image *backing; /* the target's: units that read the same there already are left out; or NULL */
     unsigned threads;
+    uint64_t rate; /* as of bulk_run */
+    Salvage *
+        salvage; /* what cannot be read of the source is zeroes, noted here; NULL: it is an error */
     bool (*progress)(void *context, uint64_t done, uint64_t total); /* as of bulk_run */
     void *context;
 } CopyOptions;

@@ -235,6 +235,7 @@ static int run(Merge *merge, Image *target, MergePiece *work, const MergeOptions
         .length = min_u64(align_up(merge->top->size, target->largest_unit), target->size),
         .piece = piece,
         .threads = threads,
+        .rate = options->rate,
         .work = work,
         .opaque = merge,
         .progress = options->progress,

@@ -11,6 +11,7 @@
 
 typedef struct MergeOptions {
     unsigned threads;
+    uint64_t rate;                                                  /* as of bulk_run */
     bool (*progress)(void *context, uint64_t done, uint64_t total); /* as of bulk_run */
     void *context;
 } MergeOptions;

@@ -59,7 +59,7 @@ static int encode_data(Stream *stream, unsigned slot, uint64_t offset, uint64_t 
     uint8_t *buffer = buffers_get(stream->buffers, slot);
     /* The last unit of the disk may be cut short; what is stored is a whole one. */
     uint64_t whole = align_up(length, stream->unit);
-    int r = buffer ? reader_read(map, start, length, buffer) : -ENOMEM;
+    int r = buffer ? salvage_read(stream->options->salvage, map, start, length, buffer) : -ENOMEM;
     if (r == 0) {
         memset(buffer + length, 0, whole - length);
     }
@@ -79,7 +79,7 @@ static int encode_piece(void *opaque, unsigned slot, uint64_t offset, uint64_t l
     g_byte_array_set_size(stream->encoded[slot].bytes, 0);
     g_array_set_size(stream->encoded[slot].units, 0);
     extent_list_init(&map);
-    int r = reader_map(stream->source, start, length, &map);
+    int r = salvage_map(options->salvage, stream->source, start, length, &map);
     if (r == 0 && !options->all && reader_all_zero(&map)) {
         uint64_t end = options->source_offset + options->length;
         *next = reader_zero_until(stream->source, start + length, end) - options->source_offset;
@@ -124,6 +124,7 @@ static int write_pieces(Stream *stream, unsigned threads, uint64_t piece, CopyFa
         .length = options->length,
         .piece = piece,
         .threads = threads,
+        .rate = options->rate,
         .work = encode_piece,
         .in_order = write_piece,
         .opaque = stream,

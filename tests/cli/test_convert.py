@@ -163,6 +163,12 @@ def test_refusals():
             (("missing", "no"), ("missing", "No such file")),
             (("source", "/dev/null"), ("no regular file",)),
             (("source", "missing/no"), ("missing",)),
+            (("--image-opts", "driver=raw", "no"), ("--image-opts", "its format by -f")),
+            (("--object", "secret", "source", "no"), ("--object", "--secret-file")),
+            (("-t", "none", "source", "no"), ("-t is 'none'", "writeback")),
+            (("-T", "directsync", "source", "no"), ("-T is 'directsync'",)),
+            (("-r", "0", "source", "no"), ("-r is '0'",)),
+            (("--skip-broken-bitmaps", "source", "no"), ("without --bitmaps",)),
             (("source",), ("SRC and DST",))):
         expect_refused(cownbd("convert", *arguments), *words)
     expect(not os.path.exists("no"), "a refused conversion left a file")
@@ -251,6 +257,91 @@ def test_snapshot():
     expect_refused(cownbd("convert", "-q", "--snapshot", "never", "image", "no"), "never")
 
 
+def marks(image, name):
+    """What a bitmap says, by a server of qemu: (offset, length) of what is marked."""
+    server = subprocess.Popen(["qemu-nbd", "-r", "-t", "-k", os.path.abspath("q"), "-B", name, image])
+    while run("nbdinfo", "--size", "nbd+unix:///?socket=q").returncode != 0:
+        expect(server.poll() is None, "qemu-nbd has ended") or sys.exit(1)
+        time.sleep(0.05)
+    pieces = load_json(must("nbdinfo", "--json", f"--map=qemu:dirty-bitmap:{name}", "nbd+unix:///?socket=q"))
+    server.terminate()
+    server.wait(60)
+    return [(piece["offset"], piece["length"]) for piece in pieces if piece["type"] == 1]
+
+
+def test_bitmaps():
+    """They come along as they are, and go on; what cannot be copied is refused before anything is."""
+    must("qemu-img", "create", "-q", "-f", "qcow2", "image", SIZE)
+    for arguments in ("-g", "64k", "image", "kept"), ("--disable", "-g", "512", "image", "still"):
+        must("qemu-img", "bitmap", "--add", *arguments)
+    must("qemu-io", "-f", "qcow2", "-c", "write -P 3 1M 100k", "image")
+    ours("convert", "-q", "--bitmaps", "-O", "qcow2", "image", "copy")
+    must("qemu-img", "convert", "--bitmaps", "-O", "qcow2", "image", "theirs")
+    must("qemu-img", "check", "-q", "copy")
+    expect_equal(ours("bitmap", "list", "--json", "copy"), ours("bitmap", "list", "--json", "theirs"), "bitmaps")
+    for name in "kept", "still":
+        expect_equal(marks("copy", name), marks("image", name), name)
+    expect_equal(marks("copy", "kept"), [(1 << 20, 2 << 16)], "kept")
+    before = ours("info", "--json", "copy")
+    expect_refused(cownbd("convert", "-q", "-n", "--bitmaps", "image", "copy"), "there is a bitmap 'kept' already")
+    expect_equal(ours("info", "--json", "copy"), before, "a refused conversion has changed its target")
+    for arguments, words in (
+            (("-O", "raw", "image", "no"), ("-O qcow2",)), (("-O", "qcow2", "source", "no"), ("format raw has no bitmaps",)),
+            (("--range", "0:512", "-O", "qcow2", "image", "no"), ("leave out --range",)),
+            (("-O", "qcow2", "-o", "compat=0.10", "image", "no"), ("version 2 has no bitmaps",))):
+        expect_refused(cownbd("convert", "-q", "--bitmaps", *arguments), *words)
+    expect(not os.path.exists("no"), "a refused conversion left a file")
+
+
+def test_target_is_zero():
+    """Who says so is believed: what is zero in the source is not written."""
+    ours("create", "-q", "-f", "qcow2", "there", SIZE)
+    must("qemu-io", "-f", "qcow2", "-c", "write -P 5 2M 64k", "there")
+    with open("source", "rb") as file:
+        want = bytearray(file.read())
+    expect(not any(want[2 << 20:(2 << 20) + 65536]), "the source has data there")
+    ours("convert", "-q", "-n", "--target-is-zero", "source", "there")
+    want[2 << 20:(2 << 20) + 65536] = b"\5" * 65536
+    ours("convert", "-q", "there", "back")
+    with open("back", "rb") as file:
+        expect(file.read() == want, "--target-is-zero")
+    expect_refused(cownbd("convert", "-q", "--target-is-zero", "source", "no"), "say -n")
+    ours("create", "-q", "-f", "qcow2", "-b", "source", "-F", "raw", "over")
+    expect_refused(cownbd("convert", "-q", "-n", "--target-is-zero", "image", "over"), "backing file")
+
+
+def test_salvage():
+    """Clusters behind the end of the file, and an entry that cannot be true: the rest is copied, all losses are told."""
+    must("qemu-img", "create", "-q", "-f", "qcow2", "image", SIZE)
+    must("qemu-io", "-f", "qcow2", "-c", f"write -P 1 0 {SIZE}", "image")
+    with open("image", "r+b") as file:
+        file.truncate(os.path.getsize("image") - (1 << 20))
+        file.seek(0x40000 + 2 * 8)  # the L2 table of a new image
+        file.write(bytes([0x80, 0, 0, 0, 0, 1, 0x23, 0]))
+    want = bytearray(b"\1" * SIZE)
+    want[2 << 16:3 << 16] = bytes(1 << 16)
+    want[SIZE - (1 << 20):] = bytes(1 << 20)
+    expect_equal(cownbd("convert", "-q", "image", "back").returncode, 1, "a damaged image is converted")
+    result = cownbd("convert", "--salvage", "image", "back")
+    expect_equal(result.returncode, 0, result.stderr)
+    with open("back", "rb") as file:
+        expect(file.read() == want, "--salvage")
+    told = [line for line in result.stderr.splitlines() if "zeroes stand there now" in line]
+    expect_equal([line.split("cannot read ")[1].split(":")[0] for line in told],
+                 [f"65536 bytes at offset {2 << 16}", f"{1 << 20} bytes at offset {SIZE - (1 << 20)}"], "losses")
+    ours("convert", "-q", "--salvage", "-O", "vmdk", "-o", "subformat=streamOptimized", "image", "stream")
+    same("back", "stream", "vmdk")
+
+
+def test_rate():
+    start = time.monotonic()
+    with open("even", "wb") as file:
+        file.write(b"\1" * (8 << 20))
+    ours("convert", "-q", "-r", "40M", "even", "copy")
+    expect(time.monotonic() - start >= 0.1, "faster than -r allows")
+    same("even", "copy", "raw")
+
+
 def test_locked():
     """A source that somebody writes is refused, and taken with -U."""
     ours("convert", "-q", "-O", "qcow2", "source", "image")
@@ -290,5 +381,6 @@ def test_progress():
 with Workdir():
     make_source("source")
     for test in (test_matrix, test_reads_qemu, test_holes, test_compressed, test_backing, test_existing, test_range,
-                 test_refusals, test_failures, test_killed, test_snapshot, test_locked, test_progress):
+                 test_refusals, test_failures, test_killed, test_snapshot, test_bitmaps, test_target_is_zero,
+                 test_salvage, test_rate, test_locked, test_progress):
         test()

@@ -58,6 +58,16 @@ def matrix():
     compare(["cluster_size=512"], "129G")  # too large for both
 
 
+def geometries():
+    """A vhd's size as a geometry can say it: qemu's choice, where nothing else is asked of it."""
+    for size in (512, 1536, 1000000, "33M", "3G", "127G", "128G", 140000000000, "2000G"):
+        ours("create", "-q", "-f", "vhd", "-o", "force_size=off", "ours", size)
+        must("qemu-img", "create", "-q", "-f", "vpc", "theirs", size)
+        sizes = [load_json(must("qemu-img", "info", "--output=json", "-f", "vpc", name))["virtual-size"] for name in ("ours", "theirs")]
+        expect_equal(sizes[0], sizes[1], size)
+        expect_equal(load_json(ours("info", "--json", "-f", "vhd", "ours"))["virtual-size"], sizes[1], size)
+
+
 def backing():
     ours("create", "-q", "-f", "raw", "base.raw", "3M")
     ours("create", "-q", "-f", "qcow2", "base.qcow2", "5M")
@@ -140,6 +150,7 @@ def output():
 
 with Workdir():
     matrix()
+    geometries()
     backing()
     usable()
     for more in ("cluster_size=4k", "data_file_raw=on", "extended_l2=on"):

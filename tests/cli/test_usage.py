@@ -24,6 +24,7 @@ def unknown():
     expect_refused(cownbd("ifno"), "did you mean 'info'")
     expect_refused(cownbd("chekc"), "did you mean 'check'")
     expect_refused(cownbd("defragment"), "'defragment'", "--help")
+    expect_refused(cownbd("dd"), "'dd' is not a command", "--range")
     expect_refused(cownbd("x" * 5000), "not a command")
     expect_refused(cownbd("help", "mapp"), "did you mean 'map'")
     expect_refused(cownbd(""), "not a command")

@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <glib.h>
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "base/cleanup.h"
 #include "tests/unit/suite.h"
@@ -104,11 +105,59 @@ START_TEST(nothing_is_finished_behind_a_failure)
 }
 END_TEST
 
+/* Each piece says what comes behind it. */
+typedef struct Paced {
+    _Atomic unsigned works;
+    bool fails, skips;
+} Paced;
+
+static int work_paced(void *opaque, unsigned slot, uint64_t offset, uint64_t length, uint64_t *next)
+{
+    Paced *paced = opaque;
+    paced->works++;
+    *next = paced->skips ? LENGTH : *next;
+    return paced->fails ? -EIO : 0;
+}
+
+static int run_paced(Paced *paced, uint64_t rate, uint64_t length)
+{
+    Bulk bulk = {.length = length,
+                 .piece = PIECE,
+                 .threads = THREADS,
+                 .rate = rate,
+                 .work = work_paced,
+                 .opaque = paced};
+    return bulk_run(&bulk, NULL);
+}
+
+START_TEST(pieces_keep_to_the_rate)
+{
+    Paced paced = {0};
+    int64_t start = g_get_monotonic_time();
+    ck_assert_int_eq(run_paced(&paced, 50 * PIECE, 6 * PIECE), 0);
+    ck_assert_uint_eq(paced.works, 6);
+    ck_assert_int_ge(g_get_monotonic_time() - start, 5 * G_USEC_PER_SEC / 50);
+}
+END_TEST
+
+/* At this rate a piece takes 16 seconds, and all of them longer than a test may. */
+START_TEST(nobody_waits_for_a_piece_that_will_not_come)
+{
+    Paced fails = {.fails = true}, skips = {.skips = true};
+    ck_assert_int_eq(run_paced(&fails, 1, LENGTH), -EIO);
+    ck_assert_uint_eq(fails.works, 1);
+    ck_assert_int_eq(run_paced(&skips, 1, LENGTH), 0);
+    ck_assert_uint_eq(skips.works, 1);
+}
+END_TEST
+
 int main(void)
 {
     TCase *tcase = tcase_create("bulk");
     tcase_add_test(tcase, pieces_are_finished_in_order);
     tcase_add_test(tcase, what_needs_no_work_is_not_finished);
     tcase_add_test(tcase, nothing_is_finished_behind_a_failure);
+    tcase_add_test(tcase, pieces_keep_to_the_rate);
+    tcase_add_test(tcase, nobody_waits_for_a_piece_that_will_not_come);
     return suite_run("bulk", tcase);
 }

@@ -362,7 +362,7 @@ START_TEST(vhd_create_refuses_what_cannot_be)
         {"block_size=2k", "block_size is '2k'"},
         {"block_size=512M", "block_size is '512M'"},
         {"block_size=4k", "too large for block_size 4096"},
-        {"force_size=off", "force_size is 'off'"},
+        {"force_size=maybe", "force_size is 'maybe'"},
         {NULL, "at most 2040G"},
     };
     for (unsigned i = 0; i < G_N_ELEMENTS(wrong); i++) {
