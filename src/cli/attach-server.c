@@ -63,13 +63,46 @@ char *attach_server_file(const char *image, const char *suffix, GError **error)
     return g_strdup_printf("%s/attach-%.16s%s", directory, hash, suffix);
 }
 
+/* False: whoever had the lock has removed the file. */
+static bool is_file(int fd, const char *path)
+{
+    struct stat open_one, named;
+    return fstat(fd, &open_one) == 0 && stat(path, &named) == 0 &&
+           open_one.st_ino == named.st_ino && open_one.st_dev == named.st_dev;
+}
+
 int attach_server_lock(const char *image)
 {
     g_autofree char *path = attach_server_file(image, ".lock", NULL);
-    int fd = path != NULL ? open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600) : -1;
-    while (fd >= 0 && flock(fd, LOCK_EX) != 0 && errno == EINTR) {
+    autofd int fd = -1;
+    do {
+        close(fd_steal(&fd));
+        fd = path != NULL ? open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600) : -1;
+        while (fd >= 0 && flock(fd, LOCK_EX) != 0 && errno == EINTR) {
+        }
+    } while (fd >= 0 && !is_file(fd, path));
+    return fd_steal(&fd);
+}
+
+void attach_server_unlock(const char *image, int lock)
+{
+    g_autofree char *socket = attach_server_file(image, ".sock", NULL);
+    g_autofree char *log = attach_server_file(image, ".log", NULL);
+    g_autofree char *path = attach_server_file(image, ".lock", NULL);
+    struct stat st;
+    if (lock >= 0 && stat(socket, &st) != 0) {
+        if (stat(log, &st) == 0 && st.st_size == 0) {
+            unlink(log);
+        }
+        unlink(path);
     }
-    return fd;
+    close(lock);
+}
+
+char *attach_server_argument(const char *device_or_image, GError **error)
+{
+    return g_str_has_prefix(device_or_image, "/dev/") ? attachment_image_of(device_or_image, error)
+                                                      : attach_server_image(device_or_image);
 }
 
 /* Whether the server at this socket serves the image. *error: it does not answer. */
@@ -211,6 +244,34 @@ char *attach_server_start(const char *image, GPtrArray *options, GError **error)
         fputs(errors->str, stderr); /* warnings */
     }
     return device;
+}
+
+bool attach_server_check_common(const CliCommon *common, GError **error)
+{
+    return common->secret_fds == NULL ||
+           error_set(error, EINVAL,
+                     "--secret-fd: the server reads the secret again after a death: must be "
+                     "--secret-file");
+}
+
+static void add_option(GPtrArray *options, const char *name, const char *value)
+{
+    g_ptr_array_add(options, g_strconcat(name, "=", value, NULL));
+}
+
+void attach_server_add_common(GPtrArray *options, const CliCommon *common)
+{
+    if (common->format != NULL) {
+        add_option(options, "--format", common->format);
+    }
+    for (char **path = common->allow_paths; path != NULL && *path != NULL; path++) {
+        g_autofree char *absolute = g_canonicalize_filename(*path, NULL);
+        add_option(options, "--allow-path", absolute);
+    }
+    for (char **text = common->secret_files; text != NULL && *text != NULL; text++) {
+        g_autofree char *absolute = secret_text_absolute(*text, NULL);
+        add_option(options, "--secret-file", absolute);
+    }
 }
 
 void attach_server_add_adopt(GPtrArray *options, const char *image)

@@ -74,10 +74,7 @@ static bool parse_options(AttachOptions *o, int *argc, char ***argv, GError **er
     if (!cli_parse(&usage, entries, &o->common, argc, argv, error)) {
         return false;
     }
-    return o->common.secret_fds == NULL ||
-           error_set(error, EINVAL,
-                     "attach: --secret-fd: the server reads the secret again after a death: must "
-                     "be --secret-file");
+    return attach_server_check_common(&o->common, error);
 }
 
 static void add_number(JsonObject *arguments, const char *key, int value)
@@ -129,25 +126,11 @@ static void add_count(GPtrArray *options, const char *name, int value)
     }
 }
 
-/* The server works in another directory. */
-static void add_secrets(GPtrArray *options, char **files)
-{
-    for (char **text = files; text != NULL && *text != NULL; text++) {
-        g_autofree char *absolute = secret_text_absolute(*text, NULL);
-        add_option(options, "--secret-file", absolute);
-    }
-}
-
 /* Starts a server of our own; adopts where a device is left. */
 static char *attach_here(const AttachOptions *o, const char *image, bool left, GError **error)
 {
     g_autoptr(GPtrArray) options = g_ptr_array_new_with_free_func(g_free);
-    add_option(options, "--format", o->common.format);
-    for (char **path = o->common.allow_paths; path != NULL && *path != NULL; path++) {
-        g_autofree char *absolute = g_canonicalize_filename(*path, NULL);
-        add_option(options, "--allow-path", absolute);
-    }
-    add_secrets(options, o->common.secret_files);
+    attach_server_add_common(options, &o->common);
     add_option(options, "--fast-path", o->mode);
     add_option(options, "--attach-name", o->name);
     add_option(options, "--attach-device", o->device);
@@ -165,14 +148,16 @@ static char *attach_here(const AttachOptions *o, const char *image, bool left, G
 
 static char *attach_image(AttachOptions *o, const char *image, GError **error)
 {
-    G_GNUC_UNUSED autofd int lock = attach_server_lock(image);
     g_autofree char *left = attachment_find(image);
     g_autofree char *server = attach_server_find(o->control, image, error);
     if (*error != NULL) {
         return NULL;
     }
     if (server == NULL && o->control != NULL) {
-        error_set(error, ENOENT, "%s: the server at %s does not serve it", image, o->control);
+        g_autoptr(JsonObject) there = control_call(o->control, "hello", NULL, error);
+        if (there != NULL) {
+            error_set(error, ENOENT, "%s: the server at %s does not serve it", image, o->control);
+        }
         return NULL;
     }
     if (o->persist && !nbdtab_check(server, image, error)) {
@@ -202,7 +187,9 @@ int cli_attach(int argc, char **argv)
     }
     g_autofree char *image = attach_server_image(argv[1]);
     o.device = argc == 3 ? argv[2] : NULL;
+    int lock = attach_server_lock(image);
     g_autofree char *device = attach_image(&o, image, &error);
+    attach_server_unlock(image, lock);
     if (device == NULL) {
         return cli_fail(error);
     }

@@ -39,18 +39,15 @@ static const CliUsage usage = {
                "somebody uses it, and\nwhat cownbd did not make.",
     .example = "  cownbd detach /dev/mapper/disk.qcow2\n"
                "  cownbd detach disk.qcow2",
-    .flags = CLI_FLAG_FORMAT | CLI_FLAG_ALLOW,
+    .flags = CLI_FLAG_FORMAT | CLI_FLAG_ALLOW | CLI_FLAG_SECRET,
 };
 
 /* The real path of the image that the argument means. */
 static char *find_image(const char *argument, GError **error)
 {
-    if (g_str_has_prefix(argument, "/dev/")) {
-        return attachment_image_of(argument, error);
-    }
-    char *image = attach_server_image(argument);
-    g_autofree char *device = attachment_find(image);
-    if (device == NULL) {
+    char *image = attach_server_argument(argument, error);
+    g_autofree char *device = image != NULL ? attachment_find(image) : NULL;
+    if (image != NULL && device == NULL) {
         error_set(error, ENODEV, "%s: is not attached", image);
         g_clear_pointer(&image, g_free);
     }
@@ -62,13 +59,7 @@ static char *start_server(const DetachOptions *o, const char *image, GError **er
 {
     g_autoptr(GPtrArray) options = g_ptr_array_new_with_free_func(g_free);
     attach_server_add_adopt(options, image);
-    if (o->common.format != NULL) {
-        g_ptr_array_add(options, g_strconcat("--format=", o->common.format, NULL));
-    }
-    for (char **path = o->common.allow_paths; path != NULL && *path != NULL; path++) {
-        g_autofree char *absolute = g_canonicalize_filename(*path, NULL);
-        g_ptr_array_add(options, g_strconcat("--allow-path=", absolute, NULL));
-    }
+    attach_server_add_common(options, &o->common);
     g_autofree char *device = attach_server_start(image, options, error);
     if (device == NULL) {
         g_prefix_error(error,
@@ -104,7 +95,6 @@ static bool fold(const DetachOptions *o, const char *image, GError **error)
 
 static bool detach_image(const DetachOptions *o, const char *image, GError **error)
 {
-    G_GNUC_UNUSED autofd int lock = attach_server_lock(image);
     g_autofree char *server = attach_server_find(o->control, image, error);
     if (server == NULL && *error == NULL) {
         server = start_server(o, image, error);
@@ -133,15 +123,19 @@ int cli_detach(int argc, char **argv)
         REMOTE_ENTRY(&o.control),
         {NULL},
     };
-    if (!cli_parse(&usage, entries, &o.common, &argc, &argv, &error)) {
+    if (!cli_parse(&usage, entries, &o.common, &argc, &argv, &error) ||
+        !attach_server_check_common(&o.common, &error)) {
         return cli_fail(error);
     }
     if (argc != 2) {
         return cli_fail_usage(&usage, argc < 2 ? "no device given" : "one device at a time");
     }
     g_autofree char *image = find_image(argv[1], &error);
-    if (image == NULL || !detach_image(&o, image, &error)) {
+    if (image == NULL) {
         return cli_fail(error);
     }
-    return output_finish(0);
+    int lock = attach_server_lock(image);
+    bool done = detach_image(&o, image, &error);
+    attach_server_unlock(image, lock);
+    return done ? output_finish(0) : cli_fail(error);
 }

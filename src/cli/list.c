@@ -10,8 +10,10 @@
 
 static const CliUsage usage = {
     .command = "list",
-    .arguments = "",
-    .summary = "Shows what a running server serves, and where it listens.",
+    .arguments = "[DEVICE|IMAGE]",
+    .summary =
+        "Shows what a running server serves, and where it listens: the one at the default\ncontrol "
+        "socket, or the one that serves the image (cownbd attach).",
     .example = "  cownbd list\n"
                "  cownbd list --json --control /run/cownbd/vm1.sock",
     .flags = CLI_FLAG_JSON,

@@ -4,6 +4,7 @@
 #include "cli/remote.h"
 
 #include "base/errors.h"
+#include "cli/attach-server.h"
 #include "cli/options.h"
 #include "cli/output.h"
 #include "control/control.h"
@@ -59,6 +60,18 @@ int remote_print_json(JsonObject *answer)
     return output_finish(0);
 }
 
+/* The socket of the server that serves the image, or the image of the device. */
+static char *find_server(const char *device_or_image, GError **error)
+{
+    g_autofree char *image = attach_server_argument(device_or_image, error);
+    char *control = image != NULL ? attach_server_find(NULL, image, error) : NULL;
+    if (image != NULL && control == NULL && *error == NULL) {
+        error_set(error, ENOENT, "%s: no server of it is found: name its socket with --control",
+                  image);
+    }
+    return control;
+}
+
 int remote_show(const CliUsage *usage, int argc, char **argv, const char *verb,
                 int (*print_human)(JsonObject *answer))
 {
@@ -69,8 +82,11 @@ int remote_show(const CliUsage *usage, int argc, char **argv, const char *verb,
     if (!cli_parse(usage, own, &common, &argc, &argv, &error)) {
         return cli_fail_usage(usage, "%s", error->message);
     }
-    if (argc != 1) {
-        return cli_fail_usage(usage, "'%s': it takes no arguments", argv[1]);
+    if (argc > 2 || (argc == 2 && control != NULL)) {
+        return cli_fail_usage(usage, "'%s': one server at a time", argv[argc - 1]);
+    }
+    if (argc == 2 && (control = find_server(argv[1], &error)) == NULL) {
+        return cli_fail(error);
     }
     g_autoptr(JsonObject) answer = remote_call(control, verb, NULL, &error);
     if (answer == NULL) {

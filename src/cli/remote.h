@@ -25,7 +25,8 @@ JsonObject *remote_call(const char *path, const char *verb, JsonObject *argument
 /* Prints the answer, without "ok", as a document; takes it. The exit status. */
 int remote_print_json(JsonObject *answer);
 
-/* All of a subcommand without arguments: asks verb, and shows the answer, as a document with --json,
+/* All of a subcommand that shows what a server says, the default one or that of the image or device named:
+ * asks verb, and shows the answer, as a document with --json,
  * else by print_human. The exit status. */
 int remote_show(const CliUsage *usage, int argc, char **argv, const char *verb,
                 int (*print_human)(JsonObject *answer));

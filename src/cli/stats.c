@@ -11,9 +11,12 @@
 
 static const CliUsage usage = {
     .command = "stats",
-    .arguments = "",
-    .summary = "Shows what a running server has done since it was started, an export at a time.",
+    .arguments = "[DEVICE|IMAGE]",
+    .summary =
+        "Shows what a running server has done since it was started, an export at a time: the one "
+        "at the default\ncontrol socket, or the one that serves the image (cownbd attach).",
     .example = "  cownbd stats\n"
+               "  cownbd stats /dev/mapper/disk.qcow2\n"
                "  cownbd stats --json | jq '.exports[].requests'",
     .flags = CLI_FLAG_JSON,
 };

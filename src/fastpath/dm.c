@@ -322,17 +322,15 @@ bool dm_create(const char *name, const char *uuid, const DmLines *lines, bool re
 }
 
 /* udev and others look at a device now and then, and have it open for a moment. */
-static bool wait_until_closed(const char *name, GError **error)
+static bool wait_until_closed(const char *name, bool *exists, GError **error)
 {
     DmInfo info;
     for (unsigned tries = 0; tries < BUSY_TRIES; tries++) {
         if (!dm_info(name, &info, error)) {
             return false;
         }
-        if (!info.exists) {
-            return error_set(error, ENODEV, "/dev/mapper/%s: there is no such device", name);
-        }
-        if (info.open_count == 0) {
+        *exists = info.exists;
+        if (!info.exists || info.open_count == 0) {
             return true;
         }
         g_usleep(BUSY_US);
@@ -342,8 +340,12 @@ static bool wait_until_closed(const char *name, GError **error)
 
 bool dm_remove(const char *name, GError **error)
 {
-    if (!wait_until_closed(name, error)) {
+    bool exists = false;
+    if (!wait_until_closed(name, &exists, error)) {
         return false;
+    }
+    if (!exists) {
+        return true;
     }
     autotask task = task_new(DM_DEVICE_REMOVE, name, error);
     uint32_t cookie = 0;

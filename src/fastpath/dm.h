@@ -48,7 +48,7 @@ bool dm_available(const char *target, GError **error);
 bool dm_create(const char *name, const char *uuid, const DmLines *lines, bool read_only,
                GError **error);
 
-/* EBUSY: it is open. ENODEV: there is none. */
+/* EBUSY: it is open. True also when it is not there any more: somebody was faster. */
 bool dm_remove(const char *name, GError **error);
 
 typedef struct DmInfo {

@@ -275,8 +275,8 @@ def test_the_commands_say_what_is_wrong():
         assert result.returncode == 1 and result.stderr.count("\n") == 1 and text in result.stderr, result
     for command in (["list"], ["stats"], ["ctl", "hello"]):
         says("no server listens there", *command, "--control", "/nonexistent/socket")
-    says("takes no arguments", "list", "x")
-    says("takes no arguments", "stats", "x")
+    says("one server at a time", "list", "x", "y")
+    says("one server at a time", "stats", "--control", "c", "x")
     says("no verb given", "ctl")
     with Served() as server:
         for argument, text in (("x", "KEY=VALUE"), ("=x", "KEY=VALUE"), ("verb=x", "given twice"),

@@ -37,6 +37,8 @@ test_a_filesystem_and_the_same_again() {
     [[ $(<"/sys/block/nbd0/backend") == "cownbd:$PWD/disk.qcow2" ]]
     [[ $("$COWNBD" attach disk.qcow2) == "$device" && $("$COWNBD" attach ../*/disk.qcow2) == "$device" ]]
     [[ $(background_servers | wc -l) == 1 ]]
+    "$COWNBD" stats --json "$device" | jq -e '.exports[0]."fast-path".mode == "off"'
+    "$COWNBD" list disk.qcow2 | grep -qF "$PWD/disk.qcow2"
     mkfs.ext4 -q -F "$device"
     mkdir mnt
     mount "$device" mnt
@@ -52,6 +54,8 @@ test_a_filesystem_and_the_same_again() {
     seen=$(digest_of "$device")
     "$COWNBD" detach "$device"
     [[ -z $(background_servers) && ! -e /sys/block/nbd0/pid ]]
+    [[ -z $(find /run/cownbd -name '*.lock' -o -name '*.sock' -o -name '*.journal') ]]
+    said 'no server of it' "$COWNBD" stats disk.qcow2
     said 'is not attached' "$COWNBD" detach disk.qcow2
     said 'nothing is attached' "$COWNBD" detach "$device"
     "$COWNBD" check disk.qcow2
@@ -323,8 +327,11 @@ test_rescue() {
     said "process $server, does not answer" "$COWNBD" detach disk.qcow2
     timeout 30 "$COWNBD" rescue disk.qcow2
     fails wait $!
-    kill -KILL "$server"
     said 'is not attached' "$COWNBD" rescue disk.qcow2
+    # When it goes on, it attaches again.
+    kill -CONT "$server"
+    [[ $("$COWNBD" attach --fast-path=off disk.qcow2) == /dev/nbd0 && $(background_servers) == "$server" ]]
+    "$COWNBD" detach disk.qcow2
     "$COWNBD" check disk.qcow2
 }
 
@@ -349,6 +356,9 @@ test_rescue_of_a_fast_path() {
     umount mnt
     eventually "the end of $device" test ! -e "$device"
     [[ ! -e /sys/block/nbd0/pid && -z $(losetup -a | grep disk.qcow2) ]]
+    [[ $("$COWNBD" attach --fast-path=linear --name=rescued disk.qcow2) == "$device" ]]
+    # The same with a server that lives.
+    "$COWNBD" rescue "$device"
     [[ $("$COWNBD" attach --fast-path=linear --name=rescued disk.qcow2) == "$device" ]]
     e2fsck -fp "$device" || [[ $? -le 1 ]]
     "$COWNBD" detach "$device"
