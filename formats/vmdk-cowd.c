@@ -71,7 +71,18 @@ static bool check_version(const char *name, const VmdkCowdHeaderDisk *disk, GErr
                      name, flags, COWD_INCONSISTENT);
 }
 
-/* A writer must know all of the directory, for nothing else may lie there. */
+static void set_outline(const VmdkSparse *sparse, const VmdkOutline *outline, uint8_t *sector)
+{
+    store_le32(sector + offsetof(VmdkCowdHeaderDisk, capacity), outline->size / VMDK_SECTOR);
+    store_le32(sector + offsetof(VmdkCowdHeaderDisk, directory_offset),
+               outline->directory_offset / VMDK_SECTOR);
+    store_le32(sector + offsetof(VmdkCowdHeaderDisk, directory_entries),
+               outline->directory_length / 4);
+    store_le32(sector + offsetof(VmdkCowdHeaderDisk, free_sector),
+               outline->free_offset / VMDK_SECTOR);
+}
+
+/* Nothing else may lie where it does. A reader only wants what the capacity needs. */
 static bool check_directory(VmdkSparse *sparse, const VmdkCowdHeaderDisk *disk, bool write,
                             GError **error)
 {
@@ -82,9 +93,11 @@ static bool check_directory(VmdkSparse *sparse, const VmdkCowdHeaderDisk *disk, 
             "%s: numGDEntries is %u: must be %" G_GUINT64_FORMAT " at least, for numSectors %u",
             sparse->store->name, entries, vmdk_sparse_tables(sparse), le32toh(disk->capacity));
     }
-    sparse->directory_length = entries * UINT64_C(4);
-    return !write || vmdk_sparse_range(sparse, "gdOffset", le32toh(disk->directory_offset),
-                                       sparse->directory_length, &sparse->directory_offset, error);
+    uint64_t length = entries * UINT64_C(4), offset;
+    bool whole = vmdk_sparse_range(sparse, "gdOffset", le32toh(disk->directory_offset), length,
+                                   &offset, write ? error : NULL);
+    sparse->directory_length = whole ? length : sparse->directory_length;
+    return whole || !write;
 }
 
 bool vmdk_cowd_open(VmdkSparse *sparse, bool write, GError **error)
@@ -102,6 +115,7 @@ bool vmdk_cowd_open(VmdkSparse *sparse, bool write, GError **error)
     sparse->is_alone = le32toh(disk.flags) & COWD_ROOT;
     sparse->is_unclean = disk.unclean_shutdown != 0;
     sparse->head_length = sizeof disk;
+    sparse->set_outline = set_outline;
     sparse->unclean_offset = offsetof(VmdkCowdHeaderDisk, unclean_shutdown);
     sparse->free_offset = offsetof(VmdkCowdHeaderDisk, free_sector);
     return check_directory(sparse, &disk, write, error);

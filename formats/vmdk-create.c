@@ -101,6 +101,18 @@ static int write_extent(Store *store, const VmdkPlan *plan, uint64_t length, con
     return r < 0 ? r : store_sync(store);
 }
 
+int vmdk_extent_write(Store *store, const VmdkSparse *like, uint64_t length)
+{
+    const VmdkSubformat subformat = {.sparse = like != NULL};
+    const VmdkPlan plan = {
+        .subformat = &subformat,
+        .size = length,
+        .grain = like ? like->grain : VMDK_SECTOR,
+        .zeroed_grain = like && like->has_zero_grains,
+    };
+    return write_extent(store, &plan, length, NULL);
+}
+
 static char *extent_name(const VmdkPlan *plan, const char *base_name, unsigned number)
 {
     const char *dot = strrchr(base_name, '.');

@@ -66,7 +66,7 @@ typedef struct Parser {
     const char *raw; /* the line as the text has it, without a NUL at its end */
     size_t raw_length;
     size_t raw_at; /* where it begins there */
-    bool has_version, has_cid, has_parent_cid;
+    bool has_version, has_cid;
 } Parser;
 
 bool vmdk_descriptor_probe(const uint8_t *head, size_t n)
@@ -143,6 +143,13 @@ static void note_cid_place(const Parser *parser, const char *value)
     parser->out->cid_digits = shown;
 }
 
+/* The line that is being parsed. */
+static VmdkSpan line_span(const Parser *parser)
+{
+    size_t n = parser->raw_length;
+    return (VmdkSpan){parser->raw_at, n > 0 && parser->raw[n - 1] == '\r' ? n - 1 : n};
+}
+
 static bool parse_setting(Parser *parser, char *key, char *value, GError **error)
 {
     g_strstrip(key);
@@ -152,17 +159,19 @@ static bool parse_setting(Parser *parser, char *key, char *value, GError **error
     }
     if (g_ascii_strcasecmp(key, "CID") == 0) {
         parser->has_cid = true;
+        parser->out->cid_line = line_span(parser);
         note_cid_place(parser, value);
         return parse_hex(parser, "CID", value, &parser->out->cid, error);
     }
     if (g_ascii_strcasecmp(key, "parentCID") == 0) {
-        parser->has_parent_cid = true;
+        parser->out->parent_cid_line = line_span(parser);
         return parse_hex(parser, "parentCID", value, &parser->out->parent_cid, error);
     }
     if (g_ascii_strcasecmp(key, "createType") == 0) {
         return parse_create_type(parser, value, error);
     }
     if (g_ascii_strcasecmp(key, "parentFileNameHint") == 0) {
+        parser->out->parent_name_line = line_span(parser);
         g_free(parser->out->parent_name);
         parser->out->parent_name = *value ? g_strdup(value) : NULL;
     }
@@ -240,7 +249,7 @@ static bool add_line(Parser *parser, const VmdkLine *line, GError **error)
 /* The rest of a line that began with an access word. */
 static bool parse_extent(Parser *parser, VmdkAccess access, char *text, GError **error)
 {
-    VmdkLine line = {.access = access};
+    VmdkLine line = {.access = access, .span = line_span(parser)};
     if (!parse_sectors(parser, "size", next_word(&text), &line.length, error)) {
         return false;
     }
@@ -267,6 +276,18 @@ static bool parse_extent(Parser *parser, VmdkAccess access, char *text, GError *
         return false;
     }
     return add_line(parser, &line, error);
+}
+
+void vmdk_line_append(GString *text, const VmdkLine *line)
+{
+    g_string_append_printf(text, "%s %" G_GUINT64_FORMAT " %s", access_names[line->access],
+                           line->length / VMDK_SECTOR, vmdk_type_names[line->type]);
+    if (line->name) {
+        g_string_append_printf(text, " \"%s\"", line->name);
+    }
+    if (line->type == VMDK_TYPE_FLAT || line->type == VMDK_TYPE_VMFS) {
+        g_string_append_printf(text, " %" G_GUINT64_FORMAT, line->offset / VMDK_SECTOR);
+    }
 }
 
 static bool parse_line(Parser *parser, char *text, GError **error)

@@ -38,6 +38,9 @@ static const char *refusal_of(const VmdkExtent *extent)
     if (sparse->unclean_offset == 0) {
         return "is of ESX's kind seSparse";
     }
+    if (sparse->has_footer) {
+        return "has its header at its end (gdOffset -1)";
+    }
     return extent->offset % sparse->grain == 0 ? NULL : "begins inside a grain";
 }
 
@@ -81,7 +84,7 @@ int vmdk_sync(Image *image)
     return r;
 }
 
-static int mark_extents(const VmdkState *state, uint8_t mark)
+int vmdk_mark_extents(const VmdkState *state, uint8_t mark)
 {
     int r = 0;
     for (unsigned i = 0; r == 0 && i < state->count; i++) {
@@ -100,7 +103,7 @@ int vmdk_start_session(Image *image)
         return 0;
     }
     int r = image->keep_identity ? 0 : vmdk_cid_change(image);
-    r = r < 0 ? r : mark_extents(state, 1);
+    r = r < 0 ? r : vmdk_mark_extents(state, 1);
     r = r < 0 ? r : vmdk_sync(image);
     state->started = r == 0;
     for (unsigned i = 0; r == 0 && i < state->count; i++) {
@@ -218,7 +221,7 @@ int vmdk_finish(Image *image)
         r = state->extents[i].sparse ? vmdk_trim(state->extents[i].sparse) : 0;
     }
     r = r < 0 ? r : vmdk_sync(image);
-    r = r < 0 ? r : mark_extents(state, 0);
+    r = r < 0 ? r : vmdk_mark_extents(state, 0);
     for (unsigned i = 0; r == 0 && i < state->count; i++) {
         if (state->extents[i].sparse) {
             state->extents[i].sparse->is_unclean = false;

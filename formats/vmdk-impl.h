@@ -6,6 +6,8 @@
  *     vmdk-flush.c    start of writing, flush, finish
  *     vmdk-entry.c    directory, tables and space of a sparse extent that is written
  *     vmdk-cid.c      the content ID
+ *     vmdk-text.c     the descriptor, changed; vmdk-edit.c how
+ *     vmdk-resize.c   another size: vmdk-directory.c of a sparse extent, vmdk-extend.c by more extents
  *     vmdk-scan.c     who uses which part of a sparse extent: for writers and for check
  *     vmdk-plan.c     what a new image shall be
  *     vmdk-stream.c   a new image made from its front to its end
@@ -34,11 +36,13 @@ typedef struct VmdkExtent {
 typedef struct VmdkState {
     VmdkDescriptor *descriptor;
     VmdkExtent *extents;
-    unsigned count;
-    bool embedded; /* one extent, which is the image's own file */
+    atomic_uint count; /* grows while others go through them */
+    bool embedded;     /* one extent, which is the image's own file */
 
     /* Writers only. */
-    bool started;      /* the CID of this session is durable: guest data may be changed */
+    bool started; /* the CID of this session is durable: guest data may be changed */
+    bool
+        broken; /* what counts in a header or descriptor is not known: nothing is changed any more */
     int write_error;   /* an implicit flush failed: changes answer this until one succeeds */
     atomic_bool dirty; /* flush has something to write */
 } VmdkState;
@@ -48,7 +52,14 @@ static inline VmdkState *vmdk_state(const Image *image)
     return image->state;
 }
 
+static inline VmdkExtent *vmdk_last_extent(const VmdkState *state)
+{
+    return &state->extents[state->count - 1];
+}
+
 /* ---- vmdk.c ---- */
+
+void vmdk_extent_clear(VmdkExtent *extent);
 
 const VmdkExtent *vmdk_extent_at(const VmdkState *state, uint64_t offset);
 int vmdk_map(Image *image, uint64_t offset, uint64_t length, ExtentList *list);
@@ -143,7 +154,51 @@ void vmdk_space_begin(VmdkSparse *sparse, uint64_t end);
  * free space begins. */
 bool vmdk_scan_for_writing(VmdkSparse *sparse, GError **error);
 
+/* ---- vmdk-edit.c ---- */
+
+typedef struct VmdkEdit {
+    const GArray
+        *lines;  /* of VmdkLine: all of them, with those that are new last; NULL: they stay */
+    bool parent; /* becomes: */
+    uint32_t parent_cid;
+    const char *parent_name; /* NULL: none */
+} VmdkEdit;
+
+/* The text of `old` as edit has it. NULL with *error. path is for messages. */
+GString *vmdk_descriptor_edit(const GString *text, const VmdkDescriptor *old, const VmdkEdit *edit,
+                              const char *path, GError **error);
+
+/* ---- vmdk-text.c ---- */
+
+/* Changes the descriptor, durably; a cut leaves the old or the new one. [exclusive] */
+bool vmdk_text_change(Image *image, const VmdkEdit *edit, GError **error);
+
+/* ---- vmdk-directory.c: of one sparse extent ---- */
+
+VmdkOutline vmdk_outline(const VmdkSparse *sparse);
+/* Durable, and in one piece. Where it fails, the state is broken. Nothing in the cache is dirty. [exclusive] */
+int vmdk_outline_write(Image *image, VmdkSparse *sparse, const VmdkOutline *outline);
+/* Makes what a capacity of size bytes needs, durable, and tells where it is; the header does not say so yet. Grains
+ * below `hidden` that are in none of the old tables become zero grains. Nothing in the cache is dirty. [exclusive] */
+int vmdk_directory_grow(VmdkSparse *sparse, uint64_t size, uint64_t hidden, VmdkOutline *outline);
+/* What the tables of a capacity have behind `from` goes; below `hidden` zero grains take its place. Adds the sectors
+ * of what was there to dropped. [exclusive] */
+int vmdk_grains_drop(VmdkSparse *sparse, uint64_t from, uint64_t capacity, uint64_t hidden,
+                     GArray *dropped);
+
+/* ---- vmdk-extend.c, vmdk-resize.c ---- */
+
+/* A copy of the descriptor's lines, the last of them with another length. */
+GArray *vmdk_lines(const VmdkState *state, uint64_t last_length);
+/* Makes extents until the disk has size bytes, each at most limit; durable, and adds their lines. [exclusive] */
+bool vmdk_extents_add(Image *image, GArray *lines, uint64_t size, uint64_t limit, GError **error);
+void vmdk_extents_remove(Image *image, unsigned kept); /* those behind, which no descriptor names */
+bool vmdk_resize(Image *image, uint64_t size, GError **error);
+
 /* ---- vmdk-write.c ---- */
+
+/* Before anything is changed. 0 or -errno. [exclusive] */
+int vmdk_before_change(Image *image);
 
 int vmdk_allocate(Image *image, Allocation **list, unsigned count);
 int vmdk_commit(Image *image, Allocation **list, unsigned count);
@@ -157,6 +212,8 @@ bool vmdk_writable(const Image *image, const VmdkState *state, GError **error);
 bool vmdk_start_writing(Image *image, GError **error);
 /* Before the first change of a session. 0 or -errno. [exclusive] */
 int vmdk_start_session(Image *image);
+/* Writes the mark of sparse extents in which it is another. 0 or -errno. */
+int vmdk_mark_extents(const VmdkState *state, uint8_t mark);
 int vmdk_flush(Image *image);
 void vmdk_flush_if_full(Image *image);
 int vmdk_sync(Image *image);
@@ -167,7 +224,8 @@ void vmdk_update_dirty(VmdkState *state);
 
 /* ---- vmdk-plan.c: what a new image shall be ---- */
 
-#define VMDK_NEW_ENTRIES            512u /* of a table */
+#define VMDK_DISK_SIZE_MAX          (UINT64_C(62) << 40) /* as VMware's */
+#define VMDK_NEW_ENTRIES            512u                 /* of a table */
 #define VMDK_NEW_TABLE_SECTORS      (VMDK_NEW_ENTRIES * 4 / VMDK_SECTOR)
 #define VMDK_NEW_DESCRIPTOR         1u /* sector of an embedded one */
 #define VMDK_NEW_DESCRIPTOR_SECTORS 20u
@@ -223,6 +281,8 @@ void vmdk_cowd_pack(const VmdkPlan *plan, const VmdkLayout *layout, const char *
 /* ---- vmdk-create.c, vmdk-stream.c, vmdk-check.c ---- */
 
 extern const FormatStreaming vmdk_streaming;
+/* Another extent, in an empty store, like a sparse one (NULL: flat); synced. 0 or -errno. */
+int vmdk_extent_write(Store *store, const VmdkSparse *like, uint64_t length);
 bool vmdk_create(Store *store, const FormatCreate *how, GError **error);
 bool vmdk_measure(const FormatCreate *how, FormatMeasure *measure, GError **error);
 bool vmdk_check(Image *image, CheckRepair repair, CheckResult *result, GError **error);

@@ -14,7 +14,6 @@
 #define GRAIN_MIN           4096u
 #define EXTENT_SIZE_DEFAULT (UINT64_C(2) << 30)
 #define EXTENT_SIZE_MIN     (64u << 10)
-#define DISK_SIZE_MAX       (UINT64_C(62) << 40) /* as VMware's */
 #define HW_VERSION          "4"
 #define HW_VERSION_COMPAT6  "6"
 #define TOOLS_VERSION       "2147483647"
@@ -137,7 +136,7 @@ static bool plan_sizes(VmdkPlan *plan, GHashTable *options, GError **error)
 static bool plan_read(VmdkPlan *plan, const FormatCreate *how, GError **error)
 {
     GHashTable *options = how->options;
-    plan->size = align_up(min_u64(how->size, DISK_SIZE_MAX + 1), VMDK_SECTOR);
+    plan->size = align_up(min_u64(how->size, VMDK_DISK_SIZE_MAX + 1), VMDK_SECTOR);
     return plan_subformat(plan, options, error) && plan_adapter(plan, options, error) &&
            plan_versions(plan, options, error) && plan_sizes(plan, options, error) &&
            plan_switch(options, "zeroed_grain", &plan->zeroed_grain, error);
@@ -177,7 +176,7 @@ VmdkLayout vmdk_plan_layout(const VmdkPlan *plan, uint64_t length)
 static bool check_sizes(const VmdkPlan *plan, GError **error)
 {
     uint64_t count = vmdk_plan_extents(plan);
-    if (plan->size == 0 || plan->size > DISK_SIZE_MAX) {
+    if (plan->size == 0 || plan->size > VMDK_DISK_SIZE_MAX) {
         return error_set(error, EFBIG, "image size %" PRIu64 ": must be from 1 to 62T for vmdk",
                          plan->size);
     }
@@ -276,12 +275,11 @@ static void add_data_base(GString *text, const VmdkPlan *plan)
                            plan->adapter, plan->tools_version);
 }
 
-static const char *extent_type(const VmdkSubformat *subformat)
+static VmdkType extent_type(const VmdkSubformat *subformat)
 {
-    VmdkType type = subformat->cowd     ? VMDK_TYPE_VMFSSPARSE
-                    : subformat->sparse ? VMDK_TYPE_SPARSE
-                                        : VMDK_TYPE_FLAT;
-    return vmdk_type_names[type];
+    return subformat->cowd     ? VMDK_TYPE_VMFSSPARSE
+           : subformat->sparse ? VMDK_TYPE_SPARSE
+                               : VMDK_TYPE_FLAT;
 }
 
 GString *vmdk_descriptor_text(const VmdkPlan *plan, const FormatCreate *how, const GPtrArray *names)
@@ -292,10 +290,13 @@ GString *vmdk_descriptor_text(const VmdkPlan *plan, const FormatCreate *how, con
     g_string_append_printf(text, "createType=\"%s\"\n\n# Extent description\n",
                            plan->subformat->name);
     for (guint i = 0; i < names->len; i++) {
-        g_string_append_printf(text, "RW %" PRIu64 " %s \"%s\"%s\n",
-                               vmdk_plan_length(plan, i) / VMDK_SECTOR,
-                               extent_type(plan->subformat), (char *)g_ptr_array_index(names, i),
-                               plan->subformat->sparse ? "" : " 0");
+        VmdkLine line = {
+            .type = extent_type(plan->subformat),
+            .length = vmdk_plan_length(plan, i),
+            .name = g_ptr_array_index(names, i),
+        };
+        vmdk_line_append(text, &line);
+        g_string_append_c(text, '\n');
     }
     add_data_base(text, plan);
     return text;

@@ -18,9 +18,12 @@
 #include "base/bytes.h"
 #include "formats/vmdk-impl.h"
 
-static int may_change(Image *image)
+int vmdk_before_change(Image *image)
 {
     VmdkState *state = image->state;
+    if (state->broken) {
+        return -EIO;
+    }
     if (state->write_error < 0) { /* there may be space again */
         state->write_error = vmdk_flush(image);
     }
@@ -124,7 +127,7 @@ static int reserve(Image *image, Allocation *allocation)
 
 int vmdk_allocate(Image *image, Allocation **list, unsigned count)
 {
-    int refused = may_change(image), first_error = 0;
+    int refused = vmdk_before_change(image), first_error = 0;
     for (unsigned i = 0; i < count; i++) {
         Allocation *a = list[i];
         extent_list_reset(&a->extents);
@@ -331,7 +334,7 @@ int vmdk_unmap(Image *image, uint64_t offset, uint64_t length, UnmapFlags flags)
     if (flags & UNMAP_BACKING) {
         return -ENOTSUP; /* grains stay where they are */
     }
-    int r = may_change(image);
+    int r = vmdk_before_change(image);
     r = r < 0 ? r : unmap_range(&unmap, offset, length);
     vmdk_update_dirty(image->state);
     vmdk_flush_if_full(image);

@@ -30,15 +30,20 @@
 
 #define ZLIB_WINDOW_BITS 15
 
+void vmdk_extent_clear(VmdkExtent *extent)
+{
+    g_clear_pointer(&extent->sparse, vmdk_sparse_close);
+    g_clear_pointer(&extent->store, store_unref);
+    g_clear_pointer(&extent->path, g_free);
+}
+
 static void state_free(VmdkState *state)
 {
     if (!state) {
         return;
     }
     for (unsigned i = 0; i < state->count; i++) {
-        vmdk_sparse_close(state->extents[i].sparse);
-        store_unref(state->extents[i].store);
-        g_free(state->extents[i].path);
+        vmdk_extent_clear(&state->extents[i]);
     }
     g_free(state->extents);
     vmdk_descriptor_free(state->descriptor);
@@ -162,7 +167,7 @@ static bool open_descriptor_file(Image *image, VmdkState *state, GError **error)
     if (lines->len == 0) {
         return error_set(error, EUCLEAN, "%s: the descriptor names no extents", image->path);
     }
-    state->extents = g_new0(VmdkExtent, lines->len);
+    state->extents = g_new0(VmdkExtent, image->write ? VMDK_EXTENTS_MAX : lines->len);
     uint64_t offset = 0;
     for (unsigned i = 0; i < lines->len; i++) {
         VmdkExtent *extent = &state->extents[state->count++];
@@ -398,6 +403,7 @@ const Format format_vmdk = {
     .info = vmdk_info,
     .cluster_size = vmdk_cluster_size,
     .allocated_bytes = vmdk_allocated_bytes,
+    .resize = vmdk_resize,
     .measure = vmdk_measure,
     .create_options = vmdk_create_options,
     .create = vmdk_create,

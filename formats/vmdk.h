@@ -31,18 +31,24 @@ typedef enum {
 
 extern const char *const vmdk_type_names[]; /* as descriptors have them */
 
+typedef struct VmdkSpan { /* where something stands in the text: bytes; length 0: nowhere */
+    uint64_t at, length;
+} VmdkSpan;
+
 typedef struct VmdkLine { /* RW 4192256 SPARSE "disk-s001.vmdk" */
     VmdkAccess access;
     VmdkType type;
     uint64_t length; /* bytes, a multiple of VMDK_SECTOR, never 0 */
     uint64_t offset; /* bytes, where a FLAT extent begins in its file */
     char *name;      /* NULL for ZERO */
+    VmdkSpan span;   /* the line, without its end */
 } VmdkLine;
 
 typedef struct VmdkDescriptor {
     uint32_t cid;
     uint32_t cid_at, cid_digits; /* where the text has it: bytes */
     uint32_t parent_cid;
+    VmdkSpan cid_line, parent_cid_line, parent_name_line;
     char *create_type; /* one of the supported ones */
     char *parent_name; /* parentFileNameHint, or NULL */
     GArray *lines;     /* of VmdkLine */
@@ -57,11 +63,22 @@ VmdkDescriptor *vmdk_descriptor_parse(const char *text, size_t n, const char *pa
 /* What stands for the descriptor of an image that can have none: no extents, no parent. */
 VmdkDescriptor *vmdk_descriptor_new(const char *create_type);
 void vmdk_descriptor_free(VmdkDescriptor *descriptor);
+/* Adds an extent's line, without an end. */
+void vmdk_line_append(GString *text, const VmdkLine *line);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmdkDescriptor, vmdk_descriptor_free)
 
 /* --- vmdk-sparse.c: one sparse extent, its grain directory and grain tables --- */
 
 typedef struct VmdkSparse VmdkSparse;
+
+/* What a header says that changes with the size of the disk, or with its descriptor. In bytes. */
+typedef struct VmdkOutline {
+    uint64_t size;
+    uint64_t directory_offset, directory_length;
+    uint64_t redundant_offset;  /* 0: there is none */
+    uint64_t descriptor_offset; /* 0: there is none */
+    uint64_t free_offset;       /* COWD: from where on space is free */
+} VmdkOutline;
 
 typedef struct VmdkGrain {
     ExtentType type;      /* UNALLOCATED, ZERO or DATA */
@@ -85,7 +102,10 @@ struct VmdkSparse {
     uint64_t descriptor_length;
     uint64_t head_length;      /* bytes, of the header */
     uint64_t directory_length; /* bytes; may have more entries than the capacity needs */
+    bool has_footer;           /* which is the header that counts */
     /* Kinds that are written: */
+    /* Puts an outline into the header's first sector. */
+    void (*set_outline)(const VmdkSparse *sparse, const VmdkOutline *outline, uint8_t *sector);
     bool is_unclean;           /* uncleanShutdown: the last writer did not close it */
     uint64_t unclean_offset;   /* bytes, of that mark; 0: the kind is only read */
     uint64_t redundant_offset; /* bytes, of the copy of the directory; 0: there is none */
@@ -155,9 +175,12 @@ bool vmdk_sparse_grain(VmdkSparse *sparse, uint64_t sectors, uint32_t least, GEr
 bool vmdk_sparse_directory(VmdkSparse *sparse, const char *field, uint64_t sector, GError **error);
 /* How many entries the directory has. */
 uint64_t vmdk_sparse_tables(const VmdkSparse *sparse);
+/* Guest bytes that one table tells of. */
+uint64_t vmdk_sparse_table_covers(const VmdkSparse *sparse);
 
-/* --- vmdk-cowd.c, vmdk-sesparse.c: the headers of the other kinds. Fill in all but the cache. --- */
+/* --- vmdk-hosted.c, vmdk-cowd.c, vmdk-sesparse.c: the headers of the kinds. Fill in all but the cache. --- */
 
+bool vmdk_hosted_open(VmdkSparse *sparse, bool write, GError **error);
 bool vmdk_cowd_open(VmdkSparse *sparse, bool write, GError **error);
 bool vmdk_sesparse_open(VmdkSparse *sparse, GError **error);
 

@@ -24,6 +24,7 @@
 #include "base/cleanup.h"
 #include "base/errors.h"
 #include "store/store-file.h"
+#include "store/store-replace.h"
 
 #define NAME_TRIES 16
 
@@ -197,12 +198,8 @@ bool target_is_new(const CreateTarget *target)
 
 static bool sync_directory(const char *path, GError **error)
 {
-    g_autofree char *directory = g_path_get_dirname(path);
-    autofd int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0 || (fsync(fd) < 0 && errno != EINVAL)) {
-        return error_set_errno(error, errno, "%s: cannot sync the directory", directory);
-    }
-    return true;
+    int r = store_sync_name(path);
+    return r == 0 || error_set_errno(error, -r, "%s: cannot sync the directory", path);
 }
 
 /* Gives the nameless file this name. 0, or -errno: -EEXIST where it is taken. */

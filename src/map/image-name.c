@@ -21,12 +21,15 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/errors.h"
 #include "formats/format.h"
+#include "store/store-replace.h"
 
-#define OPEN_RETRIES 16 /* openat2 answers EAGAIN when something was renamed beside it */
+#define NEW_FILE_MODE 0666
+#define OPEN_RETRIES  16 /* openat2 answers EAGAIN when something was renamed beside it */
 
 static const char *kind_of(mode_t mode)
 {
@@ -144,8 +147,8 @@ static int open_by_parts(int directory, const char *path, int flags)
             errno = EXDEV;
             return -1;
         }
-        int next =
-            openat(at, *part, (last ? flags : O_PATH | O_DIRECTORY | O_CLOEXEC) | O_NOFOLLOW);
+        int next = openat(at, *part, (last ? flags : O_PATH | O_DIRECTORY | O_CLOEXEC) | O_NOFOLLOW,
+                          NEW_FILE_MODE);
         int open_errno = errno;
         close(at);
         at = next;
@@ -158,6 +161,7 @@ int image_name_open_beneath(int directory, const char *path, int flags)
 {
     struct open_how how = {
         .flags = flags | O_NOFOLLOW,
+        .mode = flags & O_CREAT ? NEW_FILE_MODE : 0,
         .resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS,
     };
     for (int i = 0; i < OPEN_RETRIES; i++) {
@@ -322,4 +326,35 @@ int image_name_open(const Image *image, const char *what, const char *name, bool
         return -1;
     }
     return open_in_root(root, part, write, context, error);
+}
+
+int image_name_make(const Image *image, const char *what, const char *name, char **resolved,
+                    GError **error)
+{
+    int why;
+    const char *part;
+    g_autofree char *path = combine(image->path, name);
+    g_autofree char *context = g_strdup_printf("%s: new %s '%s'", image->path, what, path);
+    g_autofree char *target = resolve(image, path, name, &why);
+    g_autoptr(GPtrArray) roots = allowed_roots(image);
+    const char *root = image->no_names ? NULL : find_root(roots, target, &part);
+    if (!root) {
+        error_set(error, EACCES, "%s: must lie in the directory of the image", context);
+        return -1;
+    }
+    autofd int directory = open(root, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int flags = O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC;
+    autofd int fd = directory < 0 ? -1 : image_name_open_beneath(directory, part, flags);
+    if (fd < 0) {
+        error_set_errno(error, errno, "%s", context);
+        return -1;
+    }
+    int r = store_sync_name(target);
+    if (r < 0) {
+        (void)unlinkat(directory, part, 0);
+        error_set_errno(error, -r, "%s", context);
+        return -1;
+    }
+    *resolved = g_strdup(path);
+    return fd_steal(&fd);
 }

@@ -19,6 +19,11 @@ int image_path_open(const char *path, bool write, GError **error);
 int image_name_open(const Image *image, const char *what, const char *name, bool write,
                     char **resolved, GError **error);
 
+/* Makes the file called name, as image would name it, where there is none: beneath the directory of the image, and no
+ * other. The name is durable. -1 with *error. *resolved: as above. */
+int image_name_make(const Image *image, const char *what, const char *name, char **resolved,
+                    GError **error);
+
 /* Where path (from the directory `at` on; AT_FDCWD) is a directory that is an image, of this format (NULL: of any): the
  * path of the file in it that is opened in its place; free with g_free. Else NULL. */
 char *image_name_in_directory(int at, const char *path, const Format *format);

@@ -149,7 +149,7 @@ static Image *open_one(Store *store, const char *path, const Format *format, con
     image->metadata_cache =
         how->metadata_cache ? how->metadata_cache : IMAGE_METADATA_CACHE_DEFAULT;
     image->allow_paths = how->allow_paths;
-    image->parts = how->parts;
+    image->parts = how->parts ? g_hash_table_ref(how->parts) : NULL;
     image->secret = how->secret ? how->secret : secrets_find(how->secrets, path);
     image->no_secrets = how->no_secrets;
     if (!find_format(image, format, error)) {
@@ -323,7 +323,7 @@ Image *image_open(const char *path, const ImageOpen *how, GError **error)
     }
     for (Image *image = top; image; image = image->backing) {
         image->allow_paths = NULL;
-        image->parts = NULL;
+        g_clear_pointer(&image->parts, g_hash_table_unref);
         image->secret = NULL;
         if (!how->fold && !check_unfolded(image, error)) {
             return NULL;
@@ -350,7 +350,6 @@ Image *image_open_store(Store *store, const ImageOpen *how, Image *backing, GErr
         }
     }
     image->allow_paths = NULL;
-    image->parts = NULL;
     image->secret = NULL;
     return start_writing(image, error) ? g_steal_pointer(&image) : NULL;
 }
@@ -376,6 +375,7 @@ static void image_free(Image *image)
     }
     encryption_free(image->encryption);
     store_unref(image->store);
+    g_clear_pointer(&image->parts, g_hash_table_unref);
     g_free(image->path);
     g_free(image->backing_name);
     g_free(image->backing_format);
@@ -585,4 +585,42 @@ Store *image_open_named(Image *image, const char *name, bool write, char **resol
         *resolved = g_steal_pointer(&path);
     }
     return store;
+}
+
+static Store *take_part(const Image *image, const char *name, GError **error)
+{
+    Store *store = g_hash_table_lookup(image->parts, name);
+    int r = store ? store_truncate(store, 0) : -EACCES;
+    return r == 0 ? store_ref(store)
+                  : (error_set_errno(error, -r, "%s: cannot make its part '%s'", image->path, name),
+                     NULL);
+}
+
+Store *image_make_named(Image *image, const char *name, char **resolved, GError **error)
+{
+    if (image->parts) {
+        *resolved = g_strdup(name);
+        return take_part(image, name, error);
+    }
+    g_autofree char *path = NULL;
+    int fd = image_name_make(image, "part", name, &path, error);
+    if (fd < 0) {
+        return NULL;
+    }
+    Store *store = store_file_from_fd(fd, path, STORE_OPEN_WRITE, error);
+    if (store) {
+        *resolved = g_steal_pointer(&path);
+    } else {
+        (void)unlink(path);
+    }
+    return store;
+}
+
+void image_remove_named(const Image *image, Store *store, const char *resolved)
+{
+    if (image->parts) {
+        (void)store_truncate(store, 0);
+    } else {
+        (void)unlink(resolved);
+    }
 }

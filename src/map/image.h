@@ -43,7 +43,8 @@ typedef struct ImageOpen {
     const char *const *allow_paths;
     uint64_t metadata_cache; /* bytes an image; 0: the default of 32 MiB */
     /* char * -> Store *: files that the top image names and that are open already, used in place of
-     * looking for them; may be NULL. For who makes an image, whose files have no names yet. */
+     * looking for them; may be NULL. For who makes an image, whose files have no names yet. An image on a store gets
+     * new files from here, too, which then must live as long as it does. */
     GHashTable *parts;
     const Secrets *secrets; /* for the encrypted ones of the chain; may be NULL */
     const Secret
@@ -83,7 +84,7 @@ struct Image {
     bool no_names;                  /* not opened by a path: what it names is never opened */
     uint64_t metadata_cache;        /* bytes */
     const char *const *allow_paths; /* valid during format->open only */
-    GHashTable *parts;              /* the same */
+    GHashTable *parts;              /* ImageOpen.parts; with a path, during format->open only */
     const Secret *secret;           /* the same; NULL: there is none */
     bool no_secrets;                /* ImageOpen.no_secrets */
     Encryption *encryption;         /* set by format->open; NULL: the data is not encrypted */
@@ -151,5 +152,11 @@ void image_name_backing(Image *image, const char *name, const char *format);
  * ImageOpen.parts has is that store. *resolved (may be NULL): free with g_free. */
 Store *image_open_named(Image *image, const char *name, bool write, char **resolved,
                         GError **error);
+
+/* Makes an empty file which the image is going to name, beneath its own directory; durable, and open for writing.
+ * EEXIST when there is one. *resolved: free with g_free. */
+Store *image_make_named(Image *image, const char *name, char **resolved, GError **error);
+/* Removes a file that was made so, and that the image does not name. */
+void image_remove_named(const Image *image, Store *store, const char *resolved);
 
 #endif

@@ -33,6 +33,7 @@
 #include "base/errors.h"
 #include "store/aio.h"
 #include "store/store-lock.h"
+#include "store/store-replace.h"
 #include "store/fdio.h"
 
 #define PAGE 4096u
@@ -305,6 +306,20 @@ static int file_sync(Store *store)
     return atomic_load_explicit(&file->sync_error, memory_order_acquire);
 }
 
+/* The number of the descriptor stays, so a sync beside this one has the old file or the new one. */
+static int file_replace(Store *store, const void *bytes, uint64_t length)
+{
+    StoreFile *file = file_of(store);
+    autofd int fd = -1;
+    int r = store_replace_file(store->name, file->fd, bytes, length, &fd);
+    if (fd >= 0) {
+        while (dup3(fd, file->fd, O_CLOEXEC) < 0 && (errno == EBUSY || errno == EINTR)) {
+        }
+        atomic_store_explicit(&store->size, length, memory_order_release);
+    }
+    return r;
+}
+
 /* Starts writeback only: an error of it stays with the pages' file and is told to fdatasync. */
 static void file_start_sync(Store *store, uint64_t offset, uint64_t length)
 {
@@ -341,6 +356,7 @@ static const StoreOps file_ops = {
     .punch = file_punch,
     .next_data = file_next_data,
     .truncate = file_truncate,
+    .replace = file_replace,
     .sync = file_sync,
     .start_sync = file_start_sync,
     .allocated_bytes = file_allocated_bytes,

@@ -130,6 +130,14 @@ int store_truncate(Store *store, uint64_t size)
     return store->read_only ? -EROFS : store->ops->truncate(store, size);
 }
 
+int store_replace(Store *store, const void *bytes, uint64_t length)
+{
+    if (store->read_only) {
+        return -EROFS;
+    }
+    return store->ops->replace ? store->ops->replace(store, bytes, length) : -ENOTSUP;
+}
+
 int store_sync(Store *store)
 {
     return store->ops->sync(store);

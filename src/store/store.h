@@ -60,7 +60,7 @@ typedef enum {
                             */
 } StorePunch;
 
-/* read_nowait, write_nowait and write_direct may be NULL (always -EAGAIN), start_sync too (nothing happens). punch and next_data are called with
+/* read_nowait, write_nowait and write_direct may be NULL (always -EAGAIN), start_sync too (nothing happens), replace (-ENOTSUP). punch and next_data are called with
  * ranges inside the store, not empty; nothing that changes it is called on a read-only store. */
 struct StoreOps {
     const char *name;
@@ -73,6 +73,7 @@ struct StoreOps {
     int (*punch)(Store *store, uint64_t offset, uint64_t length, StorePunch how);
     int (*next_data)(Store *store, uint64_t offset, uint64_t length, bool *data, uint64_t *run);
     int (*truncate)(Store *store, uint64_t size);
+    int (*replace)(Store *store, const void *bytes, uint64_t length);
     int (*sync)(Store *store);
     void (*start_sync)(Store *store, uint64_t offset, uint64_t length);
     uint64_t (*allocated_bytes)(Store *store);
@@ -132,6 +133,11 @@ int store_punch(Store *store, uint64_t offset, uint64_t length, StorePunch how);
 int store_next_data(Store *store, uint64_t offset, uint64_t length, bool *data, uint64_t *run);
 
 int store_truncate(Store *store, uint64_t size); /* [pool] */
+
+/* The store has these bytes and no others from now on, durably; after a cut all of the old ones or all of the new. For
+ * small ones, and beside no transfer. 0 or -errno; after an error too it has either. -ENOTSUP: it cannot, nothing was
+ * changed. [pool] */
+int store_replace(Store *store, const void *bytes, uint64_t length);
 
 /* Everything written before the call is on stable storage when it returns 0 (fdatasync). After a
  * failure the store remembers it: every later sync fails with the same error, for the kernel

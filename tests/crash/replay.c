@@ -120,7 +120,7 @@ static void apply_bytes(Store *store, const RecordEntry *entry, uint64_t from, u
     if (from >= to) {
         return;
     }
-    if (entry->kind == RECORD_WRITE) {
+    if (entry->kind == RECORD_WRITE || entry->kind == RECORD_REPLACE) {
         store_write(store, entry->data + (from - entry->offset), to - from, from);
     } else {
         store_punch(store, from, to - from, STORE_PUNCH_FREE);
@@ -204,6 +204,9 @@ static void apply(ReplayFile *file, const RecordEntry *entry, const Choice *choi
 {
     if (entry->kind == RECORD_TRUNCATE) {
         apply_truncate(file, entry, durable);
+    } else if (entry->kind == RECORD_REPLACE) {
+        apply_truncate(file, entry, durable);
+        apply_piece(file, entry, 0, entry->length, durable);
     } else if (entry->kind != RECORD_SYNC) {
         apply_sectors(file, entry, choice, durable, random);
     }
@@ -304,7 +307,8 @@ static void choose_tears(Choice *choices, GPtrArray *open, unsigned number, Rand
     for (unsigned i = 0; i < open->len; i++) {
         const RecordEntry *entry = open->pdata[i];
         bool last = i + 1 == open->len;
-        if (entry->kind != RECORD_TRUNCATE && (last || !only_last) && random_percent(random, 40)) {
+        bool torn = entry->kind == RECORD_WRITE || entry->kind == RECORD_PUNCH;
+        if (torn && (last || !only_last) && random_percent(random, 40)) {
             choices[i].tear = random_below(random, TEAR_KINDS);
             choices[i].at = random_below(random, entry_sectors(entry) + 1);
         }
@@ -314,7 +318,7 @@ static void choose_tears(Choice *choices, GPtrArray *open, unsigned number, Rand
 static void describe(const Replay *replay, GString *text, const RecordEntry *entry,
                      const Choice *choice)
 {
-    static const char *const kinds[] = {"write", "punch", "truncate", "sync"};
+    static const char *const kinds[] = {"write", "punch", "truncate", "replace", "sync"};
     static const char *const tears[] = {"", " head", " tail", " some sectors"};
     g_string_append_printf(
         text,

@@ -136,6 +136,12 @@ static int memory_truncate(Store *store, uint64_t size)
     return 0;
 }
 
+static int memory_replace(Store *store, const void *bytes, uint64_t length)
+{
+    int r = memory_truncate(store, length);
+    return r < 0 ? r : store_write(store, bytes, length, 0);
+}
+
 static int memory_sync(Store *store)
 {
     return 0;
@@ -163,6 +169,7 @@ static const StoreOps memory_ops = {
     .punch = memory_punch,
     .next_data = memory_next_data,
     .truncate = memory_truncate,
+    .replace = memory_replace,
     .sync = memory_sync,
     .allocated_bytes = memory_allocated_bytes,
     .close = memory_close,

@@ -394,6 +394,47 @@ static int record_truncate(Store *store, uint64_t size)
     return 0;
 }
 
+static void record_durable(RecordStore *file, uint64_t begin)
+{
+    uint64_t index = entry_add(file, (RecordEntry){.kind = RECORD_SYNC, .begin = begin});
+    if (index != NO_ENTRY) {
+        RecordEntry *entry = &g_array_index(file->record->entries, RecordEntry, index);
+        entry->end = entry->tick;
+    }
+}
+
+/* All of it at once, and durable when it ends. A replacement that fails comes too late or did nothing. */
+static int record_replace(Store *store, const void *bytes, uint64_t length)
+{
+    RecordStore *file = file_of(store);
+    int error = fault_plan_check(file->record->options.faults, FAULT_WRITE);
+    uint64_t begin = tick_now(file), index;
+    {
+        with_mutex(&file->record->lock);
+        if (!has_room(file, length)) {
+            return -ENOSPC;
+        }
+        if (error && random_percent(&file->record->random, 50)) {
+            return error;
+        }
+        content_resize(file, length);
+        memcpy(file->content, bytes, length);
+        mark_written(file, 0, length);
+        index = entry_add(file, (RecordEntry){.kind = RECORD_REPLACE,
+                                              .begin = begin,
+                                              .end = RECORD_NEVER,
+                                              .length = length,
+                                              .data = g_memdup2(bytes, length)});
+    }
+    if (!error) {
+        entry_end(file, index);
+        begin = tick_now(file);
+        with_mutex(&file->record->lock);
+        record_durable(file, begin);
+    }
+    return error;
+}
+
 static int record_sync(Store *store)
 {
     RecordStore *file = file_of(store);
@@ -407,11 +448,7 @@ static int record_sync(Store *store)
     with_mutex(&record->lock);
     bool lie = record->options.sync_is_lie && record->options.sync_is_lie(++record->syncs);
     if (!lie) {
-        uint64_t index = entry_add(file, (RecordEntry){.kind = RECORD_SYNC, .begin = begin});
-        if (index != NO_ENTRY) {
-            RecordEntry *entry = &g_array_index(record->entries, RecordEntry, index);
-            entry->end = entry->tick;
-        }
+        record_durable(file, begin);
     }
     return 0;
 }
@@ -452,6 +489,7 @@ static const StoreOps record_ops = {
     .punch = record_punch,
     .next_data = record_next_data,
     .truncate = record_truncate,
+    .replace = record_replace,
     .sync = record_sync,
     .allocated_bytes = record_allocated_bytes,
     .close = record_close,

@@ -26,15 +26,15 @@
 #define RECORD_NEVER  UINT64_MAX
 #define RECORD_SECTOR 512u /* what a disk writes whole or not at all */
 
-typedef enum { RECORD_WRITE, RECORD_PUNCH, RECORD_TRUNCATE, RECORD_SYNC } RecordKind;
+typedef enum { RECORD_WRITE, RECORD_PUNCH, RECORD_TRUNCATE, RECORD_REPLACE, RECORD_SYNC } RecordKind;
 
 typedef struct RecordEntry {
     RecordKind kind;
     unsigned file; /* 0: the first store of the record */
     uint64_t begin, tick,
         end;                 /* tick: took effect; end: RECORD_NEVER when it failed or still runs */
-    uint64_t offset, length; /* TRUNCATE: length is the new size */
-    uint8_t *data;           /* WRITE: length bytes */
+    uint64_t offset, length; /* TRUNCATE, REPLACE: length is the new size */
+    uint8_t *data;           /* WRITE, REPLACE: length bytes */
 } RecordEntry;
 
 typedef struct RecordOptions {

@@ -153,6 +153,12 @@ static int scratch_truncate(Store *store, uint64_t size)
     return 0;
 }
 
+static int scratch_replace(Store *store, const void *bytes, uint64_t length)
+{
+    int r = scratch_truncate(store, length);
+    return r < 0 ? r : store_write(store, bytes, length, 0);
+}
+
 static int scratch_sync(Store *store)
 {
     return 0;
@@ -183,6 +189,7 @@ static const StoreOps scratch_ops = {
     .punch = scratch_punch,
     .next_data = scratch_next_data,
     .truncate = scratch_truncate,
+    .replace = scratch_replace,
     .sync = scratch_sync,
     .allocated_bytes = scratch_allocated_bytes,
     .close = scratch_close,
