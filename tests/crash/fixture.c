@@ -212,6 +212,15 @@ static void make_backing(Fixture *fixture)
     must(fixture->backing, error, "open backing again");
 }
 
+/* As the extents of a split vmdk are called. A file that is not there yet is an empty one here. */
+static void add_spare_files(ImageFiles *files, unsigned count)
+{
+    for (unsigned i = 0; i < count; i++) {
+        g_autofree char *name = g_strdup_printf("image-s%03u.vmdk", files->count);
+        image_files_add(files, store_scratch_new(name, NULL, 0));
+    }
+}
+
 Fixture *fixture_new(const Setup *setup)
 {
     Fixture *fixture = g_new0(Fixture, 1);
@@ -233,6 +242,7 @@ Fixture *fixture_new(const Setup *setup)
         memset(fixture->values + first, 0, (setup->disk_size / CELL - first) * sizeof(uint32_t));
     }
     ImageFiles files = create_image(setup, fixture->image_name, fixture->format, fixture->backing);
+    add_spare_files(&files, setup->spare_files);
     if (setup->filled) {
         g_autoptr(GError) error = NULL;
         g_autoptr(Image) image = fixture_open(fixture, &files, true, &error);
