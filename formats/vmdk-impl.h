@@ -7,6 +7,7 @@
  *     vmdk-entry.c    directory, tables and space of a sparse extent that is written
  *     vmdk-cid.c      the content ID
  *     vmdk-text.c     the descriptor, changed; vmdk-edit.c how
+ *     vmdk-backing.c  another parent
  *     vmdk-resize.c   another size: vmdk-directory.c of a sparse extent, vmdk-extend.c by more extents
  *     vmdk-scan.c     who uses which part of a sparse extent: for writers and for check
  *     vmdk-plan.c     what a new image shall be
@@ -194,6 +195,11 @@ GArray *vmdk_lines(const VmdkState *state, uint64_t last_length);
 bool vmdk_extents_add(Image *image, GArray *lines, uint64_t size, uint64_t limit, GError **error);
 void vmdk_extents_remove(Image *image, unsigned kept); /* those behind, which no descriptor names */
 bool vmdk_resize(Image *image, uint64_t size, GError **error);
+
+/* ---- vmdk-backing.c ---- */
+
+bool vmdk_set_backing(Image *image, const char *name, const char *format, const Image *backing,
+                      GError **error);
 
 /* ---- vmdk-write.c ---- */
 

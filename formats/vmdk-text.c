@@ -112,7 +112,7 @@ static int write_text(Image *image, const GString *old, const GString *new)
                                        : store_replace(image->store, new->str, new->len);
 }
 
-/* Where the new text is not known to be there, nor the old one, nothing may be changed any more. */
+/* Where the old text is not there any more, nor known to be the new one, nothing may be changed. */
 static bool put_text(Image *image, const GString *old, const GString *new, GError **error)
 {
     VmdkState *state = image->state;
@@ -122,7 +122,8 @@ static bool put_text(Image *image, const GString *old, const GString *new, GErro
         state->descriptor = vmdk_descriptor_parse(new->str, new->len, image->path, NULL);
         return true;
     }
-    state->broken = true;
+    g_autoptr(GString) now = read_text(image, NULL);
+    state->broken |= !now || !g_string_equal(now, old);
     return error_set_errno(error, -r, "%s: cannot write the descriptor", image->path);
 }
 

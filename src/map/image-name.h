@@ -8,6 +8,13 @@
 #define MAP_IMAGE_NAME_H
 
 #include "map/image.h"
+#include "store/store-file.h"
+
+/* With which an image opens its files. */
+static inline StoreOpenFlags image_store_flags(bool write, bool no_lock)
+{
+    return (write ? STORE_OPEN_WRITE : STORE_OPEN_READ_ONLY) | (no_lock ? STORE_OPEN_NO_LOCK : 0);
+}
 
 /* Opens a path that the user gave: trusted, no limits where it leads. -1 with *error. */
 int image_path_open(const char *path, bool write, GError **error);

@@ -167,11 +167,6 @@ static Image *open_one(Store *store, const char *path, const Format *format, con
     return g_steal_pointer(&image);
 }
 
-static StoreOpenFlags store_flags(bool write, bool no_lock)
-{
-    return (write ? STORE_OPEN_WRITE : STORE_OPEN_READ_ONLY) | (no_lock ? STORE_OPEN_NO_LOCK : 0);
-}
-
 /* Takes over fd. */
 static Image *open_file(int fd, const char *path, const Format *format, const ImageOpen *how,
                         GArray *files, GError **error)
@@ -180,8 +175,8 @@ static Image *open_file(int fd, const char *path, const Format *format, const Im
     if (!chain_files_add(files, fd, path, error)) {
         return NULL;
     }
-    Store *store =
-        store_file_from_fd(fd_steal(&owned), path, store_flags(how->write, how->no_lock), error);
+    Store *store = store_file_from_fd(fd_steal(&owned), path,
+                                      image_store_flags(how->write, how->no_lock), error);
     return store ? open_one(store, path, format, how, false, error) : NULL;
 }
 
@@ -564,63 +559,4 @@ int image_map(Image *image, uint64_t offset, uint64_t length, ExtentList *list)
         return 0;
     }
     return r < 0 ? r : refuse_answer(image, &(Extent){.offset = offset}, "it is empty");
-}
-
-Store *image_open_named(Image *image, const char *name, bool write, char **resolved, GError **error)
-{
-    Store *open_already = image->parts ? g_hash_table_lookup(image->parts, name) : NULL;
-    if (open_already) {
-        if (resolved) {
-            *resolved = g_strdup(open_already->name);
-        }
-        return store_ref(open_already);
-    }
-    g_autofree char *path = NULL;
-    int fd = image_name_open(image, "part", name, write, &path, error);
-    if (fd < 0) {
-        return NULL;
-    }
-    Store *store = store_file_from_fd(fd, path, store_flags(write, image->no_lock), error);
-    if (store && resolved) {
-        *resolved = g_steal_pointer(&path);
-    }
-    return store;
-}
-
-static Store *take_part(const Image *image, const char *name, GError **error)
-{
-    Store *store = g_hash_table_lookup(image->parts, name);
-    int r = store ? store_truncate(store, 0) : -EACCES;
-    return r == 0 ? store_ref(store)
-                  : (error_set_errno(error, -r, "%s: cannot make its part '%s'", image->path, name),
-                     NULL);
-}
-
-Store *image_make_named(Image *image, const char *name, char **resolved, GError **error)
-{
-    if (image->parts) {
-        *resolved = g_strdup(name);
-        return take_part(image, name, error);
-    }
-    g_autofree char *path = NULL;
-    int fd = image_name_make(image, "part", name, &path, error);
-    if (fd < 0) {
-        return NULL;
-    }
-    Store *store = store_file_from_fd(fd, path, STORE_OPEN_WRITE, error);
-    if (store) {
-        *resolved = g_steal_pointer(&path);
-    } else {
-        (void)unlink(path);
-    }
-    return store;
-}
-
-void image_remove_named(const Image *image, Store *store, const char *resolved)
-{
-    if (image->parts) {
-        (void)store_truncate(store, 0);
-    } else {
-        (void)unlink(resolved);
-    }
 }

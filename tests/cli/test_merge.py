@@ -7,7 +7,7 @@ from cli import COWNBD, Qcow2, Workdir, cownbd, expect, expect_equal, expect_ref
 
 SIZE = 6 << 20
 SMALL = 1 << 20
-FAMILIES = ("vhd", "vdi", "vhdx", "qcow", "qed")
+FAMILIES = ("vhd", "vdi", "vhdx", "qcow", "qed", "vmdk")
 
 
 def bytes_of(image):
@@ -221,6 +221,32 @@ def test_families():
         ours("check", base)
 
 
+def test_vmdk_rebase():
+    """Descriptors of more than a sector, in the image and beside it; names that have no room; flat ones."""
+    make("base.vmdk", "vmdk", noise(1))
+    want = noise(2)
+    for form in "monolithicSparse", "twoGbMaxExtentSparse,extent_size=64k", "vmfsSparse":
+        with open("disk", "wb") as file:
+            file.write(want)
+        ours("convert", "-q", "-O", "vmdk", "-o", "subformat=" + form, "-b", "base.vmdk", "-F", "vmdk", "disk", "top.vmdk")
+        for name in ("./" * 300 + "base.vmdk", "./" * 1000 + "base.vmdk", "base.vmdk", ""):
+            ours("rebase", "-q", "-b", name, *(("-F", "vmdk") if name else ()), "top.vmdk")
+            expect(bytes_of("top.vmdk") == want, form, "after a rebase to", len(name))
+            expect_equal(load_json(ours("info", "--json", "top.vmdk")).get("backing-filename"), name or None)
+            ours("check", "top.vmdk")
+            if form[0] != "v":  # qemu takes COWD for flat
+                must("qemu-img", "check", "-q", "-f", "vmdk", "top.vmdk")
+        result = cownbd("rebase", "-u", "-b", "./" * 1800 + "base.vmdk", "-F", "vmdk", "top.vmdk")
+        expect_equal(result.returncode, 0, form, result.stderr)
+    make("own.vmdk", "vmdk", want)
+    ours("create", "-q", "-f", "vmdk", "-o", "subformat=monolithicFlat", "flat.vmdk", SMALL)
+    with open("raw", "wb") as file:
+        file.truncate(SMALL)
+    expect_refused(cownbd("rebase", "-b", "base.vmdk", "-F", "vmdk", "flat.vmdk"), "flat.vmdk", "flat extents")
+    expect_refused(cownbd("rebase", "-b", "raw", "-F", "raw", "own.vmdk"), "must be vmdk")
+    expect(bytes_of("own.vmdk") == want, "what was refused changed something")
+
+
 def test_rebase_shared():
     """Onto the image below the backing: only what lies in between is copied."""
     must("qemu-img", "create", "-q", "-f", "qcow2", "base", SIZE)
@@ -274,6 +300,6 @@ def test_refusals():
 
 with Workdir():
     for test in (test_commit, test_commit_deep, test_commit_sizes, test_commit_formats, test_cut_off, test_rebase,
-                 test_vmdk_commit, test_rebase_over_data, test_families,
+                 test_vmdk_commit, test_vmdk_rebase, test_rebase_over_data, test_families,
                  test_rebase_shared, test_rebase_unsafe, test_refusals):
         test()

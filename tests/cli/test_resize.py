@@ -83,6 +83,10 @@ def block_formats():
     cases = (("vhd", "vpc", "block_size=64k", both), ("vhd", "vpc", "subformat=fixed", both),
              ("vdi", "vdi", "static=off", both), ("vhdx", "vhdx", "block_size=1M", ("256G",) + both),
              ("vhdx", "vhdx", "subformat=fixed,block_size=1M", ("70M", "5M")), ("qcow", "qcow", "cluster_size=4k", up),
+             ("vmdk", "vmdk", "grain_size=4k", ("600M",) + both), ("vmdk", "vmdk", "subformat=monolithicFlat", both),
+             ("vmdk", "vmdk", "subformat=twoGbMaxExtentSparse,extent_size=32M", up),
+             ("vmdk", "vmdk", "subformat=twoGbMaxExtentFlat,extent_size=32M", up[:2]),
+             ("vmdk", None, "subformat=vmfsSparse", ("600M",) + both),  # which qemu takes for flat
              ("qed", "qed", "cluster_size=4k,table_size=2", up[:2]), ("parallels", "parallels", "cluster_size=64k", up))
     for fmt, peer, option, sizes in cases:
         image = f"b.{fmt}"
@@ -91,10 +95,10 @@ def block_formats():
         for size in sizes:
             ours("resize", "-q", "--shrink", image, size)
             must("truncate", "-s", size, "want.raw")
-            if size != "256G":  # of so many blocks qemu takes minutes
+            if peer and size != "256G":  # of so many blocks qemu takes minutes
                 must("qemu-img", "compare", "-f", "raw", "-F", peer, "want.raw", image)
             ours("compare", "want.raw", image)
-            expect(cownbd("check", image).returncode in (0, 3) if fmt in ("vhd", "qcow", "parallels") else ours("check", image), image)
+            expect(cownbd("check", image).returncode in (0, 3) if fmt in ("vhd", "qcow", "parallels", "vmdk") else ours("check", image), image)
             if fmt in ("vdi", "vhdx", "qed"):
                 must("qemu-img", "check", "-q", "-f", fmt, image)
         os.unlink(image)
@@ -102,6 +106,30 @@ def block_formats():
     ours("create", "-q", "-f", "vhd", "-b", "base.vhd", "-F", "vhd", "child.vhd")
     expect_refused(cownbd("resize", "child.vhd", "9M"), "differencing vhd", "size of its parent")
     expect_refused(cownbd("resize", "base.vhd", "3T"), "base.vhd", "2040G")
+
+
+def vmdk():
+    """What an extent cannot become; a file that has the name of a new extent stays as it is."""
+    ours("create", "-q", "-f", "vmdk", "-o", "subformat=twoGbMaxExtentSparse,extent_size=1M", "v.vmdk", "3M")
+    with open("v-s004.vmdk", "w") as file:
+        file.write("mine")
+    ours("resize", "-q", "v.vmdk", "5M")
+    expect_equal(open("v-s004.vmdk").read(), "mine")
+    text = open("v.vmdk").read()
+    expect('SPARSE "v-s005.vmdk"' in text and 'SPARSE "v-s006.vmdk"' in text, text)
+    qemu_io("v.vmdk", "read -P 0 0 5M", fmt="vmdk")
+    for size, word in (("1M", "only the last of its 5 extents"), ("8G", "62T")):
+        expect_refused(cownbd("resize", "--shrink", "v.vmdk", size), "v.vmdk", word)
+    expect_equal(open("v.vmdk").read(), text, "what was refused")
+    ours("create", "-q", "-f", "vmdk", "-o", "subformat=streamOptimized", "stream.vmdk", "3M")
+    expect_refused(cownbd("resize", "stream.vmdk", "4M"), "stream.vmdk", "streamOptimized", "convert")
+    ours("create", "-q", "-f", "vmdk", "-o", "subformat=vmfsSparse", "cowd.vmdk", "3M")
+    expect_refused(cownbd("resize", "cowd.vmdk", "2T"), "cowd.vmdk", "below 2T")
+    ours("create", "-q", "-f", "vmdk", "-b", "stream.vmdk", "-F", "vmdk", "over.vmdk", "1M")
+    expect_refused(cownbd("resize", "over.vmdk", "2M"), "over.vmdk", "its backing file is longer")
+    os.link("v.vmdk", "another-name")
+    expect_refused(cownbd("resize", "v.vmdk", "6M"), "v.vmdk", "cannot write the descriptor")
+    expect(not os.path.exists("v-s007.vmdk"), "an extent of a resize that failed is left")
 
 
 def encrypted():
@@ -202,6 +230,7 @@ with Workdir():
     last_cluster()
     preallocation()
     block_formats()
+    vmdk()
     encrypted()
     refusals()
     served()

@@ -26,7 +26,13 @@
 #define RECORD_NEVER  UINT64_MAX
 #define RECORD_SECTOR 512u /* what a disk writes whole or not at all */
 
-typedef enum { RECORD_WRITE, RECORD_PUNCH, RECORD_TRUNCATE, RECORD_REPLACE, RECORD_SYNC } RecordKind;
+typedef enum {
+    RECORD_WRITE,
+    RECORD_PUNCH,
+    RECORD_TRUNCATE,
+    RECORD_REPLACE,
+    RECORD_SYNC
+} RecordKind;
 
 typedef struct RecordEntry {
     RecordKind kind;
