@@ -17,7 +17,7 @@ static const CliUsage usage = {
                "  add IMAGE [--name --format --description --read-only --snapshot --secret-file]\n"
                "  remove EXPORT [--mode=safe|hide|hard]\n"
                "  kick CLIENT, kick --export NAME\n"
-               "  hello, list, stats, handover [--binary]\n"
+               "  hello, list, stats, reload, handover [--binary]\n"
                "  attach, detach      where devices are attached\n\n"
                "docs/control.md says more of each.",
     .example = "  cownbd ctl add /srv/images/vm2.qcow2 --name vm2\n"
@@ -182,8 +182,8 @@ int cli_ctl(int argc, char **argv)
          "the file",
          "[IMAGE=]FILE"},
         {"mode", 0, 0, G_OPTION_ARG_FILENAME, &o.mode,
-         "For remove: safe (default) refuses while there are clients, hide lets them finish, hard "
-         "sends them away",
+         "For remove: safe, hide or hard: refuse while there are clients (default), let them "
+         "finish, send them away",
          "MODE"},
         {"export", 0, 0, G_OPTION_ARG_FILENAME, &o.export, "For kick: all clients of this export",
          "NAME"},

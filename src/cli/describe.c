@@ -6,6 +6,20 @@
 #include <json-glib/json-glib.h>
 #include <stdio.h>
 
+/* What an argument may be, where that is a table of the program: formats. */
+static JsonArray *values_of(const GOptionEntry *entry)
+{
+    JsonArray *values = json_array_new();
+    if (g_strcmp0(entry->arg_description, "FMT") == 0) {
+        g_autofree char *names = format_names();
+        g_auto(GStrv) each = g_strsplit(names, ", ", -1);
+        for (char **name = each; *name != NULL; name++) {
+            json_array_add_string_element(values, *name);
+        }
+    }
+    return values;
+}
+
 static void add_options(JsonArray *array, const GOptionEntry *entries)
 {
     for (; entries != NULL && entries->long_name != NULL; entries++) {
@@ -23,6 +37,7 @@ static void add_options(JsonArray *array, const GOptionEntry *entries)
                                            entries->arg == G_OPTION_ARG_FILENAME_ARRAY);
         json_object_set_string_member(option, "text",
                                       entries->description != NULL ? entries->description : "");
+        json_object_set_array_member(option, "values", values_of(entries));
         json_array_add_object_element(array, option);
     }
 }

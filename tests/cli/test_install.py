@@ -88,15 +88,22 @@ def test_completions():
     assert {"serve", "info", "help"} <= set(completed(""))
     assert completed("serve", "--log-l") == ["--log-level="]
     assert completed("serve", "--log-level", "=", "w") == ["warning"]
+    assert completed("serve", "--tls", "r") == ["require"]
+    assert completed("convert", "--output-format", "vh") == ["vhd", "vhdx"]
+    assert completed("ctl", "re") == ["remove", "reload"]
+    assert completed("ctl", "remove", "--mode", "h") == ["hide", "hard"]
+    assert completed("config", "") == ["check"] and completed("snapshot", "d") == ["delete"]
     assert set(completed("serve", "--")) == {f"--{option['name']}" + ("=" if option["argument"] else "")
                                              for command in commands() if command["command"] == "serve"
                                              for option in command["options"]} | {"--help"}
     run("zsh", "-n", os.path.join(top, "share/zsh/vendor-completions/_cownbd"))
     fish = os.path.join(top, "share/fish/vendor_completions.d/cownbd.fish")
     with tempfile.TemporaryDirectory() as home:
-        offered = run("fish", "--no-config", "-c", f"source {fish}; complete -C 'cownbd serve --log-'",
-                      env=dict(os.environ, HOME=home, XDG_CONFIG_HOME=home, XDG_DATA_HOME=home))
-    assert "--log-level" in offered, offered
+        for words, wanted in (("serve --log-", "--log-level"), ("serve --tls r", "require"), ("ctl re", "reload"),
+                              ("convert --output-format vhd", "vhdx")):
+            offered = run("fish", "--no-config", "-c", f"source {fish}; complete -C 'cownbd {words}'",
+                          env=dict(os.environ, HOME=home, XDG_CONFIG_HOME=home, XDG_DATA_HOME=home))
+            assert wanted in offered, offered
 
 
 if __name__ == "__main__":
