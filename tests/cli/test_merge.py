@@ -49,7 +49,8 @@ def sound(*images):
 
 def test_commit():
     dice = random.Random(1)
-    for options in ((), ("-o", "cluster_size=512"), ("-o", "cluster_size=2M"), ("-o", "compat=0.10")):
+    for options in ((), ("-o", "cluster_size=512"), ("-o", "cluster_size=2M"), ("-o", "compat=0.10"),
+                    ("-o", "extended_l2=on")):
         chain(dice, options=options)
         want = bytes_of("top")
         ours("commit", "-q", "top")
@@ -133,7 +134,8 @@ def test_cut_off():
 
 def test_rebase():
     dice = random.Random(6)
-    for turn, options in enumerate(((), ("-o", "cluster_size=512"), ("-o", "cluster_size=2M"), ("-o", "compat=0.10"))):
+    for turn, options in enumerate(((), ("-o", "cluster_size=512"), ("-o", "cluster_size=2M"), ("-o", "compat=0.10"),
+                                    ("-o", "extended_l2=on"), ("-o", "extended_l2=on,cluster_size=16k"))):
         chain(dice, options=options, sizes=(SIZE, SIZE - 1024 * turn, SIZE))
         must("qemu-img", "create", "-q", "-f", "qcow2", "other", SIZE + 70000 // 512 * 512 * (turn - 1))
         fill("other", dice, size=SIZE - 70000 // 512 * 512)
