@@ -7,7 +7,8 @@
 # Devices, all over files of one ext4 that lies in memory, past the page cache:
 #
 #   loop      a loop device on a raw file
-#   dm        device-mapper `linear` on that loop device, one line
+#   dm        device-mapper `linear` on a loop device, one line: on a raw file; for the jobs full-* on the data of a
+#             qcow2 like the one that cownbd has, so that both write to the same places of a file
 #   linear    cownbd attach --fast-path=linear, of a qcow2
 #   snapshot  cownbd attach --fast-path=snapshot, of a qcow2
 #   off       cownbd attach --fast-path=off, of a qcow2
@@ -49,8 +50,8 @@ with open("raw", "r+b") as image:
         image.write(b"U" * 65536)
 PY
     esac
-    case $1 in
-    loop | dm) mv raw "$1.img" ;;
+    case $1-$2 in
+    loop-* | dm-lines | dm-empty) mv raw "$1.img" ;;
     *) qemu-img convert -f raw -O qcow2 raw "$1.img" ;;
     esac
     rm -f raw
@@ -68,8 +69,11 @@ close_loop() {
 }
 
 open_dm() {
+    local offset
+    # Of the first extent; there is no second one: device-mapper would refuse a line that leaves the file.
+    offset=$("$COWNBD" map --json dm.img | jq '.[0].offset // 0')
     below=$(losetup --find --show --direct-io=on dm.img)
-    dmsetup create plain --table "0 $((size << 11)) linear $below 0"
+    dmsetup create plain --table "0 $((size << 11)) linear $below $((offset >> 9))"
     device[dm]=/dev/mapper/plain
 }
 
