@@ -35,6 +35,7 @@ static void convert_clear(Convert *convert)
     g_free(convert->output_format);
     g_free(convert->backing_name);
     g_free(convert->backing_format);
+    g_free(convert->preallocation_name);
     g_free(convert->range_text);
     g_free(convert->grain_text);
     g_free(convert->rate_text);
@@ -134,6 +135,17 @@ static bool check_compress(const Convert *convert, GError **error)
     return true;
 }
 
+static bool take_preallocation(Convert *convert, GError **error)
+{
+    if (!preallocation_take(convert->options, convert->backing_name, &convert->preallocation_name,
+                            &convert->preallocation, error)) {
+        return false;
+    }
+    return convert->preallocation == PREALLOCATE_OFF || !convert->compress ||
+           error_set(error, EINVAL,
+                     "-c with preallocation, which is for plain data: leave out one");
+}
+
 static bool check_flags(Convert *convert, const CliCommon *common, GError **error)
 {
     return check_bitmaps(convert, common, error) && parse_grain(convert, error) &&
@@ -143,7 +155,8 @@ static bool check_flags(Convert *convert, const CliCommon *common, GError **erro
            create_backing_take(convert->options, &convert->backing_name, &convert->backing_format,
                                error) &&
            (convert->existing || create_options_check(convert->format, convert->options, error)) &&
-           check_size(convert, error) && check_compress(convert, error);
+           take_preallocation(convert, error) && check_size(convert, error) &&
+           check_compress(convert, error);
 }
 
 /* ---- the images ----------------------------------------------------------------------------- */
@@ -255,7 +268,8 @@ static bool convert_new(Convert *convert, const CliCommon *common, GError **erro
         .secret = how.secret,
     };
     g_autoptr(Image) image = image_open_store(target.store, &open, convert->backing, error);
-    if (!image) {
+    if (!image || !preallocate_check(image, convert->preallocation, error) ||
+        !preallocate(image, 0, convert->preallocation, NULL, error)) {
         return false;
     }
     /* A device holds what it held; over a backing nothing is zero, nor is what a luks image holds at first. */

@@ -12,6 +12,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "cli/preallocate.h"
 #include "cli/progress.h"
 #include "formats/format.h"
 #include "tools/copy.h"
@@ -19,6 +20,8 @@
 typedef struct Convert {
     const char *source_path, *path;
     char *output_format, *backing_name, *backing_format;
+    char *preallocation_name;
+    Preallocation preallocation;
     char *range_text, *grain_text, *rate_text, *compression;
     char **option_lists;
     gboolean compress, existing, target_is_zero, show_progress, quiet, ignored;

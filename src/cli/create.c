@@ -85,21 +85,6 @@ static bool decide_size(CreateCommand *command, GError **error)
     return true;
 }
 
-/* What is preallocated is there: it would hide what a backing has. */
-static bool decide_preallocation(CreateCommand *command, GError **error)
-{
-    if (!create_option_take(command->options, "preallocation", &command->preallocation_name,
-                            error) ||
-        !preallocation_parse(command->preallocation_name, &command->preallocation, error)) {
-        return false;
-    }
-    return command->preallocation == PREALLOCATE_OFF || !command->backing_name ||
-           error_set(error, EINVAL,
-                     "preallocation is '%s' with a backing file, which would not be seen: must be "
-                     "off",
-                     command->preallocation_name);
-}
-
 /* The new image gets its space, before it has its name. */
 static bool allocate_image(const CreateCommand *command, const CliCommon *common,
                            const CreateTarget *target, GError **error)
@@ -184,8 +169,10 @@ static bool create_image(CreateCommand *command, const CliCommon *common, GError
     return create_options_check(command->format, command->options, error) &&
            create_backing_take(command->options, &command->backing_name, &command->backing_format,
                                error) &&
-           decide_preallocation(command, error) && look_at_backing(command, common, error) &&
-           decide_size(command, error) && write_image(command, common, error);
+           preallocation_take(command->options, command->backing_name, &command->preallocation_name,
+                              &command->preallocation, error) &&
+           look_at_backing(command, common, error) && decide_size(command, error) &&
+           write_image(command, common, error);
 }
 
 static int run(CreateCommand *command, const CliCommon *common)

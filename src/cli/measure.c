@@ -12,6 +12,7 @@
 #include "cli/create-options.h"
 #include "cli/options.h"
 #include "cli/output.h"
+#include "cli/preallocate.h"
 #include "formats/option.h"
 #include "tools/reader.h"
 
@@ -23,12 +24,15 @@ typedef struct Measure {
     Image *source; /* or size alone */
     uint64_t size;
     int result; /* of counting */
+    char *preallocation_name;
+    Preallocation preallocation;
 } Measure;
 
 static void measure_clear(Measure *measure)
 {
     g_free(measure->output_format);
     g_free(measure->size_text);
+    g_free(measure->preallocation_name);
     g_strfreev(measure->option_lists);
     g_clear_pointer(&measure->options, g_hash_table_unref);
     image_unref(measure->source);
@@ -75,6 +79,9 @@ static bool ask_format(Measure *measure, FormatMeasure *answer, GError **error)
     }
     if (!measure->format->measure(&how, answer, error)) {
         return false;
+    }
+    if (measure->preallocation >= PREALLOCATE_FALLOC) {
+        answer->required = answer->fully_allocated;
     }
     return measure->result == 0 ||
            error_set_errno(error, -measure->result, "%s: cannot map it", measure->source->path);
@@ -142,6 +149,10 @@ int cli_measure(int argc, char **argv)
     if (!cli_parse(&usage, own, &common, &argc, &argv, &error) ||
         !cli_option_lists(measure.option_lists, measure.options, &error) ||
         !(measure.format = create_format(measure.output_format, &error))) {
+        return cli_fail_usage(&usage, "%s", error->message);
+    }
+    if (!preallocation_take(measure.options, NULL, &measure.preallocation_name,
+                            &measure.preallocation, &error)) {
         return cli_fail_usage(&usage, "%s", error->message);
     }
     if (g_hash_table_contains(measure.options, "help")) {

@@ -13,6 +13,7 @@
 
 #include "base/bytes.h"
 #include "base/errors.h"
+#include "cli/create-options.h"
 #include "formats/format.h"
 
 #define STEP       (UINT64_C(64) << 20) /* of the disk, allocated at a time */
@@ -31,6 +32,21 @@ bool preallocation_parse(const char *name, Preallocation *how, GError **error)
     }
     return !name || error_set(error, EINVAL,
                               "preallocation is '%s': must be off, metadata, falloc or full", name);
+}
+
+/* What is preallocated is there: it would hide what a backing has. */
+bool preallocation_take(GHashTable *options, const char *backing_name, char **name,
+                        Preallocation *how, GError **error)
+{
+    if (!create_option_take(options, "preallocation", name, error) ||
+        !preallocation_parse(*name, how, error)) {
+        return false;
+    }
+    return *how == PREALLOCATE_OFF || !backing_name ||
+           error_set(error, EINVAL,
+                     "preallocation is '%s' with a backing file, which would not be seen: must be "
+                     "off",
+                     *name);
 }
 
 bool preallocate_check(const Image *image, Preallocation how, GError **error)

@@ -1,5 +1,5 @@
 /*
- * Space for a part of a disk before anybody writes there, for create and resize. [main]
+ * Space for a part of a disk before anybody writes there, for create, convert and resize. [main]
  */
 #ifndef CLI_PREALLOCATE_H
 #define CLI_PREALLOCATE_H
@@ -19,6 +19,10 @@ typedef enum {
 
 /* False: no such name. NULL is off. */
 bool preallocation_parse(const char *name, Preallocation *how, GError **error);
+
+/* Takes the option preallocation out of those of a new image; *name: what it says, g_free. */
+bool preallocation_take(GHashTable *options, const char *backing_name, char **name,
+                        Preallocation *how, GError **error);
 
 /* Whether the image can do that; before anything is changed. */
 bool preallocate_check(const Image *image, Preallocation how, GError **error);

@@ -73,6 +73,20 @@ def test_holes():
         same("zeroes", "thick", fmt)
 
 
+def test_preallocation():
+    for fmt, how in (("raw", "falloc"), ("raw", "full"), ("qcow2", "metadata"), ("qcow2", "falloc"), ("qcow2", "full")):
+        ours("convert", "-q", "-O", fmt, "-o", f"preallocation={how}", "source", "image")
+        same("source", "image", fmt)
+        sound("image", fmt)
+        if how == "metadata":
+            expect_equal(load_json(ours("check", "--json", "image"))["allocated-clusters"], SIZE >> 16, "clusters")
+        else:
+            expect(os.stat("image").st_blocks * 512 >= SIZE, fmt, how, "has no space")
+    expect_refused(cownbd("convert", "-c", "-O", "qcow2", "-o", "preallocation=full", "source", "no"), "preallocation", "-c")
+    expect_refused(cownbd("convert", "-O", "qcow2", "-o", "preallocation=full", "-b", "image", "-F", "qcow2", "source", "no"),
+                   "preallocation is 'full' with a backing file")
+
+
 def test_compressed():
     for fmt, options in (("qcow", ("-o", "cluster_size=512")), ("qcow", ("-o", "cluster_size=64k")), ("qcow", ()),
                          ("qcow2", ("-o", "cluster_size=4k")), ("qcow2", ("-o", "cluster_size=2M")),
@@ -380,7 +394,7 @@ def test_progress():
 
 with Workdir():
     make_source("source")
-    for test in (test_matrix, test_reads_qemu, test_holes, test_compressed, test_backing, test_existing, test_range,
-                 test_refusals, test_failures, test_killed, test_snapshot, test_bitmaps, test_target_is_zero,
+    for test in (test_matrix, test_reads_qemu, test_holes, test_preallocation, test_compressed, test_backing, test_existing,
+                 test_range, test_refusals, test_failures, test_killed, test_snapshot, test_bitmaps, test_target_is_zero,
                  test_salvage, test_rate, test_locked, test_progress):
         test()

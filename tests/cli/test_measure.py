@@ -11,7 +11,7 @@ SIZE = 12 << 20
 def test_like_qemu():
     for fmt in ("raw", "qcow2"):
         for options in ((), ("-o", "cluster_size=512"), ("-o", "cluster_size=2M"), ("-o", "refcount_bits=64"),
-                        ("-o", "compat=0.10")):
+                        ("-o", "compat=0.10"), ("-o", "preallocation=metadata"), ("-o", "preallocation=full")):
             if fmt == "raw" and options:
                 continue
             for what in ([], ["-f", "raw", "source"], ["-f", "qcow2", "source.qcow2"]):
