@@ -212,7 +212,9 @@ static int move_fixed_footer(Image *image, uint64_t offset)
     VhdState *s = image->state;
     int r = vhd_write_durably(image->store, s->footer.bytes, offset);
     if (r < 0) { /* a block device has the size it has */
-        return r == -EINVAL || r == -EFBIG || r == -ENOTSUP ? -ENOSPC : r;
+        int settled = vhd_footer_settle(image);
+        r = r == -EINVAL || r == -EFBIG || r == -ENOTSUP ? -ENOSPC : r;
+        return settled < 0 ? settled : r;
     }
     s->footer_offset = offset;
     return 0;

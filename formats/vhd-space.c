@@ -28,6 +28,13 @@ int vhd_footer_write(Image *image, uint64_t offset)
     return store_write(image->store, vhd_state(image)->footer.bytes, VHD_FOOTER_SIZE, offset);
 }
 
+int vhd_footer_settle(Image *image)
+{
+    VhdState *s = image->state;
+    uint64_t end = s->footer_offset + VHD_FOOTER_SIZE;
+    return store_size(image->store) > end ? vhd_written(s, store_truncate(image->store, end)) : 0;
+}
+
 /* Where something lies when space is free from `from` on; what is behind its first `lead` bytes is aligned. */
 static uint64_t place_from(uint64_t from, uint64_t lead)
 {
@@ -50,11 +57,13 @@ static int move_footer(Image *image, uint64_t offset, uint64_t at_least)
         r = vhd_footer_write(image, offset);
     }
     if (r < 0) { /* a block device has the size it has */
-        return r == -EINVAL || r == -EFBIG || r == -ENOTSUP ? -ENOSPC : r;
+        int settled = vhd_footer_settle(image);
+        r = r == -EINVAL || r == -EFBIG || r == -ENOTSUP ? -ENOSPC : r;
+        return settled < 0 ? settled : r;
     }
     s->stale_footer = s->footer_offset;
     s->footer_offset = offset;
-    return 0;
+    return vhd_footer_settle(image);
 }
 
 /* Makes room before the footer; *place is where. */

@@ -217,6 +217,10 @@ bool vhd_space_scan(const Image *image, GError **error);
 /* Writes the footer, also when it is where it was. Does not sync. */
 int vhd_footer_write(Image *image, uint64_t offset);
 
+/* After a write of a footer that failed: it may have reached the disk all the same, and at the end of the file it would
+ * count. The file ends behind the footer that does. */
+int vhd_footer_settle(Image *image);
+
 /* ---- vhd-write.c ---- */
 
 int vhd_allocate(Image *image, Allocation **list, unsigned count);

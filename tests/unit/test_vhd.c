@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "formats/format.h"
 #include "formats/vhd.h"
+#include "tests/lib/store-record.h"
 #include "tests/unit/images.h"
 #include "tests/unit/suite.h"
 
@@ -423,6 +424,46 @@ START_TEST(vhd_geometry_is_as_specified)
 }
 END_TEST
 
+/* Blocks are added while the write at a place fails, of which some sectors reach the disk; then the disk gets smaller. */
+static void shrink_after_a_failed_write(const uint8_t *bytes, uint64_t size, uint64_t at,
+                                        uint64_t seed)
+{
+    FaultPlan plan;
+    fault_plan_init(&plan, FAULT_WRITE, at, false, -ENOSPC);
+    RecordOptions options = {.seed = seed, .faults = &plan};
+    g_autoptr(Store) store = store_record_new("test.vhd", bytes, size, &options);
+    g_autoptr(Image) image = images_open(&format_vhd, store, NULL, true);
+    for (unsigned block = 1; block < BLOCKS - 1; block++) {
+        Allocation a = {.offset = block * BLOCK, .length = BLOCK}, *list = &a;
+        extent_list_init(&a.extents);
+        if (vhd_allocate(image, &list, 1) == 0) {
+            ck_assert_int_eq(vhd_commit(image, &list, 1), 0);
+        }
+        extent_list_clear(&a.extents);
+    }
+    (void)vhd_flush(image);
+    bool smaller = image_resize(image, 2 * BLOCK, NULL);
+    uint64_t now;
+    const uint8_t *content = record_content(store, &now);
+    g_autoptr(Store) copy = store_memory_new("test.vhd", content, now);
+    g_autoptr(Image) again = images_open(&format_vhd, copy, NULL, false);
+    ck_assert(again->size == 2 * BLOCK || (!smaller && again->size == SIZE));
+    fault_plan_clear(&plan);
+}
+
+/* It left a footer of the old size at the end of the file: the disk was as large as before, its table was not. */
+START_TEST(vhd_a_footer_that_failed_does_not_count)
+{
+    uint64_t size;
+    g_autofree uint8_t *bytes = full_image(1, &size);
+    for (uint64_t seed = 1; seed <= 8; seed++) {
+        for (uint64_t at = 1; at <= 12; at++) {
+            shrink_after_a_failed_write(bytes, size, at, seed);
+        }
+    }
+}
+END_TEST
+
 int main(void)
 {
     log_set_level(LOG_LEVEL_ERROR);
@@ -443,5 +484,6 @@ int main(void)
     tcase_add_test(tcase, vhd_fixed_disk_is_what_lies_before_the_footer);
     tcase_add_test(tcase, vhd_locators_count_sectors_or_bytes);
     tcase_add_test(tcase, vhd_geometry_is_as_specified);
+    tcase_add_test(tcase, vhd_a_footer_that_failed_does_not_count);
     return suite_run("vhd", tcase);
 }
