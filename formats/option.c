@@ -98,6 +98,7 @@ bool option_check_preallocation(GHashTable *options, GError **error)
 {
     const char *text = option_lookup(options, "preallocation");
     return !text || strcmp(text, "off") == 0 ||
-           error_set(error, EINVAL, "preallocation is '%s': only create and convert can make that: must be off",
+           error_set(error, EINVAL,
+                     "preallocation is '%s': only create and convert can make that: must be off",
                      text);
 }
