@@ -78,6 +78,9 @@ typedef struct FormatCreate {
     const Secret *secret;       /* of an encrypted image; NULL: none was given */
     GHashTable *options; /* char * -> char *: only names of format->create_options; may be NULL */
     FormatFiles *files;  /* NULL: there can be no file but the store */
+    /* The image for which create_like gave the options: what its children and its parent know it by, and what else
+     * stands in it besides the disk, is taken over; no backing is needed for that. NULL: all is new. */
+    const Image *like;
 } FormatCreate;
 
 typedef enum {

@@ -93,6 +93,7 @@ static bool read_header(Image *image, GError **error)
     image->size = s->header.size;
     image->allocation_unit = s->unit;
     image->largest_unit = s->cluster_size;
+    image->partial_units = s->extended;
     image->plain_only = s->external;
     return qcow2_header_read(image, error) && qcow2_data_open(image, error);
 }

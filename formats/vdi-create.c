@@ -60,7 +60,7 @@ static bool plan_layout(Plan *plan, GError **error)
 
 static bool check_backing(const Plan *plan, const FormatCreate *how, GError **error)
 {
-    if (!how->backing_name) {
+    if (!how->backing_name || how->like) {
         return true;
     }
     if (plan->fixed) {
@@ -79,20 +79,39 @@ static VdiType type_of(const Plan *plan, const FormatCreate *how)
     return plan->fixed ? VDI_FIXED : VDI_DYNAMIC;
 }
 
+/* Where things lie, and how many. */
+static void pack_layout(uint8_t *bytes, const Plan *plan)
+{
+    store_le32(bytes + VDI_H_TABLE, TABLE_OFFSET);
+    store_le32(bytes + VDI_H_DATA, plan->data_offset);
+    store_le32(bytes + VDI_H_EXTRA, 0);
+    store_le32(bytes + VDI_H_BLOCKS, plan->blocks);
+    store_le32(bytes + VDI_H_ALLOCATED, plan->fixed ? plan->blocks : 0);
+}
+
+/* All else is as in the old image: UUIDs, type, comment, geometry. */
+static bool take_header(uint8_t *bytes, const Plan *plan, const Image *like, GError **error)
+{
+    uint64_t length = min_u64(vdi_state(like)->header.table_offset, TABLE_OFFSET);
+    int r = store_read(like->store, bytes, length, 0);
+    pack_layout(bytes, plan);
+    return r == 0 || error_set_errno(error, -r, "%s: cannot read the header", like->path);
+}
+
 static bool make_header(uint8_t *bytes, const Plan *plan, const FormatCreate *how, GError **error)
 {
+    if (how->like) {
+        return take_header(bytes, plan, how->like, error);
+    }
     strcpy((char *)bytes, "<<< Oracle VM VirtualBox Disk Image >>>\n");
     store_le32(bytes + VDI_H_SIGNATURE, VDI_SIGNATURE);
     store_le32(bytes + VDI_H_VERSION, VDI_VERSION);
     store_le32(bytes + VDI_H_HEADER_SIZE, VDI_HEADER_SIZE);
     store_le32(bytes + VDI_H_TYPE, type_of(plan, how));
-    store_le32(bytes + VDI_H_TABLE, TABLE_OFFSET);
-    store_le32(bytes + VDI_H_DATA, plan->data_offset);
     store_le32(bytes + VDI_H_SECTOR_SIZE, VDI_SECTOR);
     store_le64(bytes + VDI_H_DISK_SIZE, plan->size);
     store_le32(bytes + VDI_H_BLOCK_SIZE, plan->block_size);
-    store_le32(bytes + VDI_H_BLOCKS, plan->blocks);
-    store_le32(bytes + VDI_H_ALLOCATED, plan->fixed ? plan->blocks : 0);
+    pack_layout(bytes, plan);
     if (how->backing) {
         const VdiHeader *parent = &vdi_state(how->backing)->header;
         memcpy(bytes + VDI_H_LINK, parent->uuid, VDI_UUID_SIZE);
@@ -129,6 +148,15 @@ bool vdi_create(Store *store, const FormatCreate *how, GError **error)
     r = r < 0 ? r : store_write(store, header, sizeof header, 0);
     r = r < 0 ? r : store_sync(store);
     return r == 0 || error_set_errno(error, -r, "%s: cannot write the image", store->name);
+}
+
+bool vdi_create_like(const Image *image, GHashTable *options, GError **error)
+{
+    const VdiHeader *header = &vdi_state(image)->header;
+    g_hash_table_insert(options, g_strdup("static"),
+                        g_strdup(header->type == VDI_FIXED ? "on" : "off"));
+    g_hash_table_insert(options, g_strdup("block_size"), g_strdup_printf("%u", header->block_size));
+    return true;
 }
 
 bool vdi_measure(const FormatCreate *how, FormatMeasure *measure, GError **error)

@@ -71,10 +71,10 @@ static char *find_name(const Image *image, const uint8_t *uuid)
 
 void vdi_parent_find(Image *image, const VdiHeader *header)
 {
-    if (vdi_uuid_is_null(header->link) || image->no_names) {
+    if (vdi_uuid_is_null(header->link)) {
         return;
     }
-    char *name = find_name(image, header->link);
+    char *name = image->no_names ? NULL : find_name(image, header->link);
     if (!name) {
         g_autofree char *uuid = vdi_uuid_text(header->link);
         name = g_strdup_printf("{%s}.vdi", uuid);

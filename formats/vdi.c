@@ -167,6 +167,7 @@ const Format format_vdi = {
     .resize = vdi_resize,
     .resize_moves = true,
     .measure = vdi_measure,
+    .create_like = vdi_create_like,
     .create_options = vdi_create_options,
     .create = vdi_create,
     .check = vdi_check,

@@ -152,6 +152,7 @@ bool vdi_resize(Image *image, uint64_t size, GError **error);
 
 extern const FormatOption vdi_create_options[];
 bool vdi_measure(const FormatCreate *how, FormatMeasure *measure, GError **error);
+bool vdi_create_like(const Image *image, GHashTable *options, GError **error);
 bool vdi_create(Store *store, const FormatCreate *how, GError **error);
 bool vdi_check(Image *image, CheckRepair repair, CheckResult *result, GError **error);
 

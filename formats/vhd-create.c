@@ -83,7 +83,7 @@ static bool check_plan(const Plan *plan, const FormatCreate *how, GError **error
                          ": must be at most %" PRIu64,
                          plan->size, plan->block_size, plan->block_size * BLOCK_TABLE_MAX);
     }
-    if (!how->backing_name) {
+    if (!how->backing_name || how->like) {
         return true;
     }
     if (plan->type == VHD_FIXED) {
@@ -104,9 +104,14 @@ static bool make_uuid(uint8_t *uuid, GError **error)
     return true;
 }
 
-static bool make_footer(Plan *plan, GError **error)
+static bool make_footer(Plan *plan, const FormatCreate *how, GError **error)
 {
     uint8_t *footer = plan->footer;
+    if (how->like) {
+        vhd_footer_like(how->like, footer);
+        vhd_checksum_set(footer, VHD_FOOTER_SIZE, VHD_F_CHECKSUM);
+        return true;
+    }
     memcpy(footer, "conectix", 8);
     store_be32(footer + VHD_F_FEATURES, 2);
     store_be32(footer + VHD_F_VERSION, VERSION_1);
@@ -126,6 +131,9 @@ static bool make_footer(Plan *plan, GError **error)
 
 static bool make_parent(Plan *plan, const FormatCreate *how, GError **error)
 {
+    if (how->like) {
+        return vhd_header_like(how->like, TABLE_OFFSET, plan->header, plan->table, error);
+    }
     return !how->backing_name ||
            vhd_parent_make(how->backing_name, how->backing, TABLE_OFFSET + plan->table->len,
                            plan->header, plan->table, error);
@@ -186,7 +194,7 @@ bool vhd_create(Store *store, const FormatCreate *how, GError **error)
     };
     plan.size = plan.size + -plan.size % VHD_SECTOR;
     if (!plan_options(&plan, how->options, error) || !check_plan(&plan, how, error) ||
-        !make_footer(&plan, error)) {
+        !make_footer(&plan, how, error)) {
         return false;
     }
     if (plan.type != VHD_FIXED && !make_header(&plan, how, error)) {

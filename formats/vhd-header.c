@@ -32,14 +32,10 @@
 
 #include "base/errors.h"
 
-#define HEADS_MAX          16
-#define LOCATOR_SPACE_MAX  (1u << 20)
-#define BLOCK_SIZE_MIN     512u
-#define BLOCK_SIZE_MAX     (256u << 20)
-#define BATMAP_HEADER_SIZE 512u
-#define BATMAP_OFFSET      8
-#define BATMAP_SIZE        16
-#define BATMAP_MAX         (4u << 20)
+#define HEADS_MAX      16
+#define BLOCK_SIZE_MIN 512u
+#define BLOCK_SIZE_MAX (256u << 20)
+#define BATMAP_MAX     (4u << 20)
 
 uint32_t vhd_checksum(const uint8_t *bytes, size_t n, size_t checksum_offset)
 {
@@ -234,10 +230,15 @@ static bool check_header(const Image *image, const VhdHeader *header, uint64_t s
     return true;
 }
 
+uint64_t vhd_batmap_place(const VhdState *s)
+{
+    return align_up(s->header.table_offset + s->header.entries * UINT64_C(4), VHD_SECTOR);
+}
+
 /* Xen's map of full blocks, which lies behind the table, if there is one. */
 static bool find_batmap(const Image *image, VhdState *s, uint64_t table_end, GError **error)
 {
-    uint8_t bytes[BATMAP_HEADER_SIZE];
+    uint8_t bytes[VHD_BATMAP_HEADER];
     uint64_t size = store_size(image->store);
     if (!range_within(table_end, sizeof bytes, size)) {
         return true;
@@ -246,12 +247,12 @@ static bool find_batmap(const Image *image, VhdState *s, uint64_t table_end, GEr
     if (r < 0) {
         return error_set_errno(error, -r, "%s: cannot read behind the table", image->path);
     }
-    if (memcmp(bytes, "tdbatmap", 8) != 0) {
+    if (memcmp(bytes, VHD_BATMAP_MAGIC, 8) != 0) {
         return true;
     }
     s->has_batmap = true;
-    VhdRange map = {load_be64(bytes + BATMAP_OFFSET),
-                    (uint64_t)load_be32(bytes + BATMAP_SIZE) * VHD_SECTOR};
+    VhdRange map = {load_be64(bytes + VHD_BATMAP_OFFSET),
+                    (uint64_t)load_be32(bytes + VHD_BATMAP_SIZE) * VHD_SECTOR};
     if (map.length > BATMAP_MAX) {
         return error_set(error, EUCLEAN, "%s: size of the batmap is %" PRIu64 ": at most %u",
                          image->path, map.length, BATMAP_MAX);
@@ -268,7 +269,7 @@ static void add_locators(const Image *image, VhdState *s)
         const uint8_t *locator = s->header.bytes + VHD_H_LOCATORS + i * VHD_LOCATOR_SIZE;
         VhdRange range = {load_be64(locator + 16),
                           vhd_locator_space(load_be32(locator + 4), load_be32(locator + 8))};
-        if (load_be32(locator) != 0 && range.length > 0 && range.length <= LOCATOR_SPACE_MAX) {
+        if (load_be32(locator) != 0 && range.length > 0 && range.length <= VHD_LOCATOR_LIMIT) {
             (void)add_structure(image, s, "locator", range, NULL);
         }
     }
@@ -301,7 +302,7 @@ bool vhd_header_read(const Image *image, VhdState *s, GError **error)
                          table.offset);
     }
     if (!add_structure(image, s, "table offset", table, error) ||
-        !find_batmap(image, s, align_up(table.offset + table.length, VHD_SECTOR), error)) {
+        !find_batmap(image, s, vhd_batmap_place(s), error)) {
         return false;
     }
     add_locators(image, s);

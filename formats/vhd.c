@@ -76,6 +76,7 @@ static bool open_blocks(Image *image, VhdState *s, GError **error)
     image->allocation_unit = s->block_size;
     if (s->footer.type == VHD_DIFFERENCING) {
         image->allocation_unit = min_u64(s->block_size, UNIT_OVER_PARENT);
+        image->partial_units = true;
         return vhd_parent_read(image, s, error);
     }
     return true;
@@ -361,6 +362,7 @@ const Format format_vhd = {
     .cluster_size = vhd_cluster_size,
     .resize = vhd_resize,
     .measure = vhd_measure,
+    .create_like = vhd_create_like,
     .create_options = vhd_create_options,
     .create = vhd_create,
     .check = vhd_check,

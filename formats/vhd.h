@@ -12,6 +12,7 @@
  *     vhd-resize.c    another size of the disk
  *     vhd-backing.c   another parent
  *     vhd-create.c    create
+ *     vhd-like.c      what a new image takes over from an old one
  *     vhd-check.c     check and repair
  */
 #ifndef FORMATS_VHD_H
@@ -38,6 +39,7 @@
 #define VHD_LOCATORS       8u
 #define VHD_LOCATOR_SIZE   24u
 #define VHD_NAME_MAX       512u                   /* bytes of the parent's name */
+#define VHD_LOCATOR_LIMIT  (1u << 20)             /* bytes of a locator that are heeded */
 #define VHD_LOCATORS_SPACE 8192u                  /* bytes of the locators that we write */
 #define VHD_DISK_SIZE_MAX  (UINT64_C(2040) << 30) /* what others open */
 #define VHD_EPOCH          UINT64_C(946684800)    /* 2000-01-01 in seconds since 1970 */
@@ -72,6 +74,13 @@
 #define VHD_H_PARENT_TIME  56
 #define VHD_H_PARENT_NAME  64
 #define VHD_H_LOCATORS     576
+
+/* Xen's batmap: a header of VHD_BATMAP_HEADER bytes, and offsets in it */
+#define VHD_BATMAP_HEADER   512u
+#define VHD_BATMAP_MAGIC    "tdbatmap"
+#define VHD_BATMAP_OFFSET   8
+#define VHD_BATMAP_SIZE     16
+#define VHD_BATMAP_CHECKSUM 24
 
 typedef enum { VHD_FIXED = 2, VHD_DYNAMIC = 3, VHD_DIFFERENCING = 4 } VhdType;
 
@@ -257,6 +266,21 @@ bool vhd_set_backing(Image *image, const char *name, const char *format, const I
 /* ---- vhd-resize.c ---- */
 
 bool vhd_resize(Image *image, uint64_t size, GError **error);
+
+/* ---- vhd-like.c ---- */
+
+/* Where the batmap's header is, or would be. */
+uint64_t vhd_batmap_place(const VhdState *s);
+
+bool vhd_create_like(const Image *image, GHashTable *options, GError **error);
+
+/* The footer of a new image in place of an old one; all of it, but for the checksum. */
+void vhd_footer_like(const Image *image, uint8_t *footer);
+
+/* The header of a new image, but for what says where its table is and what it has. Batmap and locators are appended to
+ * data, which will lie at `start` of the file. */
+bool vhd_header_like(const Image *image, uint64_t start, uint8_t *header, GByteArray *data,
+                     GError **error);
 
 /* ---- vhd-create.c, vhd-check.c ---- */
 

@@ -17,6 +17,7 @@
 #define METADATA_LENGTH    VHDX_MIB
 #define WRITE_ENTRIES      8192u /* of the table, at a time */
 #define CREATOR_LENGTH     512u
+#define KNOWN_REGIONS      3u /* log, table, metadata */
 
 const FormatOption vhdx_create_options[] = {
     {"subformat", "dynamic (default, grows) or fixed"},
@@ -30,9 +31,9 @@ const FormatOption vhdx_create_options[] = {
 typedef struct Plan {
     VhdxState layout; /* sizes, regions, log */
     uint64_t size;
+    uint64_t metadata_length;
     bool zero_state;
     VhdxParent parent;
-    bool has_parent;
 } Plan;
 
 static uint64_t default_block_size(uint64_t size, bool differencing)
@@ -89,7 +90,8 @@ static bool plan_options(Plan *plan, GHashTable *options, GError **error)
 
 static bool plan_parent(Plan *plan, const FormatCreate *how, GError **error)
 {
-    if (!how->backing_name) {
+    plan->layout.has_parent = how->backing_name;
+    if (!how->backing_name || how->like) {
         return true;
     }
     if (plan->layout.fixed || plan->zero_state) {
@@ -100,7 +102,6 @@ static bool plan_parent(Plan *plan, const FormatCreate *how, GError **error)
     if (!vhdx_parent_check(plan->layout.sector_size, how->backing_format, how->backing, error)) {
         return false;
     }
-    plan->has_parent = plan->layout.has_parent = true;
     plan->parent = (VhdxParent){how->backing_name, vhdx_state(how->backing)->header.data_guid};
     return true;
 }
@@ -116,8 +117,8 @@ static bool plan_layout(Plan *plan, GError **error)
     s->blocks = div_round_up(plan->size, s->block_size);
     s->chunk_ratio = VHDX_CHUNK_SECTORS * s->sector_size / s->block_size;
     s->header.log.offset = VHDX_MIB;
-    s->metadata = (VhdxRange){VHDX_MIB + s->header.log.length, METADATA_LENGTH};
-    s->table.offset = s->metadata.offset + METADATA_LENGTH;
+    s->metadata = (VhdxRange){VHDX_MIB + s->header.log.length, plan->metadata_length};
+    s->table.offset = s->metadata.offset + plan->metadata_length;
     s->table.length = align_up(max_u64(vhdx_entries_needed(s) * 8, 1), VHDX_MIB);
     return true;
 }
@@ -205,6 +206,7 @@ static bool make_plan(Plan *plan, const FormatCreate *how, GError **error)
     plan->layout.sector_size = 512;
     plan->layout.block_size = default_block_size(plan->size, how->backing_name != NULL);
     plan->layout.header.log.length = LOG_DEFAULT;
+    plan->metadata_length = how->like ? vhdx_state(how->like)->metadata.length : METADATA_LENGTH;
     return plan_options(plan, how->options, error) && plan_parent(plan, how, error) &&
            plan_layout(plan, error);
 }
@@ -223,16 +225,50 @@ bool vhdx_measure(const FormatCreate *how, FormatMeasure *measure, GError **erro
     return true;
 }
 
+bool vhdx_create_like(const Image *image, GHashTable *options, GError **error)
+{
+    const VhdxState *s = image->state;
+    const struct {
+        const char *name;
+        uint64_t size;
+    } sizes[] = {{"block_size", s->block_size},
+                 {"log_size", s->header.log.length},
+                 {"logical_sector_size", s->sector_size}};
+    if (s->regions->len > KNOWN_REGIONS) {
+        return error_set(error, ENOTSUP,
+                         "%s: has regions that are not known here, which would be lost",
+                         image->path);
+    }
+    g_hash_table_insert(options, g_strdup("subformat"), g_strdup(s->fixed ? "fixed" : "dynamic"));
+    for (unsigned i = 0; i < G_N_ELEMENTS(sizes); i++) {
+        g_hash_table_insert(options, g_strdup(sizes[i].name),
+                            g_strdup_printf("%" PRIu64, sizes[i].size));
+    }
+    return true;
+}
+
+/* What the image is known by, and what it says of itself. NULL with *error. */
+static GByteArray *make_identity(Plan *plan, const FormatCreate *how, GError **error)
+{
+    VhdxState *s = &plan->layout;
+    if (!vhdx_guid_make(s->header.file_guid, error) ||
+        !vhdx_guid_make(s->header.data_guid, error)) {
+        return NULL;
+    }
+    if (how->like) {
+        memcpy(s->header.data_guid, vhdx_state(how->like)->header.data_guid, VHDX_GUID_SIZE);
+        return vhdx_metadata_region(how->like, error);
+    }
+    return vhdx_metadata_make(s, plan->size, s->has_parent ? &plan->parent : NULL, error);
+}
+
 bool vhdx_create(Store *store, const FormatCreate *how, GError **error)
 {
     Plan plan;
-    VhdxState *s = &plan.layout;
-    if (!make_plan(&plan, how, error) || !vhdx_guid_make(s->header.file_guid, error) ||
-        !vhdx_guid_make(s->header.data_guid, error)) {
+    if (!make_plan(&plan, how, error)) {
         return false;
     }
-    g_autoptr(GByteArray) metadata =
-        vhdx_metadata_make(s, plan.size, plan.has_parent ? &plan.parent : NULL, error);
+    g_autoptr(GByteArray) metadata = make_identity(&plan, how, error);
     if (!metadata) {
         return false;
     }

@@ -20,6 +20,7 @@
 #include "formats/windows-name.h"
 
 #define ITEM_MAX         (1u << 20)
+#define REGION_MAX       (16u << 20) /* bytes that are copied or changed */
 #define METADATA_ENTRY   32u
 #define LOCATOR_HEADER   20u
 #define LOCATOR_ENTRY    12u
@@ -366,9 +367,9 @@ GByteArray *vhdx_metadata_make(const VhdxState *s, uint64_t size, const VhdxPare
 
 /* ---- another parent ---- */
 
-/* All that is used of the region, in memory. NULL with *error. */
-static GByteArray *read_region(Image *image, const VhdxState *s, GError **error)
+GByteArray *vhdx_metadata_region(const Image *image, GError **error)
 {
+    const VhdxState *s = image->state;
     g_autoptr(GByteArray) region = g_byte_array_new();
     VhdxRange found[ITEMS] = {{0}};
     if (!find_items(image, s, found, error)) {
@@ -383,6 +384,11 @@ static GByteArray *read_region(Image *image, const VhdxState *s, GError **error)
         end = max_u64(end, load_le32(entry + 16) + (uint64_t)load_le32(entry + 20));
     }
     end = min_u64(end, s->metadata.length);
+    if (end > REGION_MAX) {
+        error_set(error, EFBIG, "%s: the metadata have %" PRIu64 " bytes: must have at most %u",
+                  image->path, end, REGION_MAX);
+        return NULL;
+    }
     g_byte_array_set_size(region, end);
     r = r < 0 ? r
               : vhdx_read(image, s, region->data + VHDX_TABLE_SIZE, end - VHDX_TABLE_SIZE,
@@ -443,7 +449,7 @@ static int change_pages(Image *image, const GByteArray *region)
 bool vhdx_metadata_set_parent(Image *image, const VhdxParent *parent, GError **error)
 {
     const VhdxState *s = image->state;
-    g_autoptr(GByteArray) region = read_region(image, s, error);
+    g_autoptr(GByteArray) region = vhdx_metadata_region(image, error);
     if (!region) {
         return false;
     }

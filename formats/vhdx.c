@@ -74,6 +74,7 @@ static bool vhdx_open(Image *image, GError **error)
     }
     s->tables = metacache_new(image->store, VHDX_PAGE, max_u64(image->metadata_cache, CACHE_MIN));
     image->allocation_unit = s->has_parent ? VHDX_UNIT : s->block_size;
+    image->partial_units = s->has_parent;
     image->state = s;
     bool applied = vhdx_log_apply(image, s, error);
     image->state = applied ? g_steal_pointer(&s) : NULL;
@@ -382,6 +383,7 @@ const Format format_vhdx = {
     .resize = vhdx_resize,
     .resize_moves = true, /* over a longer parent all of the block that the end cuts is copied */
     .measure = vhdx_measure,
+    .create_like = vhdx_create_like,
     .create_options = vhdx_create_options,
     .create = vhdx_create,
     .check = vhdx_check,

@@ -197,6 +197,9 @@ bool vhdx_metadata_read(Image *image, VhdxState *s, GError **error);
 GByteArray *vhdx_metadata_make(const VhdxState *s, uint64_t size, const VhdxParent *parent,
                                GError **error);
 
+/* All that is used of the region, in memory. NULL with *error. */
+GByteArray *vhdx_metadata_region(const Image *image, GError **error);
+
 /* Changes the metadata in memory so that they name that parent, or none (NULL): a few pages, which one flush makes
  * durable together. [exclusive] */
 bool vhdx_metadata_set_parent(Image *image, const VhdxParent *parent, GError **error);
@@ -339,6 +342,7 @@ bool vhdx_resize(Image *image, uint64_t size, GError **error);
 
 extern const FormatOption vhdx_create_options[];
 bool vhdx_measure(const FormatCreate *how, FormatMeasure *measure, GError **error);
+bool vhdx_create_like(const Image *image, GHashTable *options, GError **error);
 bool vhdx_create(Store *store, const FormatCreate *how, GError **error);
 bool vhdx_check(Image *image, CheckRepair repair, CheckResult *result, GError **error);
 

@@ -63,8 +63,7 @@ static bool open_chain(Compact *compact, ImageOpen *how, GError **error)
     how->no_lock = true;
     how->no_backing = true;
     compact->image = image_open(compact->path, how, error);
-    bool whole = compact->image && compact->image->allocation_unit == compact->image->largest_unit;
-    if (compact->image && compact->image->backing_name && !whole) {
+    if (compact->image && compact->image->backing_name && compact->image->partial_units) {
         g_clear_pointer(&compact->image, image_unref);
         how->no_backing = false;
         compact->image = image_open(compact->path, how, error);
@@ -120,6 +119,25 @@ static bool fill(Compact *compact, Image *target, GError **error)
            error_set_errno(error, -r, "%s: cannot write the last of the new image", compact->path);
 }
 
+/* The new image, as whoever opens it will read it. */
+static Image *open_new(const Compact *compact, const CreateTarget *target, GError **error)
+{
+    const Image *old = compact->image;
+    ImageOpen how = {
+        .format = old->format,
+        .write = true,
+        .parts = target->parts,
+        .keep_identity = true,
+    };
+    g_autoptr(Image) new = image_open_store(target->store, &how, NULL, error);
+    if (new && (new->size != old->size || !new->backing_name != !old->backing_name)) {
+        error_set(error, EIO, "%s: the new image came out with another size, or another backing",
+                  compact->path);
+        return NULL;
+    }
+    return g_steal_pointer(&new);
+}
+
 static bool compact_image(Compact *compact, const CliCommon *common, GError **error)
 {
     g_auto(CreateTarget) target = {0};
@@ -134,12 +152,12 @@ static bool compact_image(Compact *compact, const CliCommon *common, GError **er
         .backing_format = image->backing_format,
         .options = compact->options,
         .files = &target.files,
+        .like = image,
     };
     if (!image->format->create(target.store, &how, error)) {
         return false;
     }
-    ImageOpen open = {.format = image->format, .write = true, .parts = target.parts};
-    g_autoptr(Image) new = image_open_store(target.store, &open, NULL, error);
+    g_autoptr(Image) new = open_new(compact, &target, error);
     if (!new || !fill(compact, new, error)) {
         return false;
     }

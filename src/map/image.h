@@ -74,6 +74,8 @@ struct Image {
     uint64_t allocation_unit;
     /* A power of two, at least as much: in some places space can only be allocated in units of this (Format.unit_at). */
     uint64_t largest_unit;
+    bool
+        partial_units; /* set by open: part of a unit can be the image's own, the rest what lies below */
     bool write;
     bool repair;
     bool no_lock;

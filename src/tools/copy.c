@@ -32,6 +32,12 @@ static PartKind data_kind(const CopyOptions *options, const Extent *extent)
     return options->compress || as_it_was ? PART_ENCODED : PART_DATA;
 }
 
+/* Whether the target shall have it from elsewhere. */
+static bool is_kept(const CopyOptions *options, const Extent *extent)
+{
+    return options->own && (!extent->image || extent->depth > 0);
+}
+
 /* What the map of a piece and its bytes say, as parts of the target. */
 static GArray *parts_of(const Copy *copy, const ExtentList *map, const uint8_t *bytes)
 {
@@ -42,7 +48,7 @@ static GArray *parts_of(const Copy *copy, const ExtentList *map, const uint8_t *
         const Extent *extent = &map->items[i];
         uint64_t offset = extent->offset - options->source_offset;
         PartKind kind = data_kind(options, extent);
-        if (options->own && (!extent->image || extent->depth > 0)) {
+        if (is_kept(options, extent)) {
             parts_add(parts, offset, extent->length, PART_KEEP);
         } else if (extent_is_zero(extent)) {
             parts_add(parts, offset, extent->length, options->grain == 0 ? kind : PART_ZERO);
@@ -95,6 +101,15 @@ static int write_piece(Copy *copy, unsigned slot, uint64_t offset, uint64_t leng
     return r;
 }
 
+static bool all_kept(const CopyOptions *options, const ExtentList *map)
+{
+    bool kept = true;
+    for (unsigned i = 0; kept && i < map->count; i++) {
+        kept = is_kept(options, &map->items[i]);
+    }
+    return kept;
+}
+
 /* Nothing to read, and nothing to write in a blank image. */
 static bool is_nothing(const Copy *copy, const ExtentList *map)
 {
@@ -110,6 +125,9 @@ static int copy_mapped(Copy *copy, unsigned slot, uint64_t offset, uint64_t leng
         *next = reader_zero_until(copy->source, options->source_offset + *next,
                                   options->source_offset + options->length) -
                 options->source_offset;
+        return 0;
+    }
+    if (all_kept(options, map)) {
         return 0;
     }
     uint8_t *buffer = buffers_get(copy->buffers, slot);

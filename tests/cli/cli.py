@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 
 COWNBD = os.path.abspath(os.environ.get("COWNBD", "cownbd"))
 
@@ -45,6 +46,28 @@ def ours(*arguments, **kwargs):
 def qemu_io(image, *commands, fmt="qcow2"):
     arguments = [a for c in commands for a in ("-c", c)]
     return must("qemu-io", "-f", fmt, *arguments, image)
+
+
+def change_served(image, *commands):
+    """What a client does to an image that cownbd serves: commands of qemu-io."""
+    with subprocess.Popen([COWNBD, "serve", "--once", "--control=none", "--listen=unix:served", image],
+                          stdout=subprocess.DEVNULL) as server:
+        wait_for(lambda: os.path.exists("served") or server.poll() is not None)
+        arguments = [a for c in commands for a in ("-c", c)]
+        result = run("qemu-io", "-d", "unmap", "-f", "raw", *arguments, "nbd+unix:///?socket=served")
+        if result.returncode != 0:
+            server.terminate()
+            sys.exit(f"{image}: {result.stdout}{result.stderr}")
+    if server.returncode != 0:
+        sys.exit(f"{image}: the server ended with {server.returncode}")
+
+
+def wait_for(condition, seconds=300):
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            sys.exit("waited for too long")
+        time.sleep(0.01)
 
 
 def expect(condition, *what):

@@ -3,7 +3,7 @@
 import os
 import random
 
-from cli import COWNBD, Workdir, cownbd, expect, expect_equal, expect_refused, load_json, must, ours, run
+from cli import COWNBD, Workdir, change_served, cownbd, expect, expect_equal, expect_refused, load_json, must, ours, run
 
 SIZE = 8 << 20
 
@@ -85,6 +85,56 @@ def test_parts():
     expect_equal(own, 3 << 16, "what the image has itself")
 
 
+def read_ours(image, fmt):
+    ours("convert", "-q", "-f", fmt, "-O", "raw", image, "ours")
+    with open("ours", "rb") as file:
+        return file.read()
+
+
+def layer(dice):
+    """Writes that overlap what lies below: whole blocks and bits of them, zeroes and discards."""
+    pieces = [(dice.randrange(SIZE - (300 << 10)) & ~511, dice.choice((512, 4096, 70 << 10, 300 << 10)))
+              for _ in range(24)]
+    commands = [f"write -P {dice.randrange(1, 256)} {at} {length}" for at, length in pieces]
+    commands += [f"write -z {at} {length}" for at, length in pieces[::5]]
+    commands += [f"discard {at & ~65535} 128k" for at, _ in pieces[::7]]
+    dice.shuffle(commands)
+    return commands
+
+
+CHAINS = (
+    ("vhd", ("block_size=512k",), "vpc"),
+    ("vhdx", ("block_size=1M",), "vhdx"),
+    ("vdi", (), "vdi"),
+)
+
+
+def test_chains():
+    """In each image of a chain: the disk stays, children and parents still know each other, no file gets larger."""
+    for fmt, options, theirs in CHAINS:
+        chain = [f"{name}.{fmt}" for name in ("base", "middle", "top")]
+        dice = random.Random(3)
+        for image, below in zip(chain, [None] + chain):
+            arguments = ("-b", below, "-F", fmt) if below else (SIZE,)
+            ours("create", "-q", "-f", fmt, *(a for option in options for a in ("-o", option)), image, *arguments)
+            change_served(image, *layer(dice))
+        wanted = [read_ours(image, fmt) for image in chain]
+        for image in chain:
+            before = os.stat(image).st_size, used(image)
+            own = [line for line in load_json(ours("map", "--json", image)) if line["depth"] == 0]
+            report = load_json(ours("compact", "--json", image))
+            expect(os.stat(image).st_size <= before[0] and used(image) <= before[1], image, "became larger", before,
+                   os.stat(image).st_size, report)
+            for other, want in zip(chain, wanted):
+                expect(read_ours(other, fmt) == want, other, "reads differently when", image, "is compact")
+            ours("check", image)
+            left = sum(line["length"] for line in load_json(ours("map", "--json", image)) if line["depth"] == 0)
+            expect(left <= sum(line["length"] for line in own) + len(own) * 8192, image, "has what was not its own")
+        expect(contents(chain[0], theirs) == wanted[0], chain[0], "others read it differently")
+        if theirs != "vpc":
+            must("qemu-img", "check", "-q", "-f", theirs, chain[0])
+
+
 def test_compressed():
     with open("plain", "wb") as file:
         file.write(b"some words, and some more " * 150000)
@@ -104,12 +154,12 @@ def test_compressed():
 def test_refusals():
     must("qemu-img", "create", "-q", "-f", "qcow2", "image", SIZE)
     must("qemu-img", "snapshot", "-c", "one", "image")
-    ours("create", "-q", "-f", "vdi", "image.vdi", SIZE)
+    ours("create", "-q", "-f", "vmdk", "image.vmdk", SIZE)
     with open("image", "rb") as file:
         before = file.read()
     must("qemu-img", "create", "-q", "-f", "qcow2", "linked", SIZE)
     os.link("linked", "other")
-    for arguments, words in ((("image",), ("snapshots",)), (("image.vdi",), ("format vdi",)), (("linked",), ("2 names",)),
+    for arguments, words in ((("image",), ("snapshots",)), (("image.vmdk",), ("format vmdk",)), (("linked",), ("2 names",)),
                              (("-c", "-f", "raw", "plain"), ("-c",)), (("none",), ("No such file",)),
                              (("/dev/null",), ("no regular file",)), ((), ("must be one",))):
         expect_refused(cownbd("compact", *arguments), *words)
@@ -130,5 +180,5 @@ def test_full_host():
 
 
 with Workdir():
-    for test in (test_formats, test_backing, test_parts, test_compressed, test_refusals, test_full_host):
+    for test in (test_formats, test_backing, test_parts, test_chains, test_compressed, test_refusals, test_full_host):
         test()
