@@ -310,6 +310,15 @@ static bool check_binary(const char *binary, GError **error)
            error_set_errno(error, errno, "handover: cannot start %s", binary);
 }
 
+/* The other process reads all secrets again; what came through a descriptor is gone. */
+static bool check_secrets(const Serve *serve, GError **error)
+{
+    return serve->options.common.secret_fds == NULL ||
+           error_set(error, ENOTSUP,
+                     "handover: this server has a secret from --secret-fd, which the next process "
+                     "cannot read again: must be --secret-file");
+}
+
 static bool run(Handover *handover, const char *binary, GError **error)
 {
     if (!start_other(handover, binary, error) || !await(handover, "ready", READY_SECONDS, error)) {
@@ -331,7 +340,8 @@ bool serve_handover_verb(JsonObject *arguments, JsonObject *answer, void *contex
 {
     Handover handover = {.serve = context, .channel = -1};
     const char *named = NULL;
-    if (!control_get_string(arguments, "binary", &named, error)) {
+    if (!control_get_string(arguments, "binary", &named, error) ||
+        !check_secrets(handover.serve, error)) {
         return false;
     }
     g_autofree char *binary = named != NULL ? g_strdup(named) : own_binary(error);

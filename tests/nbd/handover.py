@@ -416,6 +416,17 @@ def test_what_a_server_is_stays():
         assert not os.path.exists(server.control)
 
 
+def test_a_secret_from_a_descriptor_cannot_be_handed_over():
+    with tempfile.TemporaryFile() as secret:
+        secret.write(b"secret")
+        secret.seek(0)
+        number = secret.fileno()
+        with Relay("--secret-fd", str(number), pass_fds=(number,)) as server, server.connect().go() as client:
+            result = server.ctl("handover")
+            assert result.returncode == 1 and "from --secret-fd" in result.stderr, result
+            assert client.read(0, 512) == bytes(512)
+
+
 def test_the_service_manager_is_told():
     with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(os.path.join(directory, "notify"))

@@ -264,7 +264,7 @@ class Server:
     """The program under test, serving images of a directory that goes away with it."""
 
     def __init__(self, *options, size=16 << 20, images=("disk.raw",), listen=(), open_files=None,
-                 image_format="raw", control=False, prepare=None):
+                 image_format="raw", control=False, prepare=None, pass_fds=()):
         self.directory = tempfile.mkdtemp(prefix="cownbd-wire.")
         self.address = os.path.join(self.directory, "socket")
         self.images = [os.path.join(self.directory, image) for image in images]
@@ -289,7 +289,7 @@ class Server:
 
         self.log = open(os.path.join(self.directory, "log"), "w+b")
         self.process = subprocess.Popen(command + list(options) + self.images, preexec_fn=limit,
-                                        stdout=subprocess.PIPE, stderr=self.log)
+                                        pass_fds=pass_fds, stdout=subprocess.PIPE, stderr=self.log)
         self.lines = []
         for _ in range(1 + len(listen)):
             self.lines.append(self.process.stdout.readline().decode().strip())
