@@ -26,6 +26,8 @@ CONVERTED = [("vhd", "subformat=fixed"), ("vhdx", "subformat=fixed"), ("vhdx", "
              ("qcow2", "cluster_size=4k"), ("qcow2", "compat=0.10"), ("vmdk", "subformat=monolithicSparse"),
              ("vmdk", "subformat=monolithicFlat"), ("vmdk", "subformat=twoGbMaxExtentSparse"),
              ("vmdk", "subformat=twoGbMaxExtentFlat")]
+COMPRESSED = [("qcow2", "cluster_size=4k"), ("qcow2", "cluster_size=64k"), ("qcow", "cluster_size=512"),
+              ("qcow", "cluster_size=4k")]
 CHECKED_BY_QEMU = ("vhdx", "vdi", "qcow2", "vmdk")
 QEMU_CREATE = {"vpc": ("-o", "force_size=on")}
 
@@ -94,17 +96,18 @@ def by_libyal(*images):
     return content.hexdigest()
 
 
-def check_converted(name, options):
+def check_converted(name, options, *flags):
     """A disk copied into an image of ours: everybody reads the same, and qemu-img finds nothing wrong with it."""
     image = f"converted.{name}"
     fmt = QEMU_NAME.get(name, name)
-    ours("convert", "-q", "-O", name, "-o", options, "source.raw", image)
+    ours("convert", "-q", "-O", name, *flags, "-o", options, "source.raw", image)
     with open("source.raw", "rb") as file:
         want = hashlib.sha256(file.read()).hexdigest()
     must("qemu-img", "compare", "-q", "-f", fmt, "-F", "raw", image, "source.raw")
     if name in CHECKED_BY_QEMU:
         must("qemu-img", "check", "-q", "-f", fmt, image)
-    expect_equal(by_7zip(image), want, "7-Zip reads another", image, options)
+    if name != "qcow":  # 7-Zip knows no compressed clusters of version 1, qemu's neither
+        expect_equal(by_7zip(image), want, "7-Zip reads another", image, options, *flags)
     if name != "vdi":
         expect_equal(by_libyal(image), want, "libyal reads another", image, options)
 
@@ -309,6 +312,8 @@ with Workdir():
         source.write(last.read())
     for each in CONVERTED:
         check_converted(*each)
+    for name, options in COMPRESSED:
+        check_converted(name, options, "-c")
     check_backing_names()
     check_vmdk_extents()
     check_vmdk_of_esx()
