@@ -147,46 +147,32 @@ static bool below_is_zero(Image *image, uint64_t offset, uint64_t length)
     return !image || reader_zero_until(image, offset, offset + length) == offset + length;
 }
 
-/* Whether parts of a unit can be top's own. Units are written whole, so all of their bytes are needed then. */
-static bool has_parts(const Merge *merge)
+/* A range that stays as it is. A unit that gets something is written whole, so what the first and the last unit of the
+ * range hold must be in bytes, the bytes of the piece. */
+static int keep(Merge *merge, uint64_t offset, uint64_t length, GArray *parts, uint8_t *bytes,
+                uint64_t piece)
 {
-    return merge->top->allocation_unit < merge->top->largest_unit;
-}
-
-static int read_range(const Extent *extent, uint64_t from, uint64_t to, uint8_t *bytes)
-{
-    Extent range = *extent;
-    return from < to && extent_clip(&range, from, to - from)
-               ? chain_read_extent(&range, bytes + (from - extent->offset))
-               : 0;
-}
-
-/* What top has itself of units that it may not have all of: at both ends of an extent. bytes: of the extent. */
-static int read_own(const Merge *merge, const Extent *extent, uint8_t *bytes)
-{
-    uint64_t unit = merge->top->largest_unit, end = extent_end(extent);
-    uint64_t head = min_u64(align_up(extent->offset, unit), end);
-    uint64_t tail = max_u64(align_down(end, unit), head);
-    if (!has_parts(merge)) {
-        return 0;
-    }
-    int r = read_range(extent, extent->offset, head, bytes);
-    return r < 0 ? r : read_range(extent, tail, end, bytes);
+    uint64_t unit = merge->top->largest_unit, end = offset + length;
+    uint64_t head = min_u64(align_up(offset, unit), end), tail = align_down(end, unit);
+    tail = max_u64(tail, head);
+    parts_add(parts, offset, length, PART_KEEP);
+    writer_hold_map(merge->writer);
+    int r = chain_read(merge->top, bytes + (offset - piece), head - offset, offset);
+    r = r < 0 ? r : chain_read(merge->top, bytes + (tail - piece), end - tail, tail);
+    writer_release_map(merge->writer);
+    return r;
 }
 
 /* A range that top does not have: what of it differs? */
 static int compare_below(Merge *merge, unsigned slot, uint64_t offset, uint64_t length,
-                         GArray *parts, uint8_t *bytes)
+                         GArray *parts, uint8_t *bytes, uint64_t piece)
 {
     Image *new = merge->top->backing;
     if (below_is_zero(merge->old, offset, length) && below_is_zero(new, offset, length)) {
-        parts_add(parts, offset, length, PART_KEEP);
-        if (has_parts(merge)) {
-            memset(bytes, 0, length);
-        }
-        return 0;
+        return keep(merge, offset, length, parts, bytes, piece);
     }
     uint8_t *other = buffers_get(merge->others, slot);
+    bytes += offset - piece;
     int r = other ? read_below(merge->old, offset, length, bytes) : -ENOMEM;
     r = r < 0 ? r : read_below(new, offset, length, other);
     if (r < 0) {
@@ -222,12 +208,10 @@ static int merge_mapped_up(Merge *merge, unsigned slot, uint64_t offset, uint64_
     int r = bytes ? 0 : -ENOMEM;
     for (unsigned i = 0; r == 0 && i < map->count; i++) {
         const Extent *extent = &map->items[i];
-        uint8_t *at = bytes + (extent->offset - offset);
         if (extent->type == EXTENT_UNALLOCATED) {
-            r = compare_below(merge, slot, extent->offset, extent->length, parts, at);
+            r = compare_below(merge, slot, extent->offset, extent->length, parts, bytes, offset);
         } else {
-            parts_add(parts, extent->offset, extent->length, PART_KEEP);
-            r = read_own(merge, extent, at);
+            r = keep(merge, extent->offset, extent->length, parts, bytes, offset);
         }
     }
     return r < 0 ? r : write_piece(merge, slot, offset, length, bytes, parts);

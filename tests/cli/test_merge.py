@@ -1,10 +1,12 @@
 #!/usr/bin/python3
 """commit and rebase: what a chain reads as stays, wherever it is cut off; qemu-img agrees."""
+import os
 import random
 import shutil
 
 from cli import COWNBD, Qcow2, Workdir, cownbd, expect, expect_equal, expect_refused, load_json, must, ours, run
 
+GOLDEN = os.environ["COWNBD_SOURCE"] + "/tests/golden"
 SIZE = 6 << 20
 SMALL = 1 << 20
 FAMILIES = ("vhd", "vdi", "vhdx", "qcow", "qed", "vmdk")
@@ -190,6 +192,27 @@ def test_rebase_over_data():
             ours("check", top)
 
 
+def test_rebase_parts():
+    """Units that the image has in part: clusters of an extended qcow2, blocks of a vhd with single sectors."""
+    extended = ("-o", "extended_l2=on")
+    dice = random.Random(9)
+    chain(dice, options=extended)
+    must("qemu-img", "create", "-q", "-f", "qcow2", "other", SIZE)
+    fill("other", dice)
+    want = bytes_of("top")
+    for name in "base", "other", "":
+        ours("rebase", "-q", "-b", name, *(("-F", "qcow2") if name else ()), "top")
+        expect(by_qemu("top") == want, "top after a rebase to", name or "nothing")
+        sound("top")
+    for name in "differencing", "parent-of-windows":
+        shutil.copytree(f"{GOLDEN}/vhd/{name}", name)
+        top = f"{name}/top.vhd"
+        want = bytes_of(top)
+        ours("rebase", "-q", "-b", "", top)
+        expect(bytes_of(top) == want, name, "after a rebase")
+        ours("check", top)
+
+
 def test_families():
     """Formats that know a parent in ways of their own. Children of what was changed still open."""
     for fmt in FAMILIES:
@@ -302,6 +325,6 @@ def test_refusals():
 
 with Workdir():
     for test in (test_commit, test_commit_deep, test_commit_sizes, test_commit_formats, test_cut_off, test_rebase,
-                 test_vmdk_commit, test_vmdk_rebase, test_rebase_over_data, test_families,
+                 test_vmdk_commit, test_vmdk_rebase, test_rebase_over_data, test_rebase_parts, test_families,
                  test_rebase_shared, test_rebase_unsafe, test_refusals):
         test()
