@@ -86,9 +86,15 @@ static void block(Conn *conn)
     }
 }
 
+bool conn_owes_tls(const Conn *conn)
+{
+    return conn->tls != NULL &&
+           (tls_has_output(conn->tls) || (conn->draining && !tls_may_close(conn->tls)));
+}
+
 static bool has_output(const Conn *conn)
 {
-    return conn->queue != NULL || (conn->tls != NULL && tls_has_output(conn->tls));
+    return conn->queue != NULL || conn_owes_tls(conn);
 }
 
 /* As sendmsg, through TLS where that is. */
@@ -112,7 +118,7 @@ void conn_flush(Conn *conn)
         ssize_t sent = send_some(conn, iov, count);
         if (sent >= 0) {
             retire(conn, sent);
-            if ((size_t)sent < length || (conn->tls != NULL && tls_has_output(conn->tls))) {
+            if ((size_t)sent < length || conn_owes_tls(conn)) {
                 block(conn);
             }
         } else if (errno == EAGAIN) {

@@ -38,7 +38,7 @@ G_STATIC_ASSERT(STASH_ROOM >= NBD_EXTENDED_REQUEST_SIZE);
 
 static bool owes_output(const Conn *conn)
 {
-    return conn->in_flight > 0 || (conn->tls != NULL && tls_has_output(conn->tls));
+    return conn->in_flight > 0 || conn_owes_tls(conn);
 }
 
 static bool may_read(const Conn *conn)

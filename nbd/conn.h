@@ -123,6 +123,9 @@ NbdRequest *conn_reply_of_bytes(Conn *conn, const void *bytes, uint32_t length);
 /* Sends what the socket takes; in a callback of this connection that follows by itself. */
 void conn_flush(Conn *conn);
 
+/* TLS has something to send yet; for a connection that is to be closed, the kernel's part of it, too. */
+bool conn_owes_tls(const Conn *conn);
+
 /* Sees to it that the end of this turn flushes and settles, where no callback does. */
 void conn_schedule(Conn *conn);
 

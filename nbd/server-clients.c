@@ -15,6 +15,7 @@
 
 #include "base/cleanup.h"
 #include "nbd/conn.h"
+#include "nbd/tls.h"
 
 typedef struct Visit Visit;
 
@@ -134,6 +135,9 @@ static void tell(Visit *visit, Conn *conn)
         .peer = peer_of(conn),
         .export = g_strdup(conn->phase == CONN_TRANSMISSION ? conn->export->name : NULL),
         .in_flight = conn->phase == CONN_TRANSMISSION ? conn->in_flight : 0,
+        .tls = conn->tls == NULL             ? NULL
+               : tls_is_in_kernel(conn->tls) ? "kernel"
+                                             : "server",
     };
     g_ptr_array_add(visit->clients, client);
 }

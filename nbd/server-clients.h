@@ -15,6 +15,7 @@ typedef struct NbdClient {
     char *peer;      /* "192.0.2.1:40000", "unix:pid=10,uid=0", "kernel" */
     char *export;    /* the name of what it uses; NULL: it has not chosen yet */
     unsigned in_flight;
+    const char *tls; /* who makes the records, "server" or "kernel"; NULL: it has not begun TLS */
 } NbdClient;
 
 /* NbdClient *, by number; freed with the array. Waits for the workers. [any but a worker] */

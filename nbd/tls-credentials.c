@@ -28,7 +28,7 @@
 
 struct TlsKeys {
     atomic_uint refs;
-    bool verify_peer;
+    bool verify_peer, use_kernel;
     gnutls_priority_t priority;
     gnutls_certificate_credentials_t certificate; /* or NULL */
     gnutls_psk_server_credentials_t psk;          /* or NULL */
@@ -37,7 +37,7 @@ struct TlsKeys {
 
 struct TlsCredentials {
     char *directory, *psk;
-    bool verify_peer;
+    bool verify_peer, use_kernel;
     pthread_mutex_t lock;
     TlsKeys *keys; /* lock */
 };
@@ -81,6 +81,11 @@ bool tls_keys_set(const TlsKeys *keys, gnutls_session_t session, TlsOffer *offer
 bool tls_keys_verify_peer(const TlsKeys *keys)
 {
     return keys->verify_peer;
+}
+
+bool tls_keys_use_kernel(const TlsKeys *keys)
+{
+    return keys->use_kernel;
 }
 
 static const GBytes *find_key(const TlsKeys *keys, const void *user, size_t length)
@@ -302,6 +307,7 @@ static TlsKeys *load(const TlsCredentials *credentials, GError **error)
     g_autoptr(TlsKeys) keys = g_new0(TlsKeys, 1);
     atomic_init(&keys->refs, 1);
     keys->verify_peer = credentials->verify_peer;
+    keys->use_kernel = credentials->use_kernel;
     const char *priority = credentials->psk != NULL ? PRIORITY_PSK : PRIORITY;
     const char *position;
     int r = gnutls_priority_init(&keys->priority, priority, &position);
@@ -326,6 +332,7 @@ TlsCredentials *tls_credentials_new(const TlsFiles *files, GError **error)
     credentials->directory = g_strdup(files->directory);
     credentials->psk = g_strdup(files->psk);
     credentials->verify_peer = files->verify_peer;
+    credentials->use_kernel = files->use_kernel;
     pthread_mutex_init(&credentials->lock, NULL);
     credentials->keys = load(credentials, error);
     if (credentials->keys == NULL) {

@@ -27,6 +27,7 @@ typedef struct TlsFiles {
     const char *directory; /* or NULL */
     const char *psk;       /* or NULL */
     bool verify_peer;      /* a client with a certificate of ours, or none at all */
+    bool use_kernel;       /* it makes the records of sessions where it can (tls-kernel.h) */
 } TlsFiles;
 
 /* Reads the files; the error names the one that is wrong. files is copied. */
@@ -41,6 +42,7 @@ TlsKeys *tls_credentials_get(TlsCredentials *credentials);
 void tls_keys_unref(TlsKeys *keys);
 
 bool tls_keys_verify_peer(const TlsKeys *keys);
+bool tls_keys_use_kernel(const TlsKeys *keys);
 
 /* For which user a client has offered a key, right or wrong. */
 typedef struct TlsOffer {

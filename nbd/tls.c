@@ -21,7 +21,9 @@
 #include "base/bytes.h"
 #include "base/log.h"
 #include "nbd/stash.h"
+#include "nbd/tls-kernel.h"
 #include "nbd/tls-peer.h"
+#include "nbd/tls-pieces.h"
 
 #define BUFFER_SIZE  (128u << 10)
 #define RECORD_DATA  (16u << 10)         /* bytes of plain text in a record, by the standard */
@@ -34,7 +36,8 @@ typedef struct TlsBuffer {
 } TlsBuffer;
 
 struct TlsSession {
-    gnutls_session_t session;
+    gnutls_session_t session; /* NULL: the kernel has taken it */
+    TlsKernel kernel;
     int fd;
     Buffers *buffers;
     TlsKeys *keys;
@@ -104,6 +107,7 @@ static ssize_t pull(gnutls_transport_ptr_t argument, void *data, size_t length)
     }
     if (here > 0) {
         memcpy(data, session->in.bytes + session->in.start, here);
+        tls_kernel_saw(&session->kernel, data, here);
         session->in.start += here;
     }
     return here;
@@ -172,11 +176,17 @@ static char *describe(TlsSession *session, int code)
         return g_strdup("the client has sent no certificate: --tls-verify-peer asks for one");
     case GNUTLS_E_FATAL_ALERT_RECEIVED:
         return g_strdup_printf("the client ended it: %s",
-                               gnutls_alert_get_name(gnutls_alert_get(session->session)));
+                               gnutls_alert_get_name(session->kernel.taken
+                                                         ? session->kernel.alert
+                                                         : gnutls_alert_get(session->session)));
     case GNUTLS_E_REHANDSHAKE:
         return g_strdup("the client asked for a second handshake, which is not done here");
     case GNUTLS_E_PREMATURE_TERMINATION:
         return g_strdup("the connection ended in the middle of the handshake");
+    case GNUTLS_E_UNIMPLEMENTED_FEATURE:
+        return g_strdup(
+            "new keys are due, and the kernel takes none for a socket that has some (Linux "
+            "6.14 does): --ktls=auto leaves records to the server there");
     default:
         break;
     }
@@ -195,7 +205,14 @@ static int fail(TlsSession *session, int code)
     g_autofree char *text = describe(session, code);
     log_limited(code == GNUTLS_E_PREMATURE_TERMINATION ? LOG_LEVEL_INFO : LOG_LEVEL_WARNING,
                 "client dropped: TLS: %s", text);
-    if (code == GNUTLS_E_REHANDSHAKE) {
+    if (session->kernel.taken) {
+        int level = GNUTLS_AL_FATAL, alert = gnutls_error_to_alert(code, &level);
+        bool again = code == GNUTLS_E_REHANDSHAKE;
+        if (code != GNUTLS_E_FATAL_ALERT_RECEIVED) {
+            tls_kernel_alert(&session->kernel, GNUTLS_AL_FATAL,
+                             again ? GNUTLS_A_NO_RENEGOTIATION : alert);
+        }
+    } else if (code == GNUTLS_E_REHANDSHAKE) {
         gnutls_alert_send(session->session, GNUTLS_AL_FATAL, GNUTLS_A_NO_RENEGOTIATION);
     } else if (session->problem != NULL) {
         gnutls_alert_send(session->session, GNUTLS_AL_FATAL, session->alert);
@@ -230,6 +247,16 @@ static int verify(gnutls_session_t gnutls)
     return session->problem == NULL ? 0 : GNUTLS_E_CERTIFICATE_ERROR;
 }
 
+static int keep_secrets(gnutls_session_t gnutls, gnutls_record_encryption_level_t level,
+                        const void *in, const void *out, size_t size)
+{
+    TlsSession *session = gnutls_transport_get_ptr(gnutls);
+    if (level == GNUTLS_ENCRYPTION_LEVEL_APPLICATION) {
+        tls_kernel_keep(&session->kernel, in, out, size);
+    }
+    return 0;
+}
+
 static void opened(TlsSession *session)
 {
     session->open = true;
@@ -262,6 +289,29 @@ static int handshake(TlsSession *session)
         } else if (gnutls_error_is_fatal(code)) {
             return fail(session, code);
         }
+    }
+}
+
+/* The kernel takes the session, when nothing of it is here. */
+static void give_to_kernel(TlsSession *session)
+{
+    if (!session->kernel.wanted || buffer_length(&session->in) > 0 || tls_has_output(session) ||
+        gnutls_record_check_pending(session->session) > 0) {
+        return;
+    }
+    int r = tls_kernel_take(&session->kernel, session->session);
+    if (r > 0) {
+        g_clear_pointer(&session->session, gnutls_deinit);
+        buffer_give(session, &session->in);
+        log_debug("client %d: TLS: the kernel makes the records", session->fd);
+    } else if (r < 0) {
+        log_limited(LOG_LEVEL_WARNING,
+                    "client dropped: TLS: the kernel has taken the client's key, and "
+                    "not ours: %s",
+                    g_strerror(-r));
+        session->over = -EPROTO;
+    } else if (!session->kernel.wanted) {
+        log_debug("client %d: TLS: the kernel does not take this session", session->fd);
     }
 }
 
@@ -323,6 +373,37 @@ static ssize_t told(const TlsSession *session)
     return session->over == 1 ? 0 : session->over;
 }
 
+static ssize_t send_by_kernel(TlsSession *session, const struct iovec *iov, unsigned count)
+{
+    if (session->over < 0) {
+        return session->over;
+    }
+    ssize_t sent = tls_kernel_send(&session->kernel, iov, count);
+    if (sent == -EKEYEXPIRED) {
+        return fail(session, GNUTLS_E_UNIMPLEMENTED_FEATURE);
+    }
+    return sent < 0 && is_transient(-sent) ? 0 : sent;
+}
+
+static ssize_t receive_from_kernel(TlsSession *session, const struct iovec *iov, unsigned count)
+{
+    ssize_t got = tls_kernel_receive(&session->kernel, iov, count);
+    if (got == 0) {
+        session->over = 1;
+    } else if (got == GNUTLS_E_PREMATURE_TERMINATION) {
+        hung_up(session);
+    } else if (got == GNUTLS_E_PULL_ERROR) {
+        session->over = -errno;
+    } else if (got < 0 && got != GNUTLS_E_AGAIN) {
+        fail(session, got);
+    }
+    if (got > 0 || session->over != 0) {
+        return got > 0 ? got : told(session);
+    }
+    send_by_kernel(session, NULL, 0); /* an answer to new keys */
+    return session->over != 0 ? told(session) : -EAGAIN;
+}
+
 ssize_t tls_receive(TlsSession *session, const struct iovec *iov, unsigned count)
 {
     if (session->held.length > 0 && buffer_take(session, &session->in)) {
@@ -334,6 +415,10 @@ ssize_t tls_receive(TlsSession *session, const struct iovec *iov, unsigned count
     int r = session->open ? 0 : handshake(session);
     if (r != 0) {
         return r;
+    }
+    give_to_kernel(session);
+    if (session->kernel.taken || session->over != 0) {
+        return session->over != 0 ? told(session) : receive_from_kernel(session, iov, count);
     }
     size_t length = length_of(iov, count);
     size_t total = decrypt_all(session, iov, count, 0);
@@ -351,7 +436,8 @@ ssize_t tls_receive(TlsSession *session, const struct iovec *iov, unsigned count
 bool tls_has_input(const TlsSession *session)
 {
     return session->held.length > 0 || session->over != 0 ||
-           (session->open && gnutls_record_check_pending(session->session) > 0);
+           (session->open && session->session != NULL &&
+            gnutls_record_check_pending(session->session) > 0);
 }
 
 void tls_rest(TlsSession *session)
@@ -365,61 +451,19 @@ void tls_rest(TlsSession *session)
 
 /* Sending */
 
-/* Where the next byte of the pieces is. */
-typedef struct Cursor {
-    const struct iovec *iov;
-    unsigned count;
-    size_t offset; /* in the first of them */
-} Cursor;
-
-static size_t cursor_left(const Cursor *at)
-{
-    return at->count > 0 ? at->iov->iov_len - at->offset : 0;
-}
-
-static const uint8_t *cursor_bytes(const Cursor *at)
-{
-    return (const uint8_t *)at->iov->iov_base + at->offset;
-}
-
-static void cursor_move(Cursor *at, size_t length)
-{
-    at->offset += length;
-    while (at->count > 0 && at->offset == at->iov->iov_len) {
-        at->iov++;
-        at->count--;
-        at->offset = 0;
-    }
-}
-
-/* Copies small pieces, as many as follow each other and fit. Returns their length. */
-static size_t gather(Cursor *at, uint8_t *room)
-{
-    size_t length = 0;
-    for (;;) {
-        size_t left = cursor_left(at);
-        if (left == 0 || left > RECORD_DATA - length || (left >= GATHER_BELOW && length > 0)) {
-            return length;
-        }
-        memcpy(room + length, cursor_bytes(at), left);
-        length += left;
-        cursor_move(at, left);
-    }
-}
-
 /* Makes one record. Bytes in it, or a negative errno. */
-static ssize_t encrypt(TlsSession *session, Cursor *at)
+static ssize_t encrypt(TlsSession *session, TlsPieces *at)
 {
     uint8_t room[RECORD_DATA];
-    size_t length = cursor_left(at);
+    size_t length = tls_pieces_left(at);
     const uint8_t *bytes;
     if (length < GATHER_BELOW) {
-        length = gather(at, room);
+        length = tls_pieces_gather(at, room, RECORD_DATA, GATHER_BELOW);
         bytes = room;
     } else {
         length = min_u64(length, RECORD_DATA);
-        bytes = cursor_bytes(at);
-        cursor_move(at, length);
+        bytes = tls_pieces_bytes(at);
+        tls_pieces_move(at, length);
     }
     size_t done = 0;
     while (done < length) { /* a client may have asked for smaller records */
@@ -440,10 +484,13 @@ static bool has_room(const TlsSession *session)
 
 ssize_t tls_send(TlsSession *session, const struct iovec *iov, unsigned count)
 {
-    Cursor at = {iov, count, 0};
+    if (session->kernel.taken) {
+        return send_by_kernel(session, iov, count);
+    }
+    TlsPieces at = {iov, count, 0};
     size_t total = 0;
     int r = flush(session);
-    cursor_move(&at, 0);
+    tls_pieces_move(&at, 0);
     while (r == 0 && at.count > 0 && !tls_has_output(session)) {
         while (at.count > 0 && has_room(session)) {
             ssize_t made = session->over < 0 ? session->over : encrypt(session, &at);
@@ -459,12 +506,24 @@ ssize_t tls_send(TlsSession *session, const struct iovec *iov, unsigned count)
 
 bool tls_has_output(const TlsSession *session)
 {
-    return buffer_length(&session->out) > 0;
+    return buffer_length(&session->out) > 0 || (session->kernel.renew && session->over >= 0);
+}
+
+bool tls_may_close(const TlsSession *session)
+{
+    return !session->kernel.taken || session->over < 0 || tls_kernel_is_flushed(&session->kernel);
+}
+
+bool tls_is_in_kernel(const TlsSession *session)
+{
+    return session->kernel.taken;
 }
 
 void tls_goodbye(TlsSession *session)
 {
-    if (session->open && session->over >= 0 && !tls_has_output(session)) {
+    if (session->kernel.taken && session->over >= 0) {
+        tls_kernel_alert(&session->kernel, GNUTLS_AL_WARNING, GNUTLS_A_CLOSE_NOTIFY);
+    } else if (session->open && session->over >= 0 && !tls_has_output(session)) {
         gnutls_bye(session->session, GNUTLS_SHUT_WR);
         flush(session);
     }
@@ -483,7 +542,8 @@ void tls_get_peer(const TlsSession *session, AccessPeer *peer)
 TlsSession *tls_session_new(int fd, Buffers *buffers, TlsKeys *keys)
 {
     TlsSession *session = g_new0(TlsSession, 1);
-    session->fd = fd;
+    session->fd = session->kernel.fd = fd;
+    session->kernel.wanted = tls_keys_use_kernel(keys);
     session->buffers = buffers;
     session->keys = keys;
     if (gnutls_init(&session->session, GNUTLS_SERVER | GNUTLS_NONBLOCK | GNUTLS_NO_TICKETS) != 0 ||
@@ -496,6 +556,9 @@ TlsSession *tls_session_new(int fd, Buffers *buffers, TlsKeys *keys)
     gnutls_transport_set_pull_function(session->session, pull);
     gnutls_transport_set_pull_timeout_function(session->session, pull_timeout);
     gnutls_handshake_set_timeout(session->session, GNUTLS_INDEFINITE_TIMEOUT);
+    if (session->kernel.wanted) {
+        gnutls_handshake_set_secret_function(session->session, keep_secrets);
+    }
     if (tls_keys_verify_peer(keys)) {
         gnutls_session_set_verify_function(session->session, verify);
     }
@@ -510,6 +573,7 @@ void tls_session_free(TlsSession *session)
     if (session->session != NULL) {
         gnutls_deinit(session->session);
     }
+    tls_kernel_clear(&session->kernel);
     buffer_give(session, &session->in);
     buffer_give(session, &session->out);
     stash_clear(&session->held);

@@ -9,7 +9,8 @@
  *      socket <-- out <-- GnuTLS <-- tls_send's caller
  *
  * So a session that waits holds no memory of ours but its structure, and one whose client does not
- * read at most one full buffer.
+ * read at most one full buffer. Where the kernel makes the records (tls-kernel.h) there are neither
+ * buffers nor GnuTLS after the handshake.
  */
 #ifndef NBD_TLS_H
 #define NBD_TLS_H
@@ -44,6 +45,12 @@ ssize_t tls_send(TlsSession *session, const struct iovec *iov, unsigned count);
 
 /* Bytes are to be sent when the socket takes them: call tls_send. */
 bool tls_has_output(const TlsSession *session);
+
+/* What was sent does not get lost when the socket is closed. */
+bool tls_may_close(const TlsSession *session);
+
+/* The kernel makes and reads the records. */
+bool tls_is_in_kernel(const TlsSession *session);
 
 /* Tells the client that no more comes, as far as the socket takes that at once. */
 void tls_goodbye(TlsSession *session);

@@ -73,6 +73,9 @@ static JsonArray *all_clients(const Serve *serve)
             output_add_string(object, "export", client->export);
         }
         json_object_set_int_member(object, "in-flight", client->in_flight);
+        if (client->tls != NULL) {
+            json_object_set_string_member(object, "tls", client->tls);
+        }
         json_array_add_object_element(array, object);
     }
     return array;

@@ -51,6 +51,7 @@ typedef struct ServeWatchdog ServeWatchdog;
 #define SERVE_SANDBOXED "--sandboxed"
 
 typedef enum { SERVE_TLS_OFF, SERVE_TLS_ON, SERVE_TLS_REQUIRE } ServeTls;
+typedef enum { SERVE_KTLS_AUTO, SERVE_KTLS_ON, SERVE_KTLS_OFF } ServeKtls;
 
 typedef struct ServeOptions {
     CliCommon common;
@@ -63,7 +64,7 @@ typedef struct ServeOptions {
     char *socket_mode, *socket_owner;
     char *client_memory_text, *total_memory_text, *metadata_cache_text;
     char *pid_file, *control, *status;
-    char *tls_text, *tls_certificates, *tls_psk;
+    char *tls_text, *ktls_text, *tls_certificates, *tls_psk;
     char **allow;
     char *log, *log_level, *user, *group, *sandbox;
     gboolean sandboxed; /* by the process whose work this one takes over */
@@ -75,6 +76,7 @@ typedef struct ServeOptions {
     bool listen_none; /* --listen=none: no listener at all */
     ListenerAccess access;
     ServeTls tls;
+    ServeKtls ktls;
     AccessRules
         *rules;    /* for every export of the command line; NULL: everybody may do everything */
     char **images; /* as given; none only where there is a configuration */

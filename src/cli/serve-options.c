@@ -94,6 +94,11 @@ static GArray *own_entries(ServeOptions *o)
          "File of pre-shared keys: lines USER:HEX", "FILE"},
         {"tls-verify-peer", 0, 0, G_OPTION_ARG_NONE, &o->tls_verify_peer,
          "Clients must have a certificate that ca-cert.pem has signed", NULL},
+        {"ktls", 0, 0, G_OPTION_ARG_STRING, &o->ktls_text,
+         "Whether the kernel makes the records of TLS: off, auto (where a socket may have new "
+         "keys: "
+         "Linux 6.14) or on (default: auto)",
+         "MODE"},
         {"allow", 0, 0, G_OPTION_ARG_STRING_ARRAY, &o->allow,
          "Who may do what, as in ip:192.0.2.0/24=list,read (repeatable; default: any=all; WHO: "
          "any, tls, ip:, uid:, psk:, dn:, san:; RIGHTS: list, read, write, all, none)",
@@ -328,6 +333,7 @@ void serve_options_clear(ServeOptions *o)
     g_strfreev(o->names);
     g_strfreev(o->allow);
     g_free(o->tls_text);
+    g_free(o->ktls_text);
     g_free(o->tls_certificates);
     g_free(o->tls_psk);
     g_clear_pointer(&o->rules, access_rules_unref);

@@ -9,19 +9,41 @@
 #include "base/errors.h"
 #include "base/log.h"
 #include "cli/serve-impl.h"
+#include "nbd/tls-kernel.h"
+
+/* Which of the modes text names, the first without a text; -1: none of them. */
+static int mode_of(const char *const *modes, const char *text)
+{
+    for (unsigned i = 0; modes[i] != NULL; i++) {
+        if (text == NULL || strcmp(text, modes[i]) == 0) {
+            return i;
+        }
+    }
+    return -1;
+}
 
 static bool parse_mode(ServeOptions *o, GError **error)
 {
     static const char *const MODES[] = {
-        [SERVE_TLS_OFF] = "off", [SERVE_TLS_ON] = "on", [SERVE_TLS_REQUIRE] = "require"};
-    for (unsigned i = 0; i < G_N_ELEMENTS(MODES); i++) {
-        if (o->tls_text == NULL || strcmp(o->tls_text, MODES[i]) == 0) {
-            o->tls = i;
-            return true;
-        }
+        [SERVE_TLS_OFF] = "off", [SERVE_TLS_ON] = "on", [SERVE_TLS_REQUIRE] = "require", NULL};
+    int mode = mode_of(MODES, o->tls_text);
+    o->tls = MAX(mode, 0);
+    return mode >= 0 || error_set(error, EINVAL, "serve: --tls is '%s': must be off, on or require",
+                                  o->tls_text);
+}
+
+static bool parse_ktls(ServeOptions *o, GError **error)
+{
+    static const char *const MODES[] = {
+        [SERVE_KTLS_AUTO] = "auto", [SERVE_KTLS_ON] = "on", [SERVE_KTLS_OFF] = "off", NULL};
+    int mode = mode_of(MODES, o->ktls_text);
+    o->ktls = MAX(mode, 0);
+    if (mode < 0) {
+        return error_set(error, EINVAL, "serve: --ktls is '%s': must be auto, on or off",
+                         o->ktls_text);
     }
-    return error_set(error, EINVAL, "serve: --tls is '%s': must be off, on or require",
-                     o->tls_text);
+    return o->ktls != SERVE_KTLS_ON || o->tls != SERVE_TLS_OFF ||
+           error_set(error, EINVAL, "serve: --ktls=on without TLS: say --tls=on or --tls=require");
 }
 
 static bool check_sources(const ServeOptions *o, GError **error)
@@ -91,14 +113,37 @@ AccessRules *serve_tls_rules(const ServeOptions *o, const ConfigAccess *access)
 
 bool serve_tls_check(ServeOptions *o, GError **error)
 {
-    return parse_mode(o, error) && check_sources(o, error) && parse_rules(o, error);
+    return parse_mode(o, error) && parse_ktls(o, error) && check_sources(o, error) &&
+           parse_rules(o, error);
+}
+
+/* A kernel that takes no second key is used only by who says so: new keys end a connection there. */
+static bool may_use_kernel(const ServeOptions *o)
+{
+    static const char *const SUPPORT[] = {
+        [TLS_KERNEL_NONE] = "no TLS",
+        [TLS_KERNEL_ONE_KEY] = "TLS, and no new keys",
+        [TLS_KERNEL_NEW_KEYS] = "TLS, and new keys",
+    };
+    if (o->tls == SERVE_TLS_OFF || o->ktls == SERVE_KTLS_OFF) {
+        return false;
+    }
+    TlsKernelSupport support = tls_kernel_probe();
+    log_debug("the kernel has %s", SUPPORT[support]);
+    if (o->ktls == SERVE_KTLS_ON && support == TLS_KERNEL_NONE) {
+        log_warning(
+            "--ktls=on: this kernel has no TLS (modprobe tls): the server makes the records");
+    }
+    return support >= (o->ktls == SERVE_KTLS_ON ? TLS_KERNEL_ONE_KEY : TLS_KERNEL_NEW_KEYS);
 }
 
 bool serve_tls_open(Serve *serve, GError **error)
 {
     const ServeOptions *o = &serve->options;
-    TlsFiles files = {
-        .directory = o->tls_certificates, .psk = o->tls_psk, .verify_peer = o->tls_verify_peer};
+    TlsFiles files = {.directory = o->tls_certificates,
+                      .psk = o->tls_psk,
+                      .verify_peer = o->tls_verify_peer,
+                      .use_kernel = may_use_kernel(o)};
     if (o->tls != SERVE_TLS_OFF) {
         serve->tls = tls_credentials_new(&files, error);
     }

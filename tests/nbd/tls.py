@@ -4,9 +4,11 @@ Certificates are made once, below a directory of this run.
 """
 import atexit
 import fcntl
+import json
 import os
 import shutil
 import signal
+import socket
 import ssl
 import struct
 import subprocess
@@ -557,6 +559,49 @@ def view(client, name=b"disk.raw"):
 NOTHING, ALL = (False, False, False), (True, True, True)
 
 
+def keys_of_the_kernel():
+    """How many keys a socket takes here, one after another: 0, 1 or 2."""
+    key = struct.pack("=HH", 0x0304, 51) + bytes(36)  # TLS 1.3, AES-128-GCM
+    with socket.create_server(("127.0.0.1", 0)) as listener, \
+            socket.create_connection(listener.getsockname()), listener.accept()[0] as one:
+        for taken in range(2):
+            try:
+                if taken == 0:
+                    one.setsockopt(socket.IPPROTO_TCP, 31, b"tls")
+                one.setsockopt(282, 1, key)
+            except OSError:
+                return taken
+        return 2
+
+
+def makes_records(server):
+    """Who makes them, by client."""
+    answer = run(os.environ["COWNBD"], "list", "--json", "--control", os.path.join(server.directory, "control"))
+    return [client.get("tls") for client in json.loads(answer.stdout)["clients"]]
+
+
+def test_records_are_made_by_the_kernel_where_it_can():
+    keys, data = keys_of_the_kernel(), os.urandom(3 * MB + 77)
+    for mode, needed in (("on", 1), ("auto", 2), ("off", 3)):
+        with serve(f"--ktls={mode}", "--log-level=debug", control=True, listen=("127.0.0.1:0",)) as server:
+            port = int(server.lines[1].rsplit(":", 1)[1].strip("/"))
+            by = "kernel" if keys >= needed else "server"
+            for version in VERSIONS:
+                with tls_client(server, context(version)) as local, \
+                        TlsClient(("127.0.0.1", port)).start_tls(context(version)) as remote, \
+                        Client(server.address) as plain:
+                    for client in (local, remote, plain):
+                        client.go(b"disk.raw")
+                    assert remote.write(1, data) == 0
+                    for length in (1, 511, 16384, 16385, len(data)):
+                        assert remote.read(1, length) == data[:length]
+                    assert remote.request(FLUSH) == 0
+                    assert makes_records(server) == ["server", by, None], (mode, keys)
+                    remote.send_request(DISC)
+                    assert remote.is_closed()  # which asserts close_notify
+            assert ("this kernel has no TLS" in server.errors()) == (mode == "on" and keys == 0)
+
+
 def test_rules_by_user_and_address():
     me = os.getuid()
     for rules, local, remote in (
@@ -681,6 +726,8 @@ def test_what_cannot_work_is_refused_at_the_start():
             (("--tls=on", "--tls-psk", KEYS, "--tls-verify-peer"), "needs ca-cert.pem"),
             (("--tls=on", "--tls-certificates", empty), "server-cert.pem"),
             (("--tls=on", "--tls-psk", empty), "empty"),
+            (("--tls=on", "--tls-psk", KEYS, "--ktls=maybe"), "must be auto, on or off"),
+            (("--ktls=on",), "without TLS"),
             (("--allow=nonsense",), "must be WHO=RIGHTS"),
             (("--allow=psk:alice=read",), "needs keys"),
             (("--allow=tls=read",), "need TLS"),
