@@ -31,7 +31,7 @@ void clients_connect(Clients *clients, const char *socket, const char *export, u
 {
     clients->count = count;
     for (unsigned i = 0; i < count; i++) {
-        clients->structured[i] = random_chance(random, 75);
+        clients->structured[i] = random_percent(random, 75);
         clients->handles[i] = connect_one(socket, export, clients->structured[i]);
     }
 }

@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "random.h"
+#include "tests/lib/random.h"
 
 #define CLIENTS_MAX   64
 #define OP_STATUS_MAX 512

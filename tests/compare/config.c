@@ -16,7 +16,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "random.h"
+#include "tests/lib/random.h"
 
 #define KIB       1024u
 #define MIB       (1024u * KIB)

@@ -65,19 +65,19 @@ static uint32_t pick_flags(Sequence *sequence, const Op *op)
     struct nbd_handle *handle = sequence->clients->handles[op->connection];
     uint32_t flags = 0;
     bool changes = op->kind == OP_WRITE || op->kind == OP_TRIM || op->kind == OP_ZERO;
-    if (changes && random_chance(random, 10) && nbd_can_fua(handle) == 1) {
+    if (changes && random_percent(random, 10) && nbd_can_fua(handle) == 1) {
         flags |= LIBNBD_CMD_FLAG_FUA;
     }
-    if (op->kind == OP_ZERO && random_chance(random, 40)) {
+    if (op->kind == OP_ZERO && random_percent(random, 40)) {
         flags |= LIBNBD_CMD_FLAG_NO_HOLE;
     }
-    if (op->kind == OP_ZERO && random_chance(random, 20) && nbd_can_fast_zero(handle) == 1) {
+    if (op->kind == OP_ZERO && random_percent(random, 20) && nbd_can_fast_zero(handle) == 1) {
         flags |= LIBNBD_CMD_FLAG_FAST_ZERO;
     }
-    if (op->kind == OP_READ && random_chance(random, 20) && nbd_can_df(handle) == 1) {
+    if (op->kind == OP_READ && random_percent(random, 20) && nbd_can_df(handle) == 1) {
         flags |= LIBNBD_CMD_FLAG_DF;
     }
-    if (op->kind == OP_STATUS && random_chance(random, 30)) {
+    if (op->kind == OP_STATUS && random_percent(random, 30)) {
         flags |= LIBNBD_CMD_FLAG_REQ_ONE;
     }
     return flags;

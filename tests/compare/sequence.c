@@ -339,14 +339,14 @@ static void check_whole_disk(Sequence *sequence)
 
 void sequence_run(Sequence *sequence)
 {
-    bool overlapping = random_chance(&sequence->random, sequence->clients->count > 1 ? 50 : 25);
+    bool overlapping = random_percent(&sequence->random, sequence->clients->count > 1 ? 50 : 25);
     if (overlapping) {
         for (unsigned done = 0; done < sequence->ops; done += sequence->depth) {
             sequence->depth = (unsigned)random_between(&sequence->random, 2, SEQUENCE_DEPTH);
             run_round(sequence);
         }
     } else {
-        bool alone = sequence->clients->count == 1 && random_chance(&sequence->random, 65);
+        bool alone = sequence->clients->count == 1 && random_percent(&sequence->random, 65);
         sequence->depth =
             alone ? 1 : (unsigned)random_between(&sequence->random, 2, SEQUENCE_DEPTH);
         run_distinct(sequence);

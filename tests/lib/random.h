@@ -37,6 +37,13 @@ static inline uint64_t random_below(Random *random, uint64_t n)
     return random_next(random) % n;
 }
 
+/* In [low, high]. */
+static inline uint64_t random_between(Random *random, uint64_t low, uint64_t high)
+{
+    return low + random_below(random, high - low + 1);
+}
+
+/* True in percent of 100 cases. */
 static inline bool random_percent(Random *random, unsigned percent)
 {
     return random_below(random, 100) < percent;

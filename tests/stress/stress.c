@@ -87,7 +87,7 @@ static void check_block(Stress *stress, uint64_t number, const uint8_t *bytes)
 static uint64_t pick_block(Stress *stress, unsigned connection)
 {
     uint64_t owned = stress->block_count / CONNECTIONS;
-    uint64_t reach = random_chance(&stress->random, 50) ? owned / 16 + 1 : owned;
+    uint64_t reach = random_percent(&stress->random, 50) ? owned / 16 + 1 : owned;
     return random_below(&stress->random, reach) * CONNECTIONS + connection;
 }
 
