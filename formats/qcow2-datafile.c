@@ -197,8 +197,11 @@ int qcow2_data_grow(Image *image, uint64_t size)
 int qcow2_sync(Image *image)
 {
     const Qcow2State *s = image->state;
-    int r = s->data != NULL ? store_sync(s->data) : 0;
-    return r < 0 ? r : store_sync(image->store);
+    if (s->data == NULL) {
+        return store_sync(image->store);
+    }
+    int r = store_sync_changes(s->data);
+    return r < 0 ? r : store_sync_changes(image->store);
 }
 
 uint64_t qcow2_allocated_bytes(const Image *image)

@@ -382,6 +382,19 @@ static int check_free(const Check *check)
     return vmdk_flush(check->image);
 }
 
+/* Then the header is refused for writing, so nothing is mended. */
+static void check_head(const Check *check)
+{
+    const VmdkSparse *sparse = check->sparse;
+    if (sparse->directory_claims != 0) {
+        check_result_say(check->result,
+                         "%s: numGDEntries is %" PRIu32
+                         ", but the file ends before so many: must be %" PRIu64 " at least",
+                         sparse->store->name, sparse->directory_claims, vmdk_sparse_tables(sparse));
+        (void)check_result_corruption(check->result, CHECK_REPORT_ONLY);
+    }
+}
+
 /* ---- one extent ----------------------------------------------------------------------------- */
 
 static int check_round(Check *check)
@@ -429,6 +442,7 @@ static int check_extent(Check *check)
         return r;
     }
     count_grains(check);
+    check_head(check);
     if (check->sparse->compressed) {
         return 0; /* streams have any length */
     }

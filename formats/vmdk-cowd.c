@@ -97,6 +97,7 @@ static bool check_directory(VmdkSparse *sparse, const VmdkCowdHeaderDisk *disk, 
     bool whole = vmdk_sparse_range(sparse, "gdOffset", le32toh(disk->directory_offset), length,
                                    &offset, write ? error : NULL);
     sparse->directory_length = whole ? length : sparse->directory_length;
+    sparse->directory_claims = whole ? 0 : entries;
     return whole || !write;
 }
 

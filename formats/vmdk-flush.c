@@ -75,11 +75,11 @@ bool vmdk_start_writing(Image *image, GError **error)
 int vmdk_sync(Image *image)
 {
     const VmdkState *state = image->state;
-    int r = state->embedded ? 0 : store_sync(image->store);
+    int r = state->embedded ? 0 : store_sync_changes(image->store);
     for (unsigned i = 0; r == 0 && i < state->count; i++) {
         Store *store = state->extents[i].store;
         bool again = i > 0 && store == state->extents[i - 1].store;
-        r = !store || again ? 0 : store_sync(store);
+        r = !store || again ? 0 : store_sync_changes(store);
     }
     return r;
 }
@@ -164,7 +164,7 @@ static int write_second(const VmdkState *state)
         sparse->second_pending = true;
         g_hash_table_remove_all(sparse->new_tables);
         r = metacache_write(sparse->cache, META_SECOND);
-        r = r < 0 ? r : store_sync(sparse->store);
+        r = r < 0 ? r : store_sync_changes(sparse->store);
         sparse->second_pending = r < 0;
     }
     return r;

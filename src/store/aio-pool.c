@@ -15,7 +15,7 @@ typedef struct AioPool {
 static void transfer_done(WorkerMessage *message)
 {
     StoreIo *io = (StoreIo *)((char *)message - offsetof(StoreIo, message));
-    io->done(io);
+    store_io_end(io);
 }
 
 static void transfer_job(PoolJob *job)

@@ -174,7 +174,7 @@ static void complete(AioUring *uring, StoreIo *io, int n)
     if (io->kind == STORE_IO_WRITE && io->progress > 0) {
         store_raise_size(io->store, io->offset + io->progress);
     }
-    io->done(io);
+    store_io_end(io);
 }
 
 /* Completes what the queue holds; false when it was empty. */

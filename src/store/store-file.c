@@ -507,6 +507,7 @@ int store_file_reopen(Store *store)
     }
     char path[32];
     snprintf(path, sizeof path, "/proc/self/fd/%d", file_of(store)->fd);
+    store_share(store);
     return open(path, (store->read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC);
 }
 

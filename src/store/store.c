@@ -9,6 +9,7 @@
 #include <stdatomic.h>
 
 #include "base/bytes.h"
+#include "base/cleanup.h"
 
 void store_init(Store *store, const StoreOps *ops, const char *name, bool read_only, uint64_t size)
 {
@@ -17,6 +18,23 @@ void store_init(Store *store, const StoreOps *ops, const char *name, bool read_o
     store->read_only = read_only;
     store->refs = 1;
     atomic_init(&store->size, size);
+    atomic_init(&store->changed, true); /* nobody knows who wrote before */
+    atomic_init(&store->shared, false);
+    pthread_mutex_init(&store->sync_lock, NULL);
+}
+
+/* After the change, so that a sync which does not see this began before the change ended. */
+static int note_change(Store *store, int result)
+{
+    if (!atomic_load(&store->changed)) {
+        atomic_store(&store->changed, true);
+    }
+    return result;
+}
+
+void store_share(Store *store)
+{
+    atomic_store(&store->shared, true);
 }
 
 Store *store_ref(Store *store)
@@ -29,6 +47,7 @@ void store_unref(Store *store)
 {
     if (store != NULL && g_atomic_int_dec_and_test(&store->refs)) {
         store->ops->close(store);
+        pthread_mutex_destroy(&store->sync_lock);
         g_free(store->name);
         g_free(store);
     }
@@ -67,7 +86,8 @@ int store_readv(Store *store, const struct iovec *iov, int count, uint64_t offse
 
 int store_writev(Store *store, const struct iovec *iov, int count, uint64_t offset)
 {
-    return store->read_only ? -EROFS : store->ops->pwritev(store, iov, count, offset);
+    return store->read_only ? -EROFS
+                            : note_change(store, store->ops->pwritev(store, iov, count, offset));
 }
 
 int store_read_nowait(Store *store, const struct iovec *iov, int count, uint64_t offset)
@@ -86,7 +106,7 @@ int store_write_nowait(Store *store, const struct iovec *iov, int count, uint64_
     if (store->ops->write_nowait == NULL) {
         return -EAGAIN;
     }
-    return store->ops->write_nowait(store, iov, count, offset);
+    return note_change(store, store->ops->write_nowait(store, iov, count, offset));
 }
 
 int store_write_direct(Store *store, const struct iovec *iov, int count, uint64_t offset)
@@ -94,12 +114,22 @@ int store_write_direct(Store *store, const struct iovec *iov, int count, uint64_
     if (store->read_only) {
         return -EROFS;
     }
-    return store->ops->write_direct ? store->ops->write_direct(store, iov, count, offset) : -EAGAIN;
+    return store->ops->write_direct
+               ? note_change(store, store->ops->write_direct(store, iov, count, offset))
+               : -EAGAIN;
 }
 
 void store_submit(StoreIo *io)
 {
     io->store->ops->submit(io);
+}
+
+void store_io_end(StoreIo *io)
+{
+    if (io->kind == STORE_IO_WRITE) {
+        note_change(io->store, 0);
+    }
+    io->done(io);
 }
 
 int store_punch(Store *store, uint64_t offset, uint64_t length, StorePunch how)
@@ -111,7 +141,8 @@ int store_punch(Store *store, uint64_t offset, uint64_t length, StorePunch how)
     if (offset >= size || length == 0) {
         return 0;
     }
-    return store->ops->punch(store, offset, min_u64(length, size - offset), how);
+    return note_change(store,
+                       store->ops->punch(store, offset, min_u64(length, size - offset), how));
 }
 
 int store_next_data(Store *store, uint64_t offset, uint64_t length, bool *data, uint64_t *run)
@@ -127,7 +158,7 @@ int store_next_data(Store *store, uint64_t offset, uint64_t length, bool *data, 
 
 int store_truncate(Store *store, uint64_t size)
 {
-    return store->read_only ? -EROFS : store->ops->truncate(store, size);
+    return store->read_only ? -EROFS : note_change(store, store->ops->truncate(store, size));
 }
 
 int store_replace(Store *store, const void *bytes, uint64_t length)
@@ -141,6 +172,20 @@ int store_replace(Store *store, const void *bytes, uint64_t length)
 int store_sync(Store *store)
 {
     return store->ops->sync(store);
+}
+
+/* One at a time: who finds nothing changed must not be told so while the sync that covers it still runs. */
+int store_sync_changes(Store *store)
+{
+    with_mutex(&store->sync_lock);
+    if (!atomic_exchange(&store->changed, false) && !atomic_load(&store->shared)) {
+        return 0;
+    }
+    int r = store_sync(store);
+    if (r < 0) {
+        atomic_store(&store->changed, true);
+    }
+    return r;
 }
 
 void store_start_sync(Store *store, uint64_t offset, uint64_t length)

@@ -17,6 +17,8 @@
 #define STORE_STORE_H
 
 #include <glib.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -87,6 +89,10 @@ struct Store {
     bool read_only;
     int refs;              /* atomic */
     _Atomic uint64_t size; /* current size in bytes, kept by the implementation */
+    /* For store_sync_changes. */
+    pthread_mutex_t sync_lock;
+    atomic_bool changed; /* by what has ended, since such a sync began */
+    atomic_bool shared;  /* others may write to it */
 };
 
 void store_init(Store *store, const StoreOps *ops, const char *name, bool read_only, uint64_t size);
@@ -95,6 +101,12 @@ void store_unref(Store *store); /* closes with the last; may block. [pool] or [m
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Store, store_unref)
 
 uint64_t store_size(const Store *store); /* [any] */
+
+/* Others write to it from now on, without these functions (the kernel). [any] */
+void store_share(Store *store);
+
+/* For implementations: calls io->done. [worker] */
+void store_io_end(StoreIo *io);
 
 /* For implementations: the store reaches at least to end now. [any] */
 void store_raise_size(Store *store, uint64_t end);
@@ -143,6 +155,10 @@ int store_replace(Store *store, const void *bytes, uint64_t length);
  * failure the store remembers it: every later sync fails with the same error, for the kernel
  * reports a lost page only once. [pool] */
 int store_sync(Store *store);
+
+/* The same, but nothing is done when nothing was changed since the last one that was successful: for images with many
+ * files. What ended before this call is covered, by whatever thread it was done. [pool] */
+int store_sync_changes(Store *store);
 
 /* The range was just written and is to be synced some day: a good time to begin. Says nothing about what is on stable
  * storage, and hides no error from the store_sync that must follow. [pool] */

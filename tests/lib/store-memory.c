@@ -20,6 +20,7 @@ typedef struct MemoryStore {
     uint64_t capacity;
     uint64_t writes; /* since fail_first was set */
     uint64_t fail_first, fail_count;
+    uint64_t syncs;
 } MemoryStore;
 
 static MemoryStore *memory_of(Store *store)
@@ -88,7 +89,7 @@ static int memory_pwritev(Store *store, const struct iovec *iov, int count, uint
 static void memory_report(WorkerMessage *message)
 {
     StoreIo *io = (StoreIo *)((char *)message - offsetof(StoreIo, message));
-    io->done(io);
+    store_io_end(io);
 }
 
 static void memory_submit(StoreIo *io)
@@ -144,6 +145,9 @@ static int memory_replace(Store *store, const void *bytes, uint64_t length)
 
 static int memory_sync(Store *store)
 {
+    MemoryStore *memory = memory_of(store);
+    with_mutex(&memory->mutex);
+    memory->syncs++;
     return 0;
 }
 
@@ -206,4 +210,11 @@ void store_memory_fail_writes(Store *store, uint64_t first, uint64_t count)
     memory->writes = 0;
     memory->fail_first = first;
     memory->fail_count = count;
+}
+
+uint64_t store_memory_syncs(Store *store)
+{
+    MemoryStore *memory = memory_of(store);
+    with_mutex(&memory->mutex);
+    return memory->syncs;
 }

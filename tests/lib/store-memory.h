@@ -26,4 +26,7 @@ void store_memory_set_read_only(Store *store);
 /* From now on so many writes succeed, so many fail after them, and the others succeed. */
 void store_memory_fail_writes(Store *store, uint64_t first, uint64_t count);
 
+/* How many so far. */
+uint64_t store_memory_syncs(Store *store);
+
 #endif

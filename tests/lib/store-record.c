@@ -289,7 +289,7 @@ static void io_done(WorkerMessage *message)
     if (io->kind == STORE_IO_WRITE && io->result == 0) {
         entry_end(file_of(io->store), io->progress);
     }
-    io->done(io);
+    store_io_end(io);
 }
 
 static void io_run(PoolJob *job)

@@ -101,7 +101,7 @@ static int scratch_preadv(Store *store, const struct iovec *iov, int count, uint
 static void io_done(WorkerMessage *message)
 {
     StoreIo *io = (StoreIo *)((char *)message - offsetof(StoreIo, message));
-    io->done(io);
+    store_io_end(io);
 }
 
 static void scratch_submit(StoreIo *io)

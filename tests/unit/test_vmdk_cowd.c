@@ -158,6 +158,27 @@ START_TEST(cowd_is_made_over_a_parent)
 }
 END_TEST
 
+/* What the header says of the directory is not taken for something that lies there. */
+START_TEST(cowd_a_directory_that_leaves_the_file_is_said)
+{
+    ImageFiles files = {0};
+    make(&files, "512", NULL);
+    ck_assert_int_eq(store_write(files.stores[1], "\xff\xff\xff\xff", 4, 24), 0);
+    ImageOpen how = {.format = &format_vmdk};
+    g_autoptr(GError) error = NULL;
+    g_autoptr(Image) image = image_files_open(&files, &how, NULL, &error);
+    ck_assert_msg(image, "%s", image ? "" : error->message);
+    CheckResult result = {0};
+    ck_assert(image->format->check(image, CHECK_REPORT_ONLY, &result, &error));
+    ck_assert_uint_eq(result.corruptions, 1);
+    ck_assert_uint_eq(result.image_end_offset, 5 * SECTOR);
+    how.write = true;
+    ck_assert_ptr_null(image_files_open(&files, &how, NULL, &error));
+    ck_assert_msg(strstr(error->message, "gdOffset"), "%s", error->message);
+    image_files_clear(&files);
+}
+END_TEST
+
 int main(void)
 {
     log_set_level(LOG_LEVEL_ERROR);
@@ -167,5 +188,6 @@ int main(void)
     tcase_add_test(tcase, cowd_two_grains_in_one_place_are_parted);
     tcase_add_test(tcase, cowd_writers_refuse_what_lies_on_something_else);
     tcase_add_test(tcase, cowd_is_made_over_a_parent);
+    tcase_add_test(tcase, cowd_a_directory_that_leaves_the_file_is_said);
     return suite_run("vmdk_cowd", tcase);
 }

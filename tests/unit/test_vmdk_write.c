@@ -1,5 +1,7 @@
 /* formats/vmdk-*.c: writing, the CID, making, checking and mending */
 #include "formats/vmdk-impl.h"
+#include "tests/lib/image-files.h"
+#include "tests/lib/store-scratch.h"
 #include "tests/unit/vmdk-image.h"
 
 /*
@@ -380,6 +382,125 @@ START_TEST(vmdk_create_refuses_what_cannot_be)
 }
 END_TEST
 
+/* ---- another size --------------------------------------------------------------------------- */
+
+#define LARGE (UINT64_C(600) << 20) /* more tables than a sector of the directory has entries */
+
+static void must_resize(Image *image, uint64_t size)
+{
+    g_autoptr(GError) error = NULL;
+    bool done = image_resize(image, size, &error);
+    ck_assert_msg(done, "%s", done ? "" : error->message);
+    ck_assert_uint_eq(image->size, size);
+}
+
+START_TEST(vmdk_directory_moves_when_it_has_no_room)
+{
+    uint64_t size;
+    g_autofree uint8_t *bytes = full_image(3, &size);
+    g_autoptr(Store) store = store_memory_new("test.vmdk", bytes, size);
+    g_autoptr(Image) image = open_store(store, NULL, true, false);
+    must_resize(image, LARGE);
+    write_at(image, LARGE - GRAIN, GRAIN, 'z');
+    ck_assert_int_eq(image_finish(image), 0);
+    assert_clean(store);
+    g_autoptr(Image) again = open_store(store, NULL, true, false);
+    ck_assert_uint_eq(again->size, LARGE);
+    ck_assert_uint_eq(byte_at(again, 2 * GRAIN), 'c');
+    ck_assert_uint_eq(byte_at(again, LARGE - 1), 'z');
+    must_resize(again, GRAIN + 512);
+    must_resize(again, SIZE);
+    ck_assert_int_eq(image_finish(again), 0);
+    ck_assert_uint_eq(byte_at(again, GRAIN + 511), 'b');
+    ck_assert_uint_eq(byte_at(again, GRAIN + 512), 0);
+    ck_assert_uint_eq(byte_at(again, 2 * GRAIN), 0);
+    ck_assert_uint_eq(check(store, CHECK_REPORT_ONLY).corruptions, 0);
+}
+END_TEST
+
+/* The descriptor has more than a sector, so it goes by way of a copy. */
+static Store *long_descriptor(void)
+{
+    uint64_t size;
+    g_autofree uint8_t *bytes = full_image(3, &size);
+    char *text = (char *)bytes + DESCRIPTOR;
+    g_autofree char *start = g_strdup(text), *line = strstr(start, "\nRW ");
+    g_autofree char *comment = g_strnfill(700, '#');
+    ck_assert_ptr_nonnull(line);
+    g_autofree char *rest = g_strdup(line);
+    *line = '\0';
+    line = NULL;
+    g_snprintf(text, 20 * SECTOR, "%s\n%s%s%s", start, comment, rest, comment);
+    return store_memory_new("test.vmdk", bytes, size);
+}
+
+/* With the k-th write failing, whichever: the old size or the new one, and a sound image. */
+START_TEST(vmdk_resize_with_any_write_failing)
+{
+    bool failed = true;
+    for (unsigned k = 0; failed; k++) {
+        ck_assert_uint_lt(k, 1000);
+        g_autoptr(Store) store = long_descriptor();
+        g_autoptr(Image) image = open_store(store, NULL, true, false);
+        g_autoptr(GError) error = NULL;
+        store_memory_fail_writes(store, k, 1);
+        failed = !image_resize(image, LARGE, &error);
+        store_memory_fail_writes(store, 0, 0);
+        g_autoptr(Image) again = open_store(store, NULL, false, false);
+        ck_assert_uint_eq(again->size, failed ? SIZE : LARGE);
+        for (unsigned i = 0; i < 3; i++) {
+            ck_assert_uint_eq(byte_at(again, i * GRAIN), 'a' + i);
+        }
+        ck_assert_uint_eq(check(store, CHECK_REPORT_ONLY).corruptions, 0);
+    }
+}
+END_TEST
+
+/* ---- files of a split disk ------------------------------------------------------------------ */
+
+START_TEST(vmdk_files_that_were_not_written_are_not_synced)
+{
+    g_autoptr(GHashTable) options = g_hash_table_new(g_str_hash, g_str_equal);
+    set_option(options, "grain_size", "4k");
+    set_option(options, "subformat", "twoGbMaxExtentSparse");
+    set_option(options, "extent_size", "64k");
+    FormatCreate how = {.size = 192 << 10, .options = options};
+    ImageFiles made = {0}, files = {0};
+    g_autoptr(GError) error = NULL;
+    ck_assert(image_files_create(&made, "disk.vmdk", &format_vmdk, &how, &error));
+    for (unsigned i = 0; i < made.count; i++) {
+        uint64_t size;
+        const uint8_t *bytes = scratch_content(made.stores[i], &size);
+        image_files_add(&files, store_memory_new(made.stores[i]->name, bytes, size));
+    }
+    image_files_clear(&made);
+    ImageOpen open = {.format = &format_vmdk, .write = true};
+    g_autoptr(Image) image = image_files_open(&files, &open, NULL, &error);
+    ck_assert_ptr_nonnull(image);
+    for (unsigned i = 0; i < 3; i++) {
+        write_at(image, i << 16, 64 << 10, 'a');
+    }
+    ck_assert_int_eq(image->format->flush(image), 0);
+    for (unsigned written = 1; written < files.count; written++) {
+        uint64_t before[IMAGE_FILES_MAX];
+        for (unsigned i = 0; i < files.count; i++) {
+            before[i] = store_memory_syncs(files.stores[i]);
+        }
+        ck_assert_int_eq(store_write(files.stores[written], "x", 1, 65536), 0);
+        ck_assert_int_eq(image->format->flush(image), 0);
+        for (unsigned i = 0; i < files.count; i++) {
+            ck_assert_uint_eq(store_memory_syncs(files.stores[i]), before[i] + (i == written));
+        }
+    }
+    uint64_t before = store_memory_syncs(files.stores[1]);
+    store_share(files.stores[1]); /* the kernel may have written to it */
+    ck_assert_int_eq(image_sync(image), 0);
+    ck_assert_uint_eq(store_memory_syncs(files.stores[1]), before + 1);
+    ck_assert_int_eq(image_finish(image), 0);
+    image_files_clear(&files);
+}
+END_TEST
+
 int main(void)
 {
     log_set_level(LOG_LEVEL_ERROR);
@@ -396,5 +517,8 @@ int main(void)
     tcase_add_test(tcase, vmdk_check_cuts_off_unused_space);
     tcase_add_test(tcase, vmdk_a_wrong_copy_of_the_directory_is_refused_for_writing);
     tcase_add_test(tcase, vmdk_create_refuses_what_cannot_be);
+    tcase_add_test(tcase, vmdk_directory_moves_when_it_has_no_room);
+    tcase_add_test(tcase, vmdk_resize_with_any_write_failing);
+    tcase_add_test(tcase, vmdk_files_that_were_not_written_are_not_synced);
     return suite_run("vmdk_write", tcase);
 }
