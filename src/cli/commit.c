@@ -75,7 +75,7 @@ static bool open_chain(Commit *commit, const CliCommon *common, GError **error)
         return false;
     }
     commit->top = image_open(commit->path, &how, error);
-    if (!commit->top) {
+    if (!commit->top || !tool_no_snapshots(commit->top, error)) {
         return false;
     }
     commit->base = commit->top;

@@ -128,7 +128,7 @@ static bool copy_up(Rebase *rebase, GError **error)
 static bool rebase_image(Rebase *rebase, const CliCommon *common, GError **error)
 {
     if (!attach_server_not_attached(rebase->path, error) || !open_both(rebase, common, error) ||
-        (!rebase->unsafe && !copy_up(rebase, error))) {
+        (!rebase->unsafe && !(tool_no_snapshots(rebase->top, error) && copy_up(rebase, error)))) {
         return false;
     }
     int r = image_finish(rebase->top); /* what was copied is durable before the name changes */

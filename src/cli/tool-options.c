@@ -45,6 +45,22 @@ Image *tool_open_backing(const char *path, const char *name, const char *format,
     return image_open(resolved, &how, error);
 }
 
+bool tool_no_snapshots(const Image *image, GError **error)
+{
+    GVariantBuilder list;
+    if (!image->format->snapshots) {
+        return true;
+    }
+    g_variant_builder_init(&list, G_VARIANT_TYPE("aa{sv}"));
+    unsigned count = image->format->snapshots(image, 0, &list);
+    g_variant_builder_clear(&list);
+    return count == 0 ||
+           error_set(error, ENOTSUP,
+                     "%s: has %u internal snapshots, which would read something else over another "
+                     "backing: delete them, or copy the disk with 'cownbd convert'",
+                     image->path, count);
+}
+
 bool tool_not_in_chain(const Image *chain, const char *path, GError **error)
 {
     for (const Image *image = chain; image; image = image->backing) {

@@ -32,6 +32,9 @@ bool tool_threads_check(int *threads, GError **error);
 Image *tool_open_backing(const char *path, const char *name, const char *format,
                          const CliCommon *common, GError **error);
 
+/* Refuses an image with internal snapshots: what they do not have, they have from the backing, which is about to change. */
+bool tool_no_snapshots(const Image *image, GError **error);
+
 /* Whether path is another file than those of the chain. */
 bool tool_not_in_chain(const Image *chain, const char *path, GError **error);
 

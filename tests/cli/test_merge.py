@@ -321,6 +321,12 @@ def test_refusals():
         image.set_u64(8, 600)
         image.write(16, (5).to_bytes(4, "big"))
     expect_refused(cownbd("commit", "guess"), "only a guess")
+    ours("snapshot", "create", "top", "old")
+    before = bytes_of("top"), bytes_of("middle")
+    for arguments in ("commit", "top"), ("rebase", "-b", "base", "-F", "qcow2", "top"), ("rebase", "-b", "", "top"):
+        expect_refused(cownbd(*arguments), "top", "1 internal snapshots", "delete them")
+    expect((bytes_of("top"), bytes_of("middle")) == before, "a refusal changed something")
+    ours("rebase", "-u", "-b", "middle", "-F", "qcow2", "top")
 
 
 with Workdir():
