@@ -11,6 +11,7 @@
 #include "store/aio.h"
 #include "tests/lib/format-letters.h"
 #include "tests/lib/store-memory.h"
+#include "tests/unit/call.h"
 #include "tests/unit/suite.h"
 
 #define DISK_SIZE    (1u << 20)
@@ -19,54 +20,12 @@
 static Pool *pool;
 static Worker *worker;
 
-typedef struct Call {
-    Request request;
-    WorkerMessage message;
-    Node *node;
-    Latch latch;
-} Call;
-
-static void call_done(Request *request)
-{
-    latch_down(&((Call *)((char *)request - offsetof(Call, request)))->latch);
-}
-
-static void call_start(WorkerMessage *message)
-{
-    Call *call = (Call *)((char *)message - offsetof(Call, message));
-    node_submit(call->node, &call->request);
-}
-
-/* Submits on the worker. */
-static void start_call(Call *call, Disk *disk, RequestType type, unsigned flags, uint64_t offset,
-                       uint64_t length, void *buffer)
-{
-    request_init(&call->request);
-    call->request.type = type;
-    call->request.flags = flags;
-    call->request.offset = offset;
-    call->request.length = length;
-    call->request.buffer = buffer;
-    call->request.worker = worker;
-    call->request.done = call_done;
-    call->node = disk_node(disk);
-    call->message.run = call_start;
-    latch_init(&call->latch, 1);
-    worker_post(worker, &call->message);
-}
-
-static int end_call(Call *call)
-{
-    latch_wait(&call->latch);
-    return call->request.result;
-}
-
 /* Submits, waits, leaves the answer in call. */
 static int run_call(Call *call, Disk *disk, RequestType type, unsigned flags, uint64_t offset,
                     uint64_t length, void *buffer)
 {
-    start_call(call, disk, type, flags, offset, length, buffer);
-    return end_call(call);
+    call_start(call, disk, worker, type, flags, offset, length, buffer);
+    return call_end(call);
 }
 
 static int run(Disk *disk, RequestType type, unsigned flags, uint64_t offset, uint64_t length,
@@ -150,9 +109,9 @@ START_TEST(disk_guards_a_guessed_raw_image_against_two_halves_of_a_header)
     for (unsigned i = 0; i < 200; i++) {
         Call halves[2];
         ck_assert_int_eq(run(disk, REQUEST_WRITE, 0, 0, sizeof zeroes, zeroes), 0);
-        start_call(&halves[0], disk, REQUEST_WRITE, 0, 0, 2, header);
-        start_call(&halves[1], disk, REQUEST_WRITE, 0, 2, 6, header + 2);
-        int first = end_call(&halves[0]), second = end_call(&halves[1]);
+        call_start(&halves[0], disk, worker, REQUEST_WRITE, 0, 0, 2, header);
+        call_start(&halves[1], disk, worker, REQUEST_WRITE, 0, 2, 6, header + 2);
+        int first = call_end(&halves[0]), second = call_end(&halves[1]);
         request_clear(&halves[0].request);
         request_clear(&halves[1].request);
         ck_assert_int_eq(min_u64(-first, -second), 0);

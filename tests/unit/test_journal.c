@@ -12,11 +12,11 @@
 #include "engine/journal-impl.h"
 #include "engine/journal.h"
 #include "formats/format.h"
-#include "latch.h"
 #include "store/aio.h"
 #include "tests/lib/random.h"
 #include "tests/lib/store-memory.h"
 #include "tests/lib/store-record.h"
+#include "tests/unit/call.h"
 #include "tests/unit/suite.h"
 
 #define UNIT  4096u
@@ -29,38 +29,11 @@ static char folder[] = "/tmp/cownbd-journal-XXXXXX";
 static const Format *format = &format_qcow2;
 static char *live, *left; /* paths: the journal of the first server, and its copy */
 
-typedef struct Call {
-    Request request;
-    WorkerMessage message;
-    Node *node;
-    Latch latch;
-} Call;
-
-static void call_done(Request *request)
-{
-    latch_down(&((Call *)((char *)request - offsetof(Call, request)))->latch);
-}
-
-static void call_submit(WorkerMessage *message)
-{
-    Call *call = (Call *)((char *)message - offsetof(Call, message));
-    node_submit(call->node, &call->request);
-}
-
 static void run(Disk *disk, RequestType type, uint64_t offset, uint64_t length, void *buffer)
 {
-    Call call = {.node = disk_node(disk), .message.run = call_submit};
-    request_init(&call.request);
-    call.request.type = type;
-    call.request.offset = offset;
-    call.request.length = length;
-    call.request.buffer = buffer;
-    call.request.worker = worker;
-    call.request.done = call_done;
-    latch_init(&call.latch, 1);
-    worker_post(worker, &call.message);
-    latch_wait(&call.latch);
-    ck_assert_int_eq(call.request.result, 0);
+    Call call;
+    call_start(&call, disk, worker, type, 0, offset, length, buffer);
+    ck_assert_int_eq(call_end(&call), 0);
     request_clear(&call.request);
 }
 

@@ -21,6 +21,7 @@
 #include "store/store-file.h"
 #include "tests/lib/random.h"
 #include "tests/lib/store-memory.h"
+#include "tests/unit/call.h"
 #include "tests/unit/suite.h"
 
 #define UNIT  4096u
@@ -30,54 +31,26 @@
 static Pool *pool;
 static Worker *worker;
 
-typedef struct Call {
-    Request request;
-    WorkerMessage message;
-    Node *node;
-    Latch latch;
-} Call;
-
-static void call_done(Request *request)
-{
-    latch_down(&((Call *)((char *)request - offsetof(Call, request)))->latch);
-}
-
-static void call_submit(WorkerMessage *message)
-{
-    Call *call = (Call *)((char *)message - offsetof(Call, message));
-    node_submit(call->node, &call->request);
-}
-
-static void call_start(Call *call, Disk *disk, RequestType type, uint64_t offset, uint64_t length,
-                       void *buffer)
+/* Every other write may block. */
+static void start(Call *call, Disk *disk, RequestType type, uint64_t offset, uint64_t length,
+                  void *buffer)
 {
     static atomic_uint calls;
-    request_init(&call->request);
-    call->request.type = type;
-    call->request.flags = type == REQUEST_WRITE && calls++ % 2 ? REQUEST_MAY_BLOCK : 0;
-    call->request.offset = offset;
-    call->request.length = length;
-    call->request.buffer = buffer;
-    call->request.worker = worker;
-    call->request.done = call_done;
-    call->node = disk_node(disk);
-    call->message.run = call_submit;
-    latch_init(&call->latch, 1);
-    worker_post(worker, &call->message);
+    unsigned flags = type == REQUEST_WRITE && calls++ % 2 ? REQUEST_MAY_BLOCK : 0;
+    call_start(call, disk, worker, type, flags, offset, length, buffer);
 }
 
-static void call_end(Call *call)
+static void end(Call *call)
 {
-    latch_wait(&call->latch);
-    ck_assert_int_eq(call->request.result, 0);
+    ck_assert_int_eq(call_end(call), 0);
     request_clear(&call->request);
 }
 
 static void run(Disk *disk, RequestType type, uint64_t offset, uint64_t length, void *buffer)
 {
     Call call;
-    call_start(&call, disk, type, offset, length, buffer);
-    call_end(&call);
+    start(&call, disk, type, offset, length, buffer);
+    end(&call);
 }
 
 static bool is_done(Call *call)
@@ -137,21 +110,21 @@ START_TEST(lease_parks_a_change_until_its_range_is_given_back)
     ck_assert(!lease_attach(disk, &counter.holder));
     run(disk, REQUEST_WRITE, 0, sizeof bytes, bytes);
     take(disk, 0, 2 * UNIT);
-    call_start(&zero, disk, REQUEST_ZERO, UNIT, UNIT, NULL);
+    start(&zero, disk, REQUEST_ZERO, UNIT, UNIT, NULL);
     while (counter.recalls == 0) {
         g_usleep(1000);
     }
     ck_assert(lease_wanted(disk));
     /* It stands in nobody's way: reads and writes of the same unit go on. */
-    call_start(&read, disk, REQUEST_READ, UNIT, UNIT, bytes);
-    call_end(&read);
+    start(&read, disk, REQUEST_READ, UNIT, UNIT, bytes);
+    end(&read);
     run(disk, REQUEST_WRITE, UNIT, UNIT, bytes);
     ck_assert(!is_done(&zero));
     Range kept = {0, UNIT};
     ck_assert(lease_commit(disk, &kept, 1));
     ck_assert(!is_done(&zero)); /* the kernel may still fall back to what it had */
     lease_settle(disk);
-    call_end(&zero);
+    end(&zero);
     ck_assert(!lease_wanted(disk));
     lease_detach(disk);
     ck_assert_int_eq(disk_close(disk), 0);
@@ -169,12 +142,12 @@ START_TEST(lease_cancel_keeps_what_was_held)
     take(disk, 0, UNIT);
     ck_assert(lease_commit(disk, NULL, 0));
     lease_cancel(disk);
-    call_start(&zero, disk, REQUEST_ZERO, 0, UNIT, NULL);
+    start(&zero, disk, REQUEST_ZERO, 0, UNIT, NULL);
     while (counter.recalls == 0) {
         g_usleep(1000);
     }
     lease_detach(disk); /* parked changes go on */
-    call_end(&zero);
+    end(&zero);
     ck_assert_int_eq(disk_close(disk), 0);
 }
 END_TEST
