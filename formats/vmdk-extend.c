@@ -119,10 +119,14 @@ static bool make_extent(Image *image, GArray *lines, uint64_t length, GError **e
 void vmdk_extents_remove(Image *image, unsigned kept)
 {
     VmdkState *state = image->state;
+    if (!state->removed) {
+        state->removed = g_ptr_array_new_with_free_func((GDestroyNotify)store_unref);
+    }
     while (state->count > kept) {
         VmdkExtent *extent = vmdk_last_extent(state);
         state->count--;
         image_remove_named(image, extent->store, extent->path);
+        g_ptr_array_add(state->removed, store_ref(extent->store));
         vmdk_extent_clear(extent);
     }
 }

@@ -41,6 +41,8 @@ typedef struct VmdkState {
     bool embedded;     /* one extent, which is the image's own file */
 
     /* Writers only. */
+    GPtrArray
+        *removed; /* of Store: of extents that were taken back, as a sync may be at them; or NULL */
     bool started; /* the CID of this session is durable: guest data may be changed */
     bool
         broken; /* what counts in a header or descriptor is not known: nothing is changed any more */

@@ -46,6 +46,7 @@ static void state_free(VmdkState *state)
         vmdk_extent_clear(&state->extents[i]);
     }
     g_free(state->extents);
+    g_clear_pointer(&state->removed, g_ptr_array_unref);
     vmdk_descriptor_free(state->descriptor);
     g_free(state);
 }
