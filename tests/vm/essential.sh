@@ -104,4 +104,29 @@ test_snapshot_and_fold() {
     umount ext4
 }
 
+# Served through TLS: the kernel makes the records where that is asked for; by itself the server has it do so only
+# where it takes new keys.
+test_tls_by_the_kernel() {
+    local uri="nbds://alice@127.0.0.1:10809/?tls-psk-file=$PWD/keys.psk" taken="the kernel makes the records"
+    modprobe tls
+    echo "alice:00112233445566778899aabbccddeeff" >keys.psk
+    make_data data 1
+    truncate -s 1M disk.raw
+    set -- --listen=127.0.0.1:10809 --tls=require --tls-psk keys.psk --log-level=debug -f raw disk.raw
+    serve_only --ktls=on "$@"
+    nbdcopy data "$uri"
+    nbdcopy "$uri" copy.raw
+    equal data copy.raw
+    grep -q "$taken" server0.err
+    stop # and the next one is server 0 again
+    serve_only "$@"
+    nbdinfo --size "$uri"
+    grep 'the kernel has TLS' server0.err
+    if grep -q 'the kernel has TLS, and new keys' server0.err; then
+        grep -q "$taken" server0.err
+    else
+        ! grep -q "$taken" server0.err
+    fi
+}
+
 run_tests
