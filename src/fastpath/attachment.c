@@ -22,6 +22,7 @@
 #include "base/bytes.h"
 #include "base/errors.h"
 #include "base/log.h"
+#include "fastpath/dm.h"
 
 #define SECTOR             512
 #define READY_SECONDS      30
@@ -55,6 +56,13 @@ static bool check_options(const Disk *disk, const AttachmentOptions *options, GE
     return true;
 }
 
+static bool name_is_taken(const char *name)
+{
+    g_autofree char *node = g_strconcat("/dev/mapper/", name, NULL);
+    DmInfo info;
+    return access(node, F_OK) == 0 || (dm_info(name, &info, NULL) && info.exists);
+}
+
 /* The default name, with a part of the path's hash where somebody else's device has it. */
 static char *choose_name(const AttachmentOptions *options)
 {
@@ -62,8 +70,7 @@ static char *choose_name(const AttachmentOptions *options)
         return g_strdup(options->name);
     }
     char *name = attachment_safe_name(options->path);
-    g_autofree char *node = g_strconcat("/dev/mapper/", name, NULL);
-    if (access(node, F_OK) == 0) {
+    if (name_is_taken(name)) {
         g_autofree char *taken = name, *hash = attachment_path_hash(options->path);
         name = g_strdup_printf("%s-%.8s", taken, hash);
     }
@@ -116,17 +123,35 @@ static void set_mode(Attachment *attachment, AttachMode mode)
     attachment->uuid = mode == ATTACH_OFF ? NULL : attachment_uuid(mode, attachment->path);
 }
 
+/* Chooses another name where somebody has taken the default one meanwhile. */
+static bool map_under_a_name(Attachment *attachment, const AttachmentOptions *options,
+                             GError **error)
+{
+    g_autoptr(GError) why = NULL;
+    attachment->name = choose_name(options);
+    if (attachment_mapped_start(attachment, false, &why)) {
+        return true;
+    }
+    g_autofree char *taken = attachment->name;
+    attachment->name = choose_name(options);
+    if (strcmp(attachment->name, taken) == 0) {
+        g_propagate_error(error, g_steal_pointer(&why));
+        return false;
+    }
+    return attachment_mapped_start(attachment, false, error);
+}
+
 /* The device above; where the mode is auto, none is fine too. */
-static bool map_new_device(Attachment *attachment, GError **error)
+static bool map_new_device(Attachment *attachment, const AttachmentOptions *options, GError **error)
 {
     if (attachment->mode != ATTACH_AUTO) {
         set_mode(attachment, attachment->mode);
-        return attachment_mapped_start(attachment, false, error);
+        return attachment->mode == ATTACH_OFF || map_under_a_name(attachment, options, error);
     }
     g_autoptr(GError) why = NULL;
     bool use = !attachment->read_only && attachment_mapped_available(&why);
     set_mode(attachment, use ? ATTACH_LINEAR : ATTACH_OFF);
-    if (use && !attachment_mapped_start(attachment, false, &why)) {
+    if (use && !map_under_a_name(attachment, options, &why)) {
         log_warning("%s: attached without a fast path: %s", attachment->path, why->message);
         set_mode(attachment, ATTACH_OFF);
     }
@@ -146,7 +171,6 @@ static bool attach_new(Attachment *attachment, const AttachmentOptions *options,
 {
     AttachmentSockets *sockets = attachment->sockets;
     int wanted = options->device != NULL ? nbdlink_index(options->device) : -1;
-    attachment->name = choose_name(options);
     bool ready = attachment_sockets_connect(sockets, wanted, error);
     if (sockets->index < 0) {
         return false;
@@ -155,7 +179,7 @@ static bool attach_new(Attachment *attachment, const AttachmentOptions *options,
     ready =
         ready &&
         nbdlink_wait_ready(sockets->index, device_size(attachment->disk), READY_SECONDS, error) &&
-        map_new_device(attachment, error);
+        map_new_device(attachment, options, error);
     if (!ready) {
         disconnect_quietly(attachment);
     }

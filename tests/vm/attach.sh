@@ -127,6 +127,27 @@ test_many_at_once() {
     [[ -z $(background_servers) ]]
 }
 
+# Each has the fast path, under a name of its own.
+test_the_same_name_many_times_at_once() {
+    local i pids=()
+    for i in {1..4}; do
+        mkdir "$i"
+        "$COWNBD" create -f qcow2 "$i/disk.qcow2" 16M
+    done
+    for i in {1..4}; do
+        "$COWNBD" attach "$i/disk.qcow2" >"device$i" &
+        pids+=($!)
+    done
+    for i in "${pids[@]}"; do
+        wait "$i"
+    done
+    sort -u device* | tee devices
+    [[ $(grep -c '^/dev/mapper/disk.qcow2' devices) == 4 ]]
+    for i in {1..4}; do
+        "$COWNBD" detach "$(<"device$i")"
+    done
+}
+
 test_the_same_image_many_times_at_once() {
     "$COWNBD" create -f qcow2 disk.qcow2 16M
     local i pids=()
