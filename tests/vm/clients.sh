@@ -97,11 +97,11 @@ TABLE
 
 # Between virtual machines and their host; here over the kernel's own loop, which few machines that build have.
 test_vsock() {
-    local port
+    local port=10809
     modprobe vsock_loopback
     qemu-img create -q -f qcow2 disk.qcow2 128M
-    serve_only -l vsock:0 -n disk disk.qcow2
-    port=$(sed -n 's|^listening on nbd+vsock://[0-9]*:\([0-9]*\)/$|\1|p' "server$((${#servers[@]} - 1)).out")
+    # Nobody else is in the guest. A port that the kernel chooses has 32 bits, and libnbd parses 31.
+    serve_only -l "vsock:$port" -n disk disk.qcow2
     make_data data 4
     nbdcopy data "nbd+vsock://1:$port/disk"
     nbdcopy "nbd+vsock://1:$port/disk" copy.raw
