@@ -145,3 +145,16 @@ void vmdk_cowd_pack(const VmdkPlan *plan, const VmdkLayout *layout, const char *
     }
     memcpy(head, &disk, sizeof disk);
 }
+
+int vmdk_cowd_pack_like(const VmdkSparse *old, const VmdkLayout *layout, uint8_t *head)
+{
+    VmdkCowdHeaderDisk disk;
+    int r = store_read(old->store, &disk, sizeof disk, 0);
+    disk.capacity = htole32(layout->capacity);
+    disk.directory_offset = htole32(layout->directory);
+    disk.directory_entries = htole32(layout->tables);
+    disk.free_sector = htole32(layout->grains);
+    disk.unclean_shutdown = 0;
+    memcpy(head, &disk, sizeof disk);
+    return r;
+}

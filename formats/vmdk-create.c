@@ -10,7 +10,7 @@
  *
  * All tables of hosted extents are there from the start, as holes of the file: other programs want them, and a new
  * grain then changes tables only. COWD gets a table with its first grain, as from ESX. Grains begin at a multiple of
- * their size.
+ * their size. An image in place of an old one keeps that one's descriptor, and with it the names of its extents.
  */
 #include <errno.h>
 #include <string.h>
@@ -79,20 +79,25 @@ static int write_sparse(Store *store, const VmdkPlan *plan, uint64_t length,
     return r < 0 ? r : store_sync(store);
 }
 
-static int write_cowd(Store *store, const VmdkPlan *plan, const char *parent)
+static int write_cowd(Store *store, const VmdkPlan *plan, uint64_t number, const char *parent)
 {
-    VmdkLayout layout = vmdk_plan_layout(plan, plan->size);
+    VmdkLayout layout = vmdk_plan_layout(plan, vmdk_plan_length(plan, number));
     uint8_t head[VMDK_COWD_HEAD];
-    vmdk_cowd_pack(plan, &layout, parent, head);
     int r = make_room(store, &layout);
+    if (plan->like) {
+        r = r < 0 ? r : vmdk_cowd_pack_like(plan->like->extents[number].sparse, &layout, head);
+    } else {
+        vmdk_cowd_pack(plan, &layout, parent, head);
+    }
     r = r < 0 ? r : store_write(store, head, sizeof head, 0);
     return r < 0 ? r : store_sync(store);
 }
 
-static int write_extent(Store *store, const VmdkPlan *plan, uint64_t length, const char *parent)
+static int write_extent(Store *store, const VmdkPlan *plan, uint64_t number, const char *parent)
 {
+    uint64_t length = vmdk_plan_length(plan, number);
     if (plan->subformat->cowd) {
-        return write_cowd(store, plan, parent);
+        return write_cowd(store, plan, number, parent);
     }
     if (plan->subformat->sparse) {
         return write_sparse(store, plan, length, NULL);
@@ -115,6 +120,9 @@ int vmdk_extent_write(Store *store, const VmdkSparse *like, uint64_t length)
 
 static char *extent_name(const VmdkPlan *plan, const char *base_name, unsigned number)
 {
+    if (plan->like) {
+        return g_strdup(g_array_index(plan->like->descriptor->lines, VmdkLine, number).name);
+    }
     const char *dot = strrchr(base_name, '.');
     int stem = dot && dot != base_name ? (int)(dot - base_name) : (int)strlen(base_name);
     const char *suffix = dot && dot != base_name ? dot : "";
@@ -135,7 +143,7 @@ static bool make_extents(const VmdkPlan *plan, const FormatCreate *how, GPtrArra
         if (!store) {
             return false;
         }
-        int r = write_extent(store, plan, vmdk_plan_length(plan, i), how->backing_name);
+        int r = write_extent(store, plan, i, how->backing_name);
         if (r < 0) {
             return error_set_errno(error, -r, "%s: cannot write the extent", store->name);
         }
@@ -182,14 +190,67 @@ static bool create_one(Store *store, const VmdkPlan *plan, const FormatCreate *h
     return r == 0 || error_set_errno(error, -r, "%s: cannot write the image", store->name);
 }
 
+/* A COWD extent that has no descriptor, and is a disk by itself. */
+static bool create_alone(Store *store, const VmdkPlan *plan, GError **error)
+{
+    int r = write_cowd(store, plan, 0, NULL);
+    return r == 0 || error_set_errno(error, -r, "%s: cannot write the image", store->name);
+}
+
 bool vmdk_create(Store *store, const FormatCreate *how, GError **error)
 {
     VmdkPlan plan = {0};
     if (!vmdk_plan_make(&plan, how, error)) {
         return false;
     }
+    if (plan.like && !plan.like->descriptor->text) {
+        return create_alone(store, &plan, error);
+    }
     return plan.subformat->suffix ? create_several(store, &plan, how, error)
                                   : create_one(store, &plan, how, error);
+}
+
+/* All extents must be of one kind, as create makes them. */
+static const char *refuse_like(const VmdkState *state)
+{
+    const VmdkSparse *first = state->extents[0].sparse;
+    for (unsigned i = 0; i < state->count; i++) {
+        const VmdkSparse *sparse = state->extents[i].sparse;
+        if (!sparse) {
+            return "is flat, which has no unused space but holes";
+        }
+        if (sparse->grain != first->grain || sparse->has_zero_grains != first->has_zero_grains ||
+            (sparse->free_offset != 0) != (first->free_offset != 0)) {
+            return "has grains of another kind than the first extent";
+        }
+    }
+    return NULL;
+}
+
+bool vmdk_create_like(const Image *image, GHashTable *options, GError **error)
+{
+    const VmdkState *state = image->state;
+    const VmdkSparse *first = state->extents[0].sparse;
+    const char *refusal = refuse_like(state);
+    if (!vmdk_writable(image, state, error)) {
+        return false;
+    }
+    if (refusal) {
+        return error_set(error, ENOTSUP, "%s: one of its extents %s", image->path, refusal);
+    }
+    const char *text = state->embedded ? state->descriptor->text : NULL;
+    if (text && strlen(text) > VMDK_NEW_DESCRIPTOR_SECTORS * VMDK_SECTOR) {
+        return error_set(error, ENOTSUP, "%s: its descriptor has %zu bytes: must have %u at most",
+                         image->path, strlen(text), VMDK_NEW_DESCRIPTOR_SECTORS * VMDK_SECTOR);
+    }
+    const char *subformat = first->free_offset != 0 ? "vmfsSparse"
+                            : state->embedded       ? "monolithicSparse"
+                                                    : "twoGbMaxExtentSparse";
+    g_hash_table_insert(options, g_strdup("subformat"), g_strdup(subformat));
+    g_hash_table_insert(options, g_strdup("grain_size"), g_strdup_printf("%" PRIu64, first->grain));
+    g_hash_table_insert(options, g_strdup("zeroed_grain"),
+                        g_strdup(first->has_zero_grains ? "on" : "off"));
+    return true;
 }
 
 /* A table comes with the first of its grains. */

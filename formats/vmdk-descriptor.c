@@ -360,6 +360,7 @@ VmdkDescriptor *vmdk_descriptor_parse(const char *text, size_t n, const char *pa
 
     Parser parser = {.out = out, .path = path};
     const char *start = text, *end = text + strnlen(text, n);
+    out->text = g_strndup(text, end - text);
     while (text < end) {
         const char *newline = memchr(text, '\n', end - text);
         size_t length = (newline ? newline : end) - text;
@@ -382,6 +383,7 @@ void vmdk_descriptor_free(VmdkDescriptor *descriptor)
         g_array_unref(descriptor->lines);
         g_free(descriptor->create_type);
         g_free(descriptor->parent_name);
+        g_free(descriptor->text);
         g_free(descriptor);
     }
 }

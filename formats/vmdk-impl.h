@@ -252,6 +252,7 @@ typedef struct VmdkPlan {
     uint64_t size, grain, extent_size;
     const char *adapter, *hw_version, *tools_version;
     bool zeroed_grain;
+    const VmdkState *like; /* its extents keep their names and lengths; NULL: the image is new */
 } VmdkPlan;
 
 /* Where the parts of a sparse extent lie, in sectors. */
@@ -285,12 +286,15 @@ GString *vmdk_descriptor_embedded(const VmdkPlan *plan, const FormatCreate *how,
 /* The header, VMDK_COWD_HEAD bytes, of a new extent. parent: its name, or NULL. */
 void vmdk_cowd_pack(const VmdkPlan *plan, const VmdkLayout *layout, const char *parent,
                     uint8_t *head);
+/* The same in place of an old extent: all but the places is as it was there. 0 or -errno. */
+int vmdk_cowd_pack_like(const VmdkSparse *old, const VmdkLayout *layout, uint8_t *head);
 
 /* ---- vmdk-create.c, vmdk-stream.c, vmdk-check.c ---- */
 
 extern const FormatStreaming vmdk_streaming;
 /* Another extent, in an empty store, like a sparse one (NULL: flat); synced. 0 or -errno. */
 int vmdk_extent_write(Store *store, const VmdkSparse *like, uint64_t length);
+bool vmdk_create_like(const Image *image, GHashTable *options, GError **error);
 bool vmdk_create(Store *store, const FormatCreate *how, GError **error);
 bool vmdk_measure(const FormatCreate *how, FormatMeasure *measure, GError **error);
 bool vmdk_check(Image *image, CheckRepair repair, CheckResult *result, GError **error);

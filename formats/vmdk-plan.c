@@ -137,6 +137,7 @@ static bool plan_read(VmdkPlan *plan, const FormatCreate *how, GError **error)
 {
     GHashTable *options = how->options;
     plan->size = align_up(min_u64(how->size, VMDK_DISK_SIZE_MAX + 1), VMDK_SECTOR);
+    plan->like = how->like ? vmdk_state(how->like) : NULL;
     return plan_subformat(plan, options, error) && plan_adapter(plan, options, error) &&
            plan_versions(plan, options, error) && plan_sizes(plan, options, error) &&
            plan_switch(options, "zeroed_grain", &plan->zeroed_grain, error);
@@ -144,11 +145,17 @@ static bool plan_read(VmdkPlan *plan, const FormatCreate *how, GError **error)
 
 uint64_t vmdk_plan_extents(const VmdkPlan *plan)
 {
+    if (plan->like) {
+        return plan->like->count;
+    }
     return plan->subformat->split ? div_round_up(plan->size, plan->extent_size) : 1;
 }
 
 uint64_t vmdk_plan_length(const VmdkPlan *plan, uint64_t number)
 {
+    if (plan->like) {
+        return plan->like->extents[number].length;
+    }
     return plan->subformat->split
                ? min_u64(plan->extent_size, plan->size - number * plan->extent_size)
                : plan->size;
@@ -203,7 +210,7 @@ static bool check_sizes(const VmdkPlan *plan, GError **error)
 static bool check_backing(const VmdkPlan *plan, const FormatCreate *how, GError **error)
 {
     const char *name = how->backing_name;
-    if (!name) {
+    if (!name || plan->like) {
         return true;
     }
     if (!plan->subformat->sparse) {
@@ -284,7 +291,10 @@ static VmdkType extent_type(const VmdkSubformat *subformat)
 
 GString *vmdk_descriptor_text(const VmdkPlan *plan, const FormatCreate *how, const GPtrArray *names)
 {
-    GString *text = g_string_new(NULL);
+    GString *text = g_string_new(plan->like ? plan->like->descriptor->text : NULL);
+    if (plan->like) {
+        return text;
+    }
     g_string_append_printf(text, "# Disk DescriptorFile\nversion=1\nCID=%08x\n", vmdk_cid_new(0));
     add_parent(text, how);
     g_string_append_printf(text, "createType=\"%s\"\n\n# Extent description\n",

@@ -408,6 +408,7 @@ const Format format_vmdk = {
     .set_backing = vmdk_set_backing,
     .knows_backing = true,
     .measure = vmdk_measure,
+    .create_like = vmdk_create_like,
     .create_options = vmdk_create_options,
     .create = vmdk_create,
     .streaming = &vmdk_streaming,

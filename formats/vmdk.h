@@ -52,6 +52,7 @@ typedef struct VmdkDescriptor {
     char *create_type; /* one of the supported ones */
     char *parent_name; /* parentFileNameHint, or NULL */
     GArray *lines;     /* of VmdkLine */
+    char *text;        /* as it was read; NULL: there is none */
     uint64_t size;     /* the sum of the lines, bytes, below 2^63 */
 } VmdkDescriptor;
 

@@ -138,6 +138,18 @@ static Image *open_new(const Compact *compact, const CreateTarget *target, GErro
     return g_steal_pointer(&new);
 }
 
+/* The image's other files. */
+static bool check_beside(const CreateTarget *target, GError **error)
+{
+    for (guint i = 0; target->beside && i < target->beside->len; i++) {
+        const CreateTarget *other = g_ptr_array_index(target->beside, i);
+        if (!check_file(other->path, error)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 static bool compact_image(Compact *compact, const CliCommon *common, GError **error)
 {
     g_auto(CreateTarget) target = {0};
@@ -145,6 +157,7 @@ static bool compact_image(Compact *compact, const CliCommon *common, GError **er
         !target_open(&target, compact->path, error) || !open_image(compact, common, error)) {
         return false;
     }
+    target.exchange = true;
     Image *image = compact->image;
     FormatCreate how = {
         .size = image->size,
@@ -154,7 +167,7 @@ static bool compact_image(Compact *compact, const CliCommon *common, GError **er
         .files = &target.files,
         .like = image,
     };
-    if (!image->format->create(target.store, &how, error)) {
+    if (!image->format->create(target.store, &how, error) || !check_beside(&target, error)) {
         return false;
     }
     g_autoptr(Image) new = open_new(compact, &target, error);

@@ -4,7 +4,7 @@
  *     other files get their names .... sync .... the image's own file gets its name .... sync
  *
  * Where other files are replaced, the old image loses its name first: it would consist of old and
- * new files.
+ * new files. But not where that does not matter (exchange).
  *
  * What must stay true: the old file, if there is one, stays write-locked until the new one has its
  * name, so that no server can begin to write it in between; a device keeps its lock for as long as
@@ -155,6 +155,7 @@ static Store *make_beside(FormatFiles *files, const char *name, GError **error)
         return NULL;
     }
     g_autofree CreateTarget *other = g_new0(CreateTarget, 1);
+    other->exchange = target->exchange;
     if (!open_at(other, path, error)) {
         target_clear(other);
         return NULL;
@@ -242,7 +243,7 @@ static bool give_name(CreateTarget *target, GError **error)
         return error_set_errno(error, -r, "%s: cannot give the image its name", target->path);
     }
     target->nameless = false;
-    target->named = true;
+    target->named = !target->exchange;
     g_clear_pointer(&target->new_path, g_free);
     return true;
 }
@@ -251,6 +252,9 @@ static bool give_name(CreateTarget *target, GError **error)
 static bool remove_old(const CreateTarget *target, GError **error)
 {
     bool replaces = false;
+    if (target->exchange) {
+        return true;
+    }
     for (guint i = 0; i < target->beside->len; i++) {
         const CreateTarget *other = g_ptr_array_index(target->beside, i);
         replaces |= other->old_store != NULL;

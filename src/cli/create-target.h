@@ -23,6 +23,10 @@ typedef struct CreateTarget {
         *old_store; /* the file that is replaced, locked so that nobody starts to use it; or NULL */
     bool named;     /* the file has its name, but not all of the image is there yet */
 
+    /* Set it after target_open: each new file holds what the one of its name does, so that any mixture of old and new
+     * ones is the image. They are exchanged one by one. */
+    bool exchange;
+
     FormatFiles files; /* for format->create: makes the image's other files */
     GPtrArray *beside; /* those: CreateTarget *; or NULL */
     GHashTable *parts; /* the same for ImageOpen.parts; NULL when there are none */
