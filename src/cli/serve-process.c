@@ -21,6 +21,7 @@
 #include "base/log.h"
 
 #define MALLOC_ARENAS         2
+#define SECOND_SIGNAL_US      1000000
 #define MALLOC_MMAP_THRESHOLD (256 << 10) /* above, memory goes back to the kernel when freed */
 
 static sigset_t stop_signals(void)
@@ -85,14 +86,20 @@ ProcessEvent process_wait(int signal_fd, int idle_fd, int job_fd, int tick)
     }
 }
 
+static gint64 stop_began; /* microseconds */
+
+/* Who sends one twice at once (timeout(1) sends it to the process and to its group) means one. */
 static void leave_now(int number)
 {
-    _exit(1);
+    if (g_get_monotonic_time() - stop_began >= SECOND_SIGNAL_US) {
+        _exit(1);
+    }
 }
 
 void process_signals_kill(void)
 {
     sigset_t set = stop_signals();
+    stop_began = g_get_monotonic_time();
     signal(SIGTERM, leave_now);
     signal(SIGINT, leave_now);
     sigprocmask(SIG_UNBLOCK, &set, NULL);

@@ -24,7 +24,7 @@ typedef enum {
  * for tick milliseconds (TICK; -1: for ever). */
 ProcessEvent process_wait(int signal_fd, int idle_fd, int job_fd, int tick);
 
-/* From now on SIGTERM and SIGINT end the process at once with status 1. */
+/* From a second on SIGTERM and SIGINT end the process at once with status 1. */
 void process_signals_kill(void);
 
 /* Tells a service manager (NOTIFY_SOCKET) that something is so: "READY=1". Nobody listening is no

@@ -401,6 +401,18 @@ def test_stop_refuses_requests_that_were_not_begun():
         assert answers[0] == OFFSET_DATA and answers[-1] == ERROR
 
 
+def test_two_signals_at_once_are_one():
+    """timeout(1) sends it to the process, and to its group."""
+    with Server() as server:
+        with server.connect() as client:
+            client.go().write(0, b"x" * MB)
+            server.process.send_signal(signal.SIGSTOP)
+            server.process.send_signal(signal.SIGTERM)
+            server.process.send_signal(signal.SIGINT)
+            server.process.send_signal(signal.SIGCONT)
+            assert server.process.wait(TIMEOUT) == 0
+
+
 def test_stop_refuses_options_that_were_not_begun():
     with Server("-t", "1", "--shutdown-timeout", str(TIMEOUT), "--description", 4000 * "x") as server:
         client, sleeper = server.connect(), server.connect()
