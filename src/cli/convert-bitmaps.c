@@ -3,6 +3,7 @@
  *
  * They are added when all data is there, so that what convert itself writes is not marked in them.
  */
+#include <inttypes.h>
 #include <string.h>
 
 #include "base/errors.h"
@@ -39,6 +40,12 @@ static JsonObject *find_bitmap(JsonArray *bitmaps, const char *name)
 static bool check_each(const Convert *convert, const Image *target, GError **error)
 {
     g_autoptr(JsonArray) bitmaps = bitmap_list(convert->source);
+    if (target && json_array_get_length(bitmaps) > 0 && target->size != convert->source->size) {
+        return error_set(error, EINVAL,
+                         "--bitmaps: %s has %" PRIu64 " bytes, the source %" PRIu64
+                         ": must be as large, for a bitmap says something of each byte",
+                         target->path, target->size, convert->source->size);
+    }
     g_autoptr(JsonArray) there = target ? bitmap_list(target) : json_array_new();
     for (guint i = 0; i < json_array_get_length(bitmaps); i++) {
         JsonObject *bitmap = json_array_get_object_element(bitmaps, i);
@@ -88,8 +95,15 @@ static bool copy_one(const Convert *convert, Image *target, JsonObject *bitmap, 
         .source = convert->source,
         .source_name = add.name,
     };
-    return format->bitmap_change(target, &add, error) &&
-           format->bitmap_change(target, &merge, error);
+    if (!format->bitmap_change(target, &add, error)) {
+        return false;
+    }
+    bool merged = format->bitmap_change(target, &merge, error);
+    if (!merged) { /* an empty one would say that nothing was changed */
+        BitmapChange remove = {.verb = BITMAP_REMOVE, .name = add.name};
+        (void)format->bitmap_change(target, &remove, NULL);
+    }
+    return merged;
 }
 
 bool convert_bitmaps_copy(const Convert *convert, Image *target, GError **error)

@@ -199,7 +199,8 @@ bool convert_fail_copy(const Convert *convert, const char *target, int result,
                        const CopyFailure *failure, GError **error)
 {
     if (result == -EINTR) {
-        return error_set(error, EINTR, "interrupted: %s is as it was", convert->path);
+        return error_set(error, EINTR, "interrupted: %s is %s", convert->path,
+                         convert->existing ? "written in part" : "as it was");
     }
     const char *path = failure->writing ? target : convert->source->path;
     uint64_t offset = failure->offset + (failure->writing ? 0 : convert->offset);

@@ -299,6 +299,10 @@ def test_bitmaps():
     before = ours("info", "--json", "copy")
     expect_refused(cownbd("convert", "-q", "-n", "--bitmaps", "image", "copy"), "there is a bitmap 'kept' already")
     expect_equal(ours("info", "--json", "copy"), before, "a refused conversion has changed its target")
+    ours("create", "-q", "-f", "qcow2", "larger", 2 * SIZE)
+    before = ours("info", "--json", "larger")
+    expect_refused(cownbd("convert", "-q", "-n", "--bitmaps", "image", "larger"), f"has {2 * SIZE} bytes", "as large")
+    expect_equal(ours("info", "--json", "larger"), before, "a refused conversion has changed its target")
     for arguments, words in (
             (("-O", "raw", "image", "no"), ("-O qcow2",)), (("-O", "qcow2", "source", "no"), ("format raw has no bitmaps",)),
             (("--range", "0:512", "-O", "qcow2", "image", "no"), ("leave out --range",)),
