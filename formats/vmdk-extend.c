@@ -149,6 +149,21 @@ static int mark_new(Image *image, unsigned first)
     return r < 0 ? r : vmdk_sync(image);
 }
 
+/* A longer backing does not show in what the disk gains. */
+static int hide_backing(Image *image, unsigned first)
+{
+    VmdkState *state = image->state;
+    g_autoptr(GArray) dropped = g_array_new(false, false, sizeof(uint32_t)); /* there is none */
+    int r = 0;
+    for (unsigned i = first; r == 0 && i < state->count; i++) {
+        const VmdkExtent *extent = &state->extents[i];
+        uint64_t hidden = vmdk_hidden_end(image, extent);
+        r = hidden == 0 ? 0 : vmdk_grains_drop(extent->sparse, 0, extent->length, hidden, dropped);
+    }
+    vmdk_update_dirty(state);
+    return r < 0 ? r : vmdk_flush(image);
+}
+
 bool vmdk_extents_add(Image *image, GArray *lines, uint64_t size, uint64_t limit, GError **error)
 {
     VmdkState *state = image->state;
@@ -159,5 +174,6 @@ bool vmdk_extents_add(Image *image, GArray *lines, uint64_t size, uint64_t limit
         }
     }
     int r = state->count > first ? mark_new(image, first) : 0;
+    r = r < 0 || state->count == first ? r : hide_backing(image, first);
     return r == 0 || error_set_errno(error, -r, "%s: cannot write the extents", image->path);
 }

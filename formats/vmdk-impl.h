@@ -191,6 +191,9 @@ int vmdk_grains_drop(VmdkSparse *sparse, uint64_t from, uint64_t capacity, uint6
 
 /* ---- vmdk-extend.c, vmdk-resize.c ---- */
 
+/* Up to here, in bytes of the extent, a backing that is longer than the disk must not show; 0 when there is none. */
+uint64_t vmdk_hidden_end(const Image *image, const VmdkExtent *extent);
+
 /* A copy of the descriptor's lines, the last of them with another length. */
 GArray *vmdk_lines(const VmdkState *state, uint64_t last_length);
 /* Makes extents until the disk has size bytes, each at most limit; durable, and adds their lines. [exclusive] */

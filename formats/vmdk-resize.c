@@ -43,8 +43,7 @@ static uint64_t extent_limit(const VmdkState *state)
     return sparse ? max_u64(align_down(limit, sparse->grain), sparse->grain) : limit;
 }
 
-/* Up to here of the extent a longer backing must not show. */
-static uint64_t hidden_end(const Image *image, const VmdkExtent *extent)
+uint64_t vmdk_hidden_end(const Image *image, const VmdkExtent *extent)
 {
     return space_backing_is_longer(image) && image->backing->size > extent->offset
                ? image->backing->size - extent->offset
@@ -129,7 +128,7 @@ static int clear_last(Image *image, const VmdkExtent *extent)
 static int clear_behind(Image *image, const VmdkExtent *extent)
 {
     g_autoptr(GArray) dropped = g_array_new(false, false, sizeof(uint32_t));
-    uint64_t hidden = hidden_end(image, extent);
+    uint64_t hidden = vmdk_hidden_end(image, extent);
     int r = vmdk_grains_drop(extent->sparse, extent->length, extent->sparse->size, hidden, dropped);
     vmdk_update_dirty(image->state);
     return r < 0 ? r : vmdk_flush(image);
@@ -149,7 +148,7 @@ static bool grow_sparse(Image *image, uint64_t length, const VmdkEdit *edit, GEr
     int r = clear_last(image, extent);
     r = r < 0 ? r : clear_behind(image, extent);
     if (r == 0 && length > sparse->size) {
-        r = vmdk_directory_grow(sparse, length, hidden_end(image, extent), &outline);
+        r = vmdk_directory_grow(sparse, length, vmdk_hidden_end(image, extent), &outline);
         if (r == 0 && vmdk_state(image)->embedded && !change_lines(image, edit, error)) {
             return false;
         }

@@ -70,16 +70,10 @@ static int open_beside(CreateTarget *target, GError **error)
     return -1;
 }
 
-/* The new file is its owner's as the old one was, as far as we may. */
 static bool copy_owner(int fd, const char *path, const struct stat *old, GError **error)
 {
-    if (fchown(fd, old->st_uid, old->st_gid) < 0 && errno != EPERM) {
-        return error_set_errno(error, errno, "%s: cannot keep its owner", path);
-    }
-    if (fchmod(fd, old->st_mode & 0777) < 0) {
-        return error_set_errno(error, errno, "%s: cannot keep its permissions", path);
-    }
-    return true;
+    int r = store_copy_owner(fd, old);
+    return r == 0 || error_set_errno(error, -r, "%s: cannot keep its owner and mode", path);
 }
 
 static bool open_new(CreateTarget *target, const struct stat *old, GError **error)

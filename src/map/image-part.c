@@ -3,11 +3,14 @@
  *
  * An image on a store has those that it was given (ImageOpen.parts), one on a path finds them by their names.
  */
+#include <errno.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/errors.h"
 #include "map/image-name.h"
 #include "store/store-file.h"
+#include "store/store-replace.h"
 
 Store *image_open_named(Image *image, const char *name, bool write, char **resolved, GError **error)
 {
@@ -39,6 +42,15 @@ static Store *take_part(const Image *image, const char *name, GError **error)
                      NULL);
 }
 
+/* Whoever may not read the image may not read what it gains. */
+static bool like_image(const Image *image, int fd, const char *path, GError **error)
+{
+    struct stat st;
+    int r = stat(image->path, &st) == 0 ? store_copy_owner(fd, &st) : -errno;
+    return r == 0 || error_set_errno(error, -r, "%s: cannot have the owner and mode of %s", path,
+                                     image->path);
+}
+
 Store *image_make_named(Image *image, const char *name, char **resolved, GError **error)
 {
     if (image->parts) {
@@ -50,7 +62,9 @@ Store *image_make_named(Image *image, const char *name, char **resolved, GError 
     if (fd < 0) {
         return NULL;
     }
-    Store *store = store_file_from_fd(fd, path, STORE_OPEN_WRITE, error);
+    Store *store = like_image(image, fd, path, error)
+                       ? store_file_from_fd(fd, path, STORE_OPEN_WRITE, error)
+                       : (close(fd), NULL);
     if (store) {
         *resolved = g_steal_pointer(&path);
     } else {

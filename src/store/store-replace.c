@@ -38,20 +38,25 @@ static int lock(int fd, const char *path)
     return store_lock(fd, path, true, &error) ? 0 : -error->code;
 }
 
-static int fill(int fd, const struct stat *like, const void *bytes, size_t length)
+int store_copy_owner(int fd, const struct stat *like)
 {
-    struct iovec iov = {(void *)bytes, length};
-    uint64_t end;
     struct stat st;
     if (fstat(fd, &st) != 0) {
         return -errno;
     }
     bool same_owner = st.st_uid == like->st_uid && st.st_gid == like->st_gid;
-    if ((!same_owner && fchown(fd, like->st_uid, like->st_gid) != 0) ||
-        fchmod(fd, like->st_mode & 07777) != 0) {
+    if (!same_owner && fchown(fd, like->st_uid, like->st_gid) != 0 && errno != EPERM) {
         return -errno;
     }
-    int r = fdio_write(fd, &iov, 1, 0, &end);
+    return fchmod(fd, like->st_mode & 0777) != 0 ? -errno : 0;
+}
+
+static int fill(int fd, const struct stat *like, const void *bytes, size_t length)
+{
+    struct iovec iov = {(void *)bytes, length};
+    uint64_t end;
+    int r = store_copy_owner(fd, like);
+    r = r < 0 ? r : fdio_write(fd, &iov, 1, 0, &end);
     return r < 0 ? r : fsync(fd) != 0 ? -errno : 0;
 }
 

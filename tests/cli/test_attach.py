@@ -29,7 +29,7 @@ def wrong_calls():
         expect_refused(cownbd(command, "disk.qcow2"), "is not attached")
         expect_refused(cownbd(command, "/dev/null"), "/dev/null", "is no block device")
         expect_refused(cownbd(command, "/dev/nbd99999"), "/dev/nbd99999", "is no block device")
-    expect_refused(cownbd("attach", "--control", "none.sock", "disk.qcow2"), "does not serve it")
+    expect_refused(cownbd("attach", "--control", "none.sock", "disk.qcow2"), "none.sock", "no server listens there")
 
 
 def wrong_options_of_serve():

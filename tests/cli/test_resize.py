@@ -132,6 +132,23 @@ def vmdk():
     expect(not os.path.exists("v-s007.vmdk"), "an extent of a resize that failed is left")
 
 
+def vmdk_split_over_a_longer_backing():
+    """What the disk gains in new files is zero, too, and nobody's who could not read the image."""
+    with open("long.raw", "wb") as file:
+        file.write(b"\7" * (8 * MB))
+    ours("convert", "-q", "-f", "raw", "-O", "vmdk", "long.raw", "long.vmdk")
+    ours("create", "-q", "-f", "vmdk", "-o", "subformat=twoGbMaxExtentSparse,extent_size=1M,zeroed_grain=on",
+         "-b", "long.vmdk", "-F", "vmdk", "short.vmdk", "2M")
+    os.chmod("short.vmdk", 0o600)
+    for size in 5, 9:
+        ours("resize", "short.vmdk", f"{size}M")
+        ours("convert", "-q", "-O", "raw", "short.vmdk", "read.raw")
+        with open("read.raw", "rb") as file:
+            expect(file.read() == b"\7" * (2 * MB) + bytes((size - 2) * MB), f"{size} MiB over 8 MiB")
+        ours("check", "-q", "short.vmdk")
+    expect_equal([os.stat(f"short-s00{n}.vmdk").st_mode & 0o777 for n in (3, 9)], [0o600, 0o600], "mode")
+
+
 def encrypted():
     """What a luks image had stays; what it gains is there, and noise."""
     with open("secret", "w") as file:
@@ -231,6 +248,7 @@ with Workdir():
     preallocation()
     block_formats()
     vmdk()
+    vmdk_split_over_a_longer_backing()
     encrypted()
     refusals()
     served()
