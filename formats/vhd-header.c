@@ -125,12 +125,14 @@ static bool geometry_counts(const uint8_t *bytes)
            memcmp(bytes + VHD_F_CREATOR, "qemu", 4) == 0;
 }
 
-static uint64_t disk_size(const uint8_t *bytes)
+static uint64_t disk_size(const uint8_t *bytes, VhdSize asked)
 {
     uint64_t current = load_be64(bytes + VHD_F_CURRENT);
     uint64_t chs = (uint64_t)load_be16(bytes + VHD_F_CYLINDERS) * bytes[VHD_F_HEADS] *
                    bytes[VHD_F_SECTORS] * VHD_SECTOR;
-    return geometry_counts(bytes) && chs != VHD_MAX_GEOMETRY ? chs : current;
+    bool counts = asked == VHD_SIZE_OF_CREATOR ? geometry_counts(bytes) && chs != VHD_MAX_GEOMETRY
+                                               : asked == VHD_SIZE_CHS;
+    return counts ? chs : current;
 }
 
 static bool unpack_footer(const Image *image, VhdFooter *footer, GError **error)
@@ -149,7 +151,7 @@ static bool unpack_footer(const Image *image, VhdFooter *footer, GError **error)
     footer->type = type;
     footer->data_offset = load_be64(bytes + VHD_F_DATA_OFFSET);
     footer->timestamp = load_be32(bytes + VHD_F_TIMESTAMP);
-    footer->size = disk_size(bytes);
+    footer->size = disk_size(bytes, image->vhd_size);
     memcpy(footer->uuid, bytes + VHD_F_UUID, VHD_UUID_SIZE);
     if (footer->size % VHD_SECTOR != 0 || footer->size > INT64_MAX) {
         return error_set(error, EUCLEAN,

@@ -144,8 +144,8 @@ int cli_compare(int argc, char **argv)
             "be zeroes.\nExit status: 0 the same, 1 different, 2 could not compare.",
         .example = "  cownbd compare disk.vmdk disk.qcow2\n"
                    "  cownbd compare -s --json a.img b.qcow2",
-        .flags = CLI_FLAG_CACHE | CLI_FLAG_FORMAT | CLI_FLAG_JSON | CLI_FLAG_SHARE |
-                 CLI_FLAG_ALLOW | CLI_FLAG_SECRET,
+        .flags = CLI_FLAG_CACHE | CLI_FLAG_FORMAT | CLI_FLAG_VHD_SIZE | CLI_FLAG_JSON |
+                 CLI_FLAG_SHARE | CLI_FLAG_ALLOW | CLI_FLAG_SECRET,
     };
     g_auto(Compare) compare = {0};
     const GOptionEntry own[] = {
@@ -228,8 +228,8 @@ int cli_diff(int argc, char **argv)
                    "blocks:\nwhat must be copied to make an A into a B.",
         .example = "  cownbd diff yesterday.qcow2 today.qcow2\n"
                    "  cownbd diff --json a.img b.img | jq 'map(.length) | add'",
-        .flags = CLI_FLAG_CACHE | CLI_FLAG_FORMAT | CLI_FLAG_JSON | CLI_FLAG_SHARE |
-                 CLI_FLAG_ALLOW | CLI_FLAG_SECRET,
+        .flags = CLI_FLAG_CACHE | CLI_FLAG_FORMAT | CLI_FLAG_VHD_SIZE | CLI_FLAG_JSON |
+                 CLI_FLAG_SHARE | CLI_FLAG_ALLOW | CLI_FLAG_SECRET,
     };
     g_auto(Compare) compare = {0};
     const GOptionEntry own[] = {

@@ -386,8 +386,8 @@ static const CliUsage usage = {
         "  cownbd convert -O vmdk -o subformat=streamOptimized disk.img - | ssh host import\n"
         "  cownbd convert -O raw --range 1M:64M disk.qcow2 part.img\n"
         "  cownbd convert -n -O raw disk.qcow2 /dev/vg/disk",
-    .flags = CLI_FLAG_CACHE | CLI_FLAG_FORMAT | CLI_FLAG_JSON | CLI_FLAG_SHARE | CLI_FLAG_ALLOW |
-             CLI_FLAG_SNAPSHOT | CLI_FLAG_LOAD_SNAPSHOT | CLI_FLAG_SECRET,
+    .flags = CLI_FLAG_CACHE | CLI_FLAG_FORMAT | CLI_FLAG_VHD_SIZE | CLI_FLAG_JSON | CLI_FLAG_SHARE |
+             CLI_FLAG_ALLOW | CLI_FLAG_SNAPSHOT | CLI_FLAG_LOAD_SNAPSHOT | CLI_FLAG_SECRET,
 };
 
 static bool parse(Convert *convert, CliCommon *common, int *argc, char ***argv, GError **error)

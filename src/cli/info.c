@@ -223,8 +223,8 @@ int cli_info(int argc, char **argv)
         .summary = "Shows the format, the sizes, the backing file and the features of an image.",
         .example = "  cownbd info --chain overlay.qcow2\n"
                    "  cownbd info --json overlay.qcow2 | jq '.\"virtual-size\"'",
-        .flags =
-            CLI_FLAG_FORMAT | CLI_FLAG_JSON | CLI_FLAG_SHARE | CLI_FLAG_ALLOW | CLI_FLAG_SNAPSHOT,
+        .flags = CLI_FLAG_FORMAT | CLI_FLAG_VHD_SIZE | CLI_FLAG_JSON | CLI_FLAG_SHARE |
+                 CLI_FLAG_ALLOW | CLI_FLAG_SNAPSHOT,
     };
     gboolean chain = FALSE;
     const GOptionEntry own[] = {

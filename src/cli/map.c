@@ -259,7 +259,8 @@ static const CliUsage usage = {
     .example = "  cownbd map overlay.qcow2\n"
                "  cownbd map --json overlay.qcow2 | jq 'map(select(.data)) | length'\n"
                "  cownbd map --dm disk.qcow2 | sed 's|NBD|/dev/nbd0|; s|LOOP0|/dev/loop0|'",
-    .flags = CLI_FLAG_FORMAT | CLI_FLAG_JSON | CLI_FLAG_SHARE | CLI_FLAG_ALLOW | CLI_FLAG_SNAPSHOT,
+    .flags = CLI_FLAG_FORMAT | CLI_FLAG_VHD_SIZE | CLI_FLAG_JSON | CLI_FLAG_SHARE | CLI_FLAG_ALLOW |
+             CLI_FLAG_SNAPSHOT,
 };
 
 /* A number of bytes, when there is one. */

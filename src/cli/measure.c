@@ -131,8 +131,8 @@ int cli_measure(int argc, char **argv)
                    "holds, and when all\nof it is allocated.",
         .example = "  cownbd measure -O qcow2 disk.vmdk\n"
                    "  cownbd measure -O qcow2 -o cluster_size=128k --size 1T",
-        .flags = CLI_FLAG_FORMAT | CLI_FLAG_JSON | CLI_FLAG_SHARE | CLI_FLAG_ALLOW |
-                 CLI_FLAG_SNAPSHOT | CLI_FLAG_LOAD_SNAPSHOT,
+        .flags = CLI_FLAG_FORMAT | CLI_FLAG_VHD_SIZE | CLI_FLAG_JSON | CLI_FLAG_SHARE |
+                 CLI_FLAG_ALLOW | CLI_FLAG_SNAPSHOT | CLI_FLAG_LOAD_SNAPSHOT,
     };
     g_auto(Measure) measure = {.options = cli_option_table()};
     const GOptionEntry own[] = {

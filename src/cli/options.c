@@ -23,6 +23,7 @@ void cli_common_clear(CliCommon *common)
     g_free(common->load_snapshot);
     g_free(common->cache);
     g_free(common->source_cache);
+    g_free(common->vhd_size);
     g_strfreev(common->allow_paths);
     g_strfreev(common->secret_files);
     g_strfreev(common->secret_fds);
@@ -58,6 +59,10 @@ static void common_entries(GOptionEntry *entries, unsigned flags, CliCommon *com
         {CLI_FLAG_LOAD_SNAPSHOT, /* what qemu-img calls it, where -l means nothing else */
          {"load-snapshot", 'l', G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_FILENAME, &common->load_snapshot,
           NULL, NULL}},
+        {CLI_FLAG_VHD_SIZE,
+         {"vhd-size", 0, 0, G_OPTION_ARG_FILENAME, &common->vhd_size,
+          "Size of a vhd: chs (its geometry) or current (its number; default: by its creator)",
+          "WHICH"}},
         {CLI_FLAG_CACHE,
          {"cache", 't', G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_FILENAME, &common->cache, NULL, NULL}},
         {CLI_FLAG_CACHE,
@@ -90,6 +95,13 @@ static bool check_output(CliCommon *common, GError **error)
     }
     common->json = TRUE;
     return true;
+}
+
+static bool check_vhd_size(const CliCommon *common, GError **error)
+{
+    return !common->vhd_size || strcmp(common->vhd_size, "chs") == 0 ||
+           strcmp(common->vhd_size, "current") == 0 ||
+           error_set(error, EINVAL, "--vhd-size is '%s': must be chs or current", common->vhd_size);
 }
 
 /* qemu-img knows -l NAME, -l snapshot.name=NAME and -l snapshot.id=ID. */
@@ -160,7 +172,8 @@ bool cli_parse(const CliUsage *usage, const GOptionEntry *own, CliCommon *common
         option_hint_add(error);
         return false;
     }
-    return check_output(common, error) && check_cache('t', common->cache, error) &&
+    return check_output(common, error) && check_vhd_size(common, error) &&
+           check_cache('t', common->cache, error) &&
            check_cache('T', common->source_cache, error) && take_load_snapshot(common, error) &&
            read_secrets(usage->flags, common, error);
 }
@@ -201,6 +214,9 @@ bool cli_image_open(const CliCommon *common, ImageOpen *how, GError **error)
     how->snapshot = common->snapshot;
     how->secrets = common->secrets;
     how->no_secrets = !common->secrets;
+    how->vhd_size = !common->vhd_size                      ? VHD_SIZE_OF_CREATOR
+                    : strcmp(common->vhd_size, "chs") == 0 ? VHD_SIZE_CHS
+                                                           : VHD_SIZE_CURRENT;
     if (common->format) {
         how->format = cli_format(common->format, error);
         return how->format != NULL;

@@ -22,6 +22,7 @@ typedef enum {
         1 << 5, /* --secret-file, --secret-fd; without it only metadata is looked at */
     CLI_FLAG_LOAD_SNAPSHOT = 1 << 6, /* -l NAME, the same as --snapshot */
     CLI_FLAG_CACHE = 1 << 7, /* qemu-img's -t and -T: what they ask for is so already, or refused */
+    CLI_FLAG_VHD_SIZE = 1 << 8, /* --vhd-size=chs|current */
 } CliFlags;
 
 typedef struct CliCommon {
@@ -30,6 +31,7 @@ typedef struct CliCommon {
     char *snapshot;
     char *load_snapshot; /* the same, as -l has it */
     char *cache, *source_cache;
+    char *vhd_size;
     char **allow_paths;                /* NULL-terminated or NULL */
     char **secret_files, **secret_fds; /* the same */
     Secrets

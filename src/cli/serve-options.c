@@ -28,7 +28,8 @@ static const CliUsage usage = {
         "SIGTERM and SIGINT\nend it after all is flushed, SIGHUP reads the file of --config again.",
     .example = "  cownbd serve -l unix:/run/cownbd/nbd.sock -l [::1]:10809 disk.qcow2\n"
                "  nbdinfo nbd://localhost/disk.qcow2",
-    .flags = CLI_FLAG_FORMAT | CLI_FLAG_ALLOW | CLI_FLAG_SNAPSHOT | CLI_FLAG_SECRET,
+    .flags =
+        CLI_FLAG_FORMAT | CLI_FLAG_VHD_SIZE | CLI_FLAG_ALLOW | CLI_FLAG_SNAPSHOT | CLI_FLAG_SECRET,
 };
 
 static void add_entries(GArray *all, const GOptionEntry *entries)

@@ -145,6 +145,7 @@ static Image *open_one(Store *store, const char *path, const Format *format, con
     image->repair = how->repair;
     image->no_lock = how->no_lock;
     image->keep_identity = how->keep_identity;
+    image->vhd_size = how->vhd_size;
     image->no_names = no_names;
     image->metadata_cache =
         how->metadata_cache ? how->metadata_cache : IMAGE_METADATA_CACHE_DEFAULT;

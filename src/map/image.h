@@ -29,6 +29,13 @@ typedef struct Image Image;
  * for what the store holds would not fit any more; who reads it is warned that it is old. */
 #define IMAGE_UNFOLDED_SUFFIX ".cownbd-cow"
 
+/* Which of the two sizes in the footer of a vhd counts. */
+typedef enum {
+    VHD_SIZE_OF_CREATOR, /* the one that the program takes which made the image */
+    VHD_SIZE_CHS,        /* cylinders, heads, sectors */
+    VHD_SIZE_CURRENT,
+} VhdSize;
+
 typedef struct ImageOpen {
     const Format *format; /* NULL: found from the first bytes */
     bool write;           /* the top image; its backing is always opened read-only */
@@ -53,6 +60,7 @@ typedef struct ImageOpen {
     /* Whatever is written, children know the image by what they knew it by (UUIDs, CID). For tools that leave what
      * the children read as it is. */
     bool keep_identity;
+    VhdSize vhd_size; /* of all of the chain that are vhd */
 } ImageOpen;
 
 #define IMAGE_METADATA_CACHE_DEFAULT (32u << 20)
@@ -78,6 +86,7 @@ struct Image {
         partial_units; /* set by open: part of a unit can be the image's own, the rest what lies below */
     bool write;
     bool repair;
+    VhdSize vhd_size;
     bool no_lock;
     bool keep_identity;             /* ImageOpen.keep_identity */
     bool marks;                     /* has bitmaps that follow what is written: format->mark */

@@ -2,8 +2,9 @@
 """info says what qemu-img info says, with the same keys."""
 
 import os
+import struct
 
-from cli import Qcow2, Workdir, cownbd, expect, expect_equal, load_json, must, ours, qemu_io
+from cli import Qcow2, Workdir, cownbd, expect, expect_equal, expect_refused, load_json, must, ours, qemu_io
 
 
 def compare(image, *flags):
@@ -78,6 +79,23 @@ def chains():
     compare_chain("absolute.qcow2")
 
 
+def sizes_of_vhd():
+    """Of the two in the footer the creator decides, or who says so."""
+    size = 12345 * 512
+    ours("create", "-q", "-f", "vhd", "size.vhd", str(size))
+    with open("size.vhd", "rb") as file:
+        footer = file.read(512)
+    cylinders, heads, sectors = struct.unpack_from(">HBB", footer, 56)
+    chs = cylinders * heads * sectors * 512
+    expect(0 < chs < size, "the geometry says", chs)
+    for option, want in ((), size), (("--vhd-size=current",), size), (("--vhd-size=chs",), chs):
+        expect_equal(load_json(ours("info", "--json", *option, "size.vhd"))["virtual-size"], want, option)
+        expect_equal(load_json(ours("map", "--json", *option, "size.vhd"))[-1]["length"], want, option)
+        ours("convert", "-q", *option, "size.vhd", "size.raw")
+        expect_equal(os.path.getsize("size.raw"), want, option)
+    expect_refused(cownbd("info", "--vhd-size=big", "size.vhd"), "--vhd-size is 'big'", "chs or current")
+
+
 def order():
     """The keys come in the order of the brief list, so that a reader finds them."""
     want = ["virtual-size", "filename", "cluster-size", "format", "actual-size", "format-specific",
@@ -109,5 +127,6 @@ with Workdir():
     snapshots_and_bitmaps()
     raw()
     chains()
+    sizes_of_vhd()
     order()
     sharing()
