@@ -59,6 +59,9 @@ bool fixture_qemu_reads(const Setup *setup)
     if (g_strcmp0(setup->table_size, "1") == 0) { /* qemu 7.2 takes none of these for valid */
         return false;
     }
+    if (setup->resizes && g_strcmp0(setup->more_options, "subformat=vmfsSparse") == 0) {
+        return false; /* qemu takes the size from the extent, which is cut after the descriptor says so */
+    }
     return g_str_has_prefix(setup->format, "q") || strcmp(setup->format, "vmdk") == 0 ||
            !setup->backing;
 }
