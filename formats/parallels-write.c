@@ -16,6 +16,7 @@
 
 #include "base/errors.h"
 #include "base/log.h"
+#include "formats/allocation.h"
 #include "formats/space.h"
 
 static void update_dirty(ParallelsState *s)
@@ -60,32 +61,18 @@ int parallels_space_take(Image *image, uint64_t length, uint64_t *host)
 static int reserve(Image *image, Allocation *a)
 {
     const ParallelsState *s = parallels_state(image);
-    Extent extent = {
-        .offset = a->offset,
-        .length = a->length,
-        .store = image->store,
-        .image = image,
-        .type = EXTENT_DATA,
-    };
-    uint64_t length = align_up(a->length, s->header.cluster_size);
-    int r = parallels_space_take(image, length, &extent.host_offset);
+    uint64_t length = align_up(a->length, s->header.cluster_size), host_offset;
+    int r = parallels_space_take(image, length, &host_offset);
     if (r == 0) {
-        bool fresh = extent.host_offset >= s->fresh_start;
-        extent.flags = EXTENT_NEW | (fresh ? EXTENT_FRESH : 0);
-        extent_list_add(&a->extents, &extent);
+        bool fresh = host_offset >= s->fresh_start;
+        allocation_add(image, a, image->store, host_offset, a->length, fresh);
     }
     return r;
 }
 
 int parallels_allocate(Image *image, Allocation **list, unsigned count)
 {
-    int first_error = 0;
-    for (unsigned i = 0; i < count; i++) {
-        extent_list_reset(&list[i]->extents);
-        list[i]->result = reserve(image, list[i]);
-        first_error = first_error < 0 ? first_error : list[i]->result;
-    }
-    return first_error;
+    return allocation_reserve_all(image, list, count, 0, reserve);
 }
 
 int parallels_commit(Image *image, Allocation **list, unsigned count)

@@ -14,6 +14,7 @@
  */
 #include "formats/qcow2.h"
 
+#include "formats/allocation.h"
 #include "formats/deflate.h"
 
 #define WINDOW_BITS 12 /* the specification's: readers keep 4 KiB */
@@ -84,18 +85,7 @@ int qcow2_compressed_reserve(Image *image, Allocation *a)
         return r;
     }
     s->packed_end = host + a->stored_length;
-    Extent extent = {
-        .offset = a->offset,
-        .length = a->length,
-        .host_offset = host,
-        .store = image->store,
-        .image = image,
-        .stored_length = a->stored_length,
-        .unit_length = s->cluster_size,
-        .type = EXTENT_ENCODED,
-        .flags = EXTENT_NEW,
-    };
-    extent_list_add(&a->extents, &extent);
+    allocation_add_encoded(image, a, host);
     return 0;
 }
 

@@ -21,6 +21,7 @@
 #include <string.h>
 
 #include "base/errors.h"
+#include "formats/allocation.h"
 #include "formats/info.h"
 #include "formats/space.h"
 
@@ -131,16 +132,8 @@ int qcow2_data_reserve(Image *image, Allocation *a)
     if (r < 0) {
         return r;
     }
-    Extent extent = {
-        .offset = a->offset,
-        .length = a->length,
-        .host_offset = a->offset,
-        .store = s->data,
-        .image = image,
-        .type = EXTENT_DATA,
-        .flags = EXTENT_NEW | (is_hole(s->data, a->offset, a->length) ? EXTENT_FRESH : 0),
-    };
-    extent_list_add(&a->extents, &extent);
+    bool fresh = is_hole(s->data, a->offset, a->length);
+    allocation_add(image, a, s->data, a->offset, a->length, fresh);
     return 0;
 }
 

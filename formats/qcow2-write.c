@@ -12,6 +12,7 @@
  */
 #include "formats/qcow2.h"
 
+#include "formats/allocation.h"
 #include "map/encryption.h"
 
 int qcow2_may_change(Image *image)
@@ -42,19 +43,11 @@ static void add_new(Image *image, Allocation *a, uint64_t host, uint64_t length,
 {
     Qcow2State *s = image->state;
     uint64_t done = a->extents.count > 0 ? extent_list_end(&a->extents) - a->offset : 0;
-    uint64_t in = (a->offset + done) % s->cluster_size;
-    Extent extent = {
-        .offset = a->offset + done,
-        .length = min_u64(length - in, a->length - done),
-        .host_offset = host + in,
-        .store = image->store,
-        .image = image,
-        .type = EXTENT_DATA,
-        .flags = EXTENT_NEW | (fresh ? EXTENT_FRESH : 0),
-    };
-    extent_list_add(&a->extents, &extent);
+    uint64_t offset = a->offset + done, in = offset % s->cluster_size;
+    uint64_t wanted = min_u64(length - in, a->length - done);
+    allocation_add(image, a, image->store, host + in, wanted, fresh);
     for (uint64_t at = 0; s->extended && at < length; at += s->cluster_size) {
-        qcow2_claim(s, extent.offset - in + at, host + at);
+        qcow2_claim(s, offset - in + at, host + at);
     }
 }
 

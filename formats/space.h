@@ -20,13 +20,6 @@ int space_make_fresh(Store *store, uint64_t offset, uint64_t length, uint64_t fr
 /* Copies bytes within a store, a piece at a time. The ranges do not overlap. 0 or -errno. */
 int space_copy(Store *store, uint64_t from, uint64_t to, uint64_t length);
 
-/* Gives an image that is written a copy of its own of what a range of the disk reads as. 0 or -errno. */
-int space_copy_up(Image *image, uint64_t offset, uint64_t length);
-
-/* The same for all of the range that is not writable where it lies: afterwards the image has all of it itself, also
- * what it reads as because nothing is there. The range begins and ends with units, or at the end of the disk. */
-int space_fill_up(Image *image, uint64_t offset, uint64_t length);
-
 /* The image's backing has bytes behind the end of its disk, which would show if that grew. */
 bool space_backing_is_longer(const Image *image);
 

@@ -11,6 +11,7 @@
 #include <errno.h>
 
 #include "base/bytes.h"
+#include "formats/allocation.h"
 #include "formats/tabletree.h"
 
 /* Bytes that are left in the cluster of the file where the last one ends. */
@@ -45,18 +46,7 @@ int table_tree_packed_reserve(Image *image, Allocation *a)
         return -EFBIG;
     }
     tree->packed_end = host + a->stored_length;
-    Extent extent = {
-        .offset = a->offset,
-        .length = a->length,
-        .host_offset = host,
-        .store = image->store,
-        .image = image,
-        .stored_length = a->stored_length,
-        .unit_length = tree->cluster_size,
-        .type = EXTENT_ENCODED,
-        .flags = EXTENT_NEW,
-    };
-    extent_list_add(&a->extents, &extent);
+    allocation_add_encoded(image, a, host);
     return 0;
 }
 

@@ -16,6 +16,7 @@
 #include "base/bytes.h"
 #include "base/errors.h"
 #include "base/log.h"
+#include "formats/allocation.h"
 #include "formats/space.h"
 
 #define CACHE_MIN (16u * TABLE_TREE_PIECE)
@@ -222,43 +223,31 @@ MetaOrder table_tree_order(const TableTree *tree, uint64_t offset)
 
 /* ---- allocate, commit, abandon ---- */
 
-static int reserve(Image *image, Allocation *a)
+static int reserve_clusters(Image *image, Allocation *a)
 {
-    const TableTree *tree = table_tree(image);
-    if (a->stored_length > 0) {
-        return table_tree_packed_reserve(image, a);
-    }
-    Extent extent = {
-        .offset = a->offset,
-        .length = a->length,
-        .store = image->store,
-        .image = image,
-        .type = EXTENT_DATA,
-    };
+    uint64_t length = align_up(a->length, table_tree(image)->cluster_size), host_offset;
     bool fresh;
-    int r = table_tree_space_take(image, align_up(a->length, tree->cluster_size),
-                                  &extent.host_offset, &fresh);
+    int r = table_tree_space_take(image, length, &host_offset, &fresh);
     if (r == 0) {
-        extent.flags = EXTENT_NEW | (fresh ? EXTENT_FRESH : 0);
-        extent_list_add(&a->extents, &extent);
+        allocation_add(image, a, image->store, host_offset, a->length, fresh);
     }
     return r;
 }
 
+static int reserve(Image *image, Allocation *a)
+{
+    int r = table_tree_make_tables(image, a->offset, a->length);
+    if (r < 0) {
+        return r;
+    }
+    return a->stored_length > 0 ? table_tree_packed_reserve(image, a) : reserve_clusters(image, a);
+}
+
 int table_tree_allocate(Image *image, Allocation **list, unsigned count)
 {
-    int refused = table_tree_may_change(image), first_error = 0;
-    for (unsigned i = 0; i < count; i++) {
-        Allocation *a = list[i];
-        extent_list_reset(&a->extents);
-        a->result = refused < 0 ? refused : table_tree_make_tables(image, a->offset, a->length);
-        if (a->result == 0) {
-            a->result = reserve(image, a);
-        }
-        first_error = first_error < 0 ? first_error : a->result;
-    }
+    int r = allocation_reserve_all(image, list, count, table_tree_may_change(image), reserve);
     table_tree_changed(image);
-    return first_error;
+    return r;
 }
 
 static int commit_extent(Image *image, const Extent *extent)
@@ -276,18 +265,20 @@ static int commit_extent(Image *image, const Extent *extent)
     return r;
 }
 
+static int commit_one(Image *image, Allocation *a)
+{
+    int r = 0;
+    for (unsigned i = 0; r == 0 && i < a->extents.count; i++) {
+        r = commit_extent(image, &a->extents.items[i]);
+    }
+    return r;
+}
+
 int table_tree_commit(Image *image, Allocation **list, unsigned count)
 {
-    int first_error = 0;
-    for (unsigned i = 0; i < count; i++) {
-        list[i]->result = 0;
-        for (unsigned j = 0; list[i]->result == 0 && j < list[i]->extents.count; j++) {
-            list[i]->result = commit_extent(image, &list[i]->extents.items[j]);
-        }
-        first_error = first_error < 0 ? first_error : list[i]->result;
-    }
+    int r = allocation_commit_all(image, list, count, commit_one);
     table_tree_changed(image);
-    return first_error;
+    return r;
 }
 
 void table_tree_abandon(Image *image, Allocation **list, unsigned count)

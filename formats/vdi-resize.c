@@ -24,6 +24,7 @@
 
 #include "base/errors.h"
 #include "base/log.h"
+#include "formats/copyup.h"
 #include "formats/space.h"
 
 /* The header that is to be: all in one sector. */
@@ -63,7 +64,7 @@ static int clear_last(Image *image)
     }
     int r = 0;
     if (block_table_get(s->table, block) == VDI_UNALLOCATED && space_backing_is_longer(image)) {
-        r = space_copy_up(image, image->size - used, used);
+        r = copy_up(image, image->size - used, used);
     }
     uint32_t entry = block_table_get(s->table, block);
     if (r == 0 && vdi_is_place(entry)) {

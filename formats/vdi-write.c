@@ -16,11 +16,11 @@
 #include "formats/vdi.h"
 
 #include <errno.h>
-
 #include <string.h>
 
 #include "base/errors.h"
 #include "base/log.h"
+#include "formats/allocation.h"
 #include "formats/space.h"
 
 static void update_dirty(VdiState *s)
@@ -88,7 +88,7 @@ static void give_back(VdiState *s, const Allocation *a, uint32_t first)
 }
 
 /* All of it or nothing. */
-static int reserve_range(Image *image, Allocation *a)
+static int reserve(Image *image, Allocation *a)
 {
     VdiState *s = image->state;
     uint32_t first = s->next_place;
@@ -99,16 +99,8 @@ static int reserve_range(Image *image, Allocation *a)
         bool fresh;
         r = vdi_reserve(image, offset / s->header.block_size, &place, &fresh);
         if (r == 0) {
-            Extent extent = {
-                .offset = offset,
-                .length = min_u64(s->header.block_size, end - offset),
-                .host_offset = vdi_host_offset(s, place),
-                .store = image->store,
-                .image = image,
-                .type = EXTENT_DATA,
-                .flags = EXTENT_NEW | (fresh ? EXTENT_FRESH : 0),
-            };
-            extent_list_add(&a->extents, &extent);
+            uint64_t length = min_u64(s->header.block_size, end - offset);
+            allocation_add(image, a, image->store, vdi_host_offset(s, place), length, fresh);
         }
         offset += s->header.block_size;
     }
@@ -120,16 +112,7 @@ static int reserve_range(Image *image, Allocation *a)
 
 int vdi_allocate(Image *image, Allocation **list, unsigned count)
 {
-    int broken = vdi_state(image)->broken, first_error = 0;
-    for (unsigned i = 0; i < count; i++) {
-        extent_list_reset(&list[i]->extents);
-        list[i]->result = broken < 0 ? broken : reserve_range(image, list[i]);
-        if (list[i]->result < 0) {
-            extent_list_reset(&list[i]->extents);
-        }
-        first_error = first_error < 0 ? first_error : list[i]->result;
-    }
-    return first_error;
+    return allocation_reserve_all(image, list, count, vdi_state(image)->broken, reserve);
 }
 
 int vdi_commit(Image *image, Allocation **list, unsigned count)

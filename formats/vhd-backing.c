@@ -17,7 +17,7 @@
 #include <string.h>
 
 #include "base/errors.h"
-#include "formats/space.h"
+#include "formats/copyup.h"
 
 /* All sectors of blocks that are there. */
 static int fill_blocks(Image *image)
@@ -26,7 +26,7 @@ static int fill_blocks(Image *image)
     int r = 0;
     for (uint64_t at = 0; r == 0 && at < image->size; at += s->block_size) {
         if (block_table_get(s->table, vhd_block_of(s, at)) != VHD_UNUSED) {
-            r = space_fill_up(image, at, min_u64(s->block_size, image->size - at));
+            r = copy_up_all(image, at, min_u64(s->block_size, image->size - at));
         }
     }
     return r < 0 ? r : vhd_flush(image);

@@ -16,6 +16,8 @@
 
 #include <errno.h>
 
+#include "formats/allocation.h"
+
 static int may_change(Image *image)
 {
     VhdState *s = image->state;
@@ -26,21 +28,6 @@ static int may_change(Image *image)
         s->write_error = vhd_flush(image);
     }
     return s->write_error;
-}
-
-static void add_new(Image *image, Allocation *a, uint64_t offset, uint64_t length, uint64_t host,
-                    bool fresh)
-{
-    Extent extent = {
-        .offset = offset,
-        .length = length,
-        .host_offset = host,
-        .store = image->store,
-        .image = image,
-        .type = EXTENT_DATA,
-        .flags = EXTENT_NEW | (fresh ? EXTENT_FRESH : 0),
-    };
-    extent_list_add(&a->extents, &extent);
 }
 
 /* The part of a that lies in one block, from offset on. A block that was reserved for it is added
@@ -66,7 +53,8 @@ static int reserve_in_block(Image *image, Allocation *a, uint64_t offset, uint64
     }
     if (r == 0) {
         uint64_t inside = offset - block * s->block_size;
-        add_new(image, a, offset, length, bitmap_offset + s->bitmap_size + inside, fresh);
+        uint64_t host_offset = bitmap_offset + s->bitmap_size + inside;
+        allocation_add(image, a, image->store, host_offset, length, fresh);
     }
     return r;
 }
@@ -92,18 +80,9 @@ static int reserve(Image *image, Allocation *a)
 
 int vhd_allocate(Image *image, Allocation **list, unsigned count)
 {
-    int refused = may_change(image), first_error = 0;
-    for (unsigned i = 0; i < count; i++) {
-        Allocation *a = list[i];
-        extent_list_reset(&a->extents);
-        a->result = refused < 0 ? refused : reserve(image, a);
-        if (a->result < 0) {
-            extent_list_reset(&a->extents);
-        }
-        first_error = first_error < 0 ? first_error : a->result;
-    }
+    int r = allocation_reserve_all(image, list, count, may_change(image), reserve);
     vhd_update_dirty(image->state);
-    return first_error;
+    return r;
 }
 
 /* Sets the bits of sectors [first, end) in the pieces of a bitmap. created: it was not there. */
@@ -169,7 +148,7 @@ static int commit_in_block(Image *image, uint64_t offset, uint64_t length)
     return r;
 }
 
-static int commit_one(Image *image, const Allocation *a)
+static int commit_one(Image *image, Allocation *a)
 {
     const VhdState *s = image->state;
     uint64_t offset = a->offset, end = a->offset + a->length;
@@ -185,14 +164,10 @@ static int commit_one(Image *image, const Allocation *a)
 
 int vhd_commit(Image *image, Allocation **list, unsigned count)
 {
-    int first_error = 0;
-    for (unsigned i = 0; i < count; i++) {
-        list[i]->result = commit_one(image, list[i]);
-        first_error = first_error < 0 ? first_error : list[i]->result;
-    }
+    int r = allocation_commit_all(image, list, count, commit_one);
     vhd_update_dirty(image->state);
     vhd_flush_if_full(image);
-    return first_error;
+    return r;
 }
 
 /* The space stays with its block: whatever a failed write left there was meant for that place. */

@@ -13,7 +13,7 @@
 #include "formats/vhdx.h"
 
 #include "base/errors.h"
-#include "formats/space.h"
+#include "formats/copyup.h"
 
 bool vhdx_parent_check(uint64_t sector_size, const char *format, const Image *backing,
                        GError **error)
@@ -48,7 +48,7 @@ static int fill_block(Image *image, uint32_t block)
     int r = vhdx_entry_get(image, vhdx_block_entry(s, block), &entry);
     return r < 0 || vhdx_entry_state(entry) != VHDX_PARTIAL
                ? r
-               : space_fill_up(image, start, min_u64(s->block_size, image->size - start));
+               : copy_up_all(image, start, min_u64(s->block_size, image->size - start));
 }
 
 /* A block of which all sectors are here needs no bits. */

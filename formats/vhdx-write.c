@@ -16,6 +16,7 @@
 #include "formats/vhdx.h"
 
 #include "base/log.h"
+#include "formats/allocation.h"
 #include "formats/space.h"
 
 static int may_change(Image *image)
@@ -77,18 +78,9 @@ static int reserve_bits(Image *image, uint32_t block, GArray *made)
     return r;
 }
 
-static void add_new(Image *image, Allocation *a, const Part *part, uint64_t host, bool fresh)
+static void add_part(Image *image, Allocation *a, const Part *part, uint64_t host, bool fresh)
 {
-    Extent extent = {
-        .offset = part->offset,
-        .length = part->length,
-        .host_offset = host + part->inside,
-        .store = image->store,
-        .image = image,
-        .type = EXTENT_DATA,
-        .flags = EXTENT_NEW | (fresh ? EXTENT_FRESH : 0),
-    };
-    extent_list_add(&a->extents, &extent);
+    allocation_add(image, a, image->store, host + part->inside, part->length, fresh);
 }
 
 static int reserve_part(Image *image, Allocation *a, const Part *part, GArray *made)
@@ -98,7 +90,7 @@ static int reserve_part(Image *image, Allocation *a, const Part *part, GArray *m
     uint64_t entry;
     int r = vhdx_entry_get(image, index, &entry);
     if (r == 0 && vhdx_has_place(entry)) {
-        add_new(image, a, part, vhdx_entry_offset(entry), false);
+        add_part(image, a, part, vhdx_entry_offset(entry), false);
         return 0;
     }
     if (r == 0 && s->has_parent && vhdx_entry_state(entry) == VHDX_NOT_PRESENT) {
@@ -107,7 +99,7 @@ static int reserve_part(Image *image, Allocation *a, const Part *part, GArray *m
     const VhdxReserved *reserved =
         r == 0 ? reserve_entry(image, index, s->block_size, made, &r) : NULL;
     if (reserved) {
-        add_new(image, a, part, reserved->place.offset, true);
+        add_part(image, a, part, reserved->place.offset, true);
     }
     return r;
 }
@@ -130,17 +122,7 @@ static int reserve(Image *image, Allocation *a)
 
 int vhdx_allocate(Image *image, Allocation **list, unsigned count)
 {
-    int refused = may_change(image), first_error = 0;
-    for (unsigned i = 0; i < count; i++) {
-        Allocation *a = list[i];
-        extent_list_reset(&a->extents);
-        a->result = refused < 0 ? refused : reserve(image, a);
-        if (a->result < 0) {
-            extent_list_reset(&a->extents);
-        }
-        first_error = first_error < 0 ? first_error : a->result;
-    }
-    return first_error;
+    return allocation_reserve_all(image, list, count, may_change(image), reserve);
 }
 
 /* ---- commit ---- */
@@ -226,21 +208,22 @@ static int commit_part(Image *image, const Part *part)
     return r < 0 ? r : write_bits(image, part->block, part->inside, part->length, true);
 }
 
+static int commit_one(Image *image, Allocation *a)
+{
+    Part part = {0};
+    int r = 0;
+    while (r == 0 && next_part(image->state, a, &part)) {
+        r = commit_part(image, &part);
+    }
+    return r;
+}
+
 int vhdx_commit(Image *image, Allocation **list, unsigned count)
 {
-    int first_error = 0;
-    for (unsigned i = 0; i < count; i++) {
-        Part part = {0};
-        int r = 0;
-        while (r == 0 && next_part(image->state, list[i], &part)) {
-            r = commit_part(image, &part);
-        }
-        list[i]->result = r;
-        first_error = first_error < 0 ? first_error : r;
-    }
+    int r = allocation_commit_all(image, list, count, commit_one);
     vhdx_update_dirty(image->state);
     vhdx_flush_if_full(image);
-    return first_error;
+    return r;
 }
 
 /* The space stays with its block, for other units of it may be under way. */

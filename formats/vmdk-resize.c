@@ -20,6 +20,7 @@
 #include "base/bytes.h"
 #include "base/errors.h"
 #include "base/log.h"
+#include "formats/copyup.h"
 #include "formats/space.h"
 #include "formats/vmdk-impl.h"
 #include "store/store-file.h"
@@ -116,7 +117,7 @@ static int clear_last(Image *image, const VmdkExtent *extent)
     uint32_t entry = 0;
     int r = used == 0 ? 0 : vmdk_entry_look(sparse, grain, &place, &entry);
     if (r == 0 && used > 0 && entry == 0 && space_backing_is_longer(image)) {
-        r = space_copy_up(image, image->size - used, used);
+        r = copy_up(image, image->size - used, used);
         r = r < 0 ? r : vmdk_entry_look(sparse, grain, &place, &entry);
     }
     return r < 0 || used == 0 || !vmdk_entry_has_place(sparse, entry)

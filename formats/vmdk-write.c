@@ -16,6 +16,7 @@
 #include <errno.h>
 
 #include "base/bytes.h"
+#include "formats/allocation.h"
 #include "formats/vmdk-impl.h"
 
 int vmdk_before_change(Image *image)
@@ -54,19 +55,10 @@ typedef struct Reserve {
     Allocation *allocation;
 } Reserve;
 
-static void add_new(const Reserve *reserve, const VmdkExtent *extent, uint64_t offset,
-                    uint64_t length, uint64_t host, bool fresh)
+static void add_part(const Reserve *reserve, const VmdkExtent *extent, uint64_t host,
+                     uint64_t length, bool fresh)
 {
-    extent_list_add(&reserve->allocation->extents,
-                    &(Extent){
-                        .offset = extent->offset + offset,
-                        .length = length,
-                        .host_offset = host,
-                        .store = extent->store,
-                        .image = reserve->image,
-                        .type = EXTENT_DATA,
-                        .flags = EXTENT_NEW | (fresh ? EXTENT_FRESH : 0),
-                    });
+    allocation_add(reserve->image, reserve->allocation, extent->store, host, length, fresh);
 }
 
 /* One grain, or what the allocation has of it. */
@@ -88,7 +80,7 @@ static int reserve_grain(const Reserve *reserve, const VmdkExtent *extent, uint6
         r = vmdk_space_take(sparse, sparse->grain, &host, &fresh);
     }
     if (r == 0) {
-        add_new(reserve, extent, offset, length, host + inside, fresh);
+        add_part(reserve, extent, host + inside, length, fresh);
     }
     return r;
 }
@@ -98,7 +90,7 @@ static int reserve_part(void *opaque, const VmdkExtent *extent, uint64_t offset,
     const Reserve *reserve = opaque;
     VmdkSparse *sparse = extent->sparse;
     if (!sparse) {
-        add_new(reserve, extent, offset, length, extent->host_offset + offset, false);
+        add_part(reserve, extent, extent->host_offset + offset, length, false);
         return 0;
     }
     uint64_t end = offset + length;
@@ -127,16 +119,10 @@ static int reserve(Image *image, Allocation *allocation)
 
 int vmdk_allocate(Image *image, Allocation **list, unsigned count)
 {
-    int refused = vmdk_before_change(image), first_error = 0;
-    for (unsigned i = 0; i < count; i++) {
-        Allocation *a = list[i];
-        extent_list_reset(&a->extents);
-        a->result = refused < 0 ? refused : reserve(image, a);
-        first_error = first_error < 0 ? first_error : a->result;
-    }
+    int r = allocation_reserve_all(image, list, count, vmdk_before_change(image), reserve);
     vmdk_update_dirty(image->state);
     vmdk_flush_if_full(image);
-    return first_error;
+    return r;
 }
 
 /* ---- commit, abandon ------------------------------------------------------------------------ */
@@ -187,20 +173,22 @@ static int commit_extent(const VmdkState *state, const Extent *new)
     return r;
 }
 
+static int commit_one(Image *image, Allocation *allocation)
+{
+    const ExtentList *extents = &allocation->extents;
+    int r = 0;
+    for (unsigned i = 0; r == 0 && i < extents->count; i++) {
+        r = commit_extent(image->state, &extents->items[i]);
+    }
+    return r;
+}
+
 int vmdk_commit(Image *image, Allocation **list, unsigned count)
 {
-    int first_error = 0;
-    for (unsigned i = 0; i < count; i++) {
-        const ExtentList *extents = &list[i]->extents;
-        list[i]->result = 0;
-        for (unsigned j = 0; list[i]->result == 0 && j < extents->count; j++) {
-            list[i]->result = commit_extent(image->state, &extents->items[j]);
-        }
-        first_error = first_error < 0 ? first_error : list[i]->result;
-    }
+    int r = allocation_commit_all(image, list, count, commit_one);
     vmdk_update_dirty(image->state);
     vmdk_flush_if_full(image);
-    return first_error;
+    return r;
 }
 
 static bool is_linked(const VmdkSparse *sparse, uint64_t grain, uint64_t host)
