@@ -61,7 +61,7 @@ static bool read_secrets(const Serve *serve, ServedImage *served, GError **error
     g_autoptr(Secrets) secrets = secrets_new(serve->options.common.secrets);
     for (char **text = files; *text != NULL; text++) {
         if (!secrets_add_file(secrets, *text, error)) {
-            serve_sandbox_explain(&serve->options, error);
+            serve_sandbox_explain(serve, error);
             return false;
         }
     }
@@ -92,7 +92,7 @@ static bool open_served(Serve *serve, ServedImage *served, GError **error)
     }
     g_autoptr(Image) image = open_image(served->how.path, &how, error);
     if (image == NULL) {
-        serve_sandbox_explain(o, error);
+        serve_sandbox_explain(serve, error);
         return false;
     }
     bool guard = image->format_guessed && strcmp(image->format->name, "raw") == 0;

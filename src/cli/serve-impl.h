@@ -213,7 +213,7 @@ bool serve_log_open(const ServeOptions *options, GError **error);
 /* Before the first thread. */
 bool serve_sandbox_files(const ServeOptions *options, GError **error);
 /* Says that a file that may not be opened may be one that the sandbox keeps out. */
-void serve_sandbox_explain(const ServeOptions *options, GError **error);
+void serve_sandbox_explain(const Serve *serve, GError **error);
 /* When all is open. */
 bool serve_user_become(const ServeOptions *options, GError **error);
 bool serve_sandbox_calls(const Serve *serve, GError **error);

@@ -239,9 +239,11 @@ bool serve_sandbox_files(const ServeOptions *o, GError **error)
             go_on_without(g_steal_pointer(&refusal), "files", error));
 }
 
-void serve_sandbox_explain(const ServeOptions *o, GError **error)
+void serve_sandbox_explain(const Serve *serve, GError **error)
 {
-    if (o->confine && error != NULL && *error != NULL && (*error)->code == EACCES) {
+    bool first = serve->server == NULL; /* these the sandbox has */
+    if (!first && serve->options.confine && error && *error && (*error)->code == EACCES &&
+        strstr((*error)->message, "--allow-path") == NULL) {
         g_autofree char *text = g_strdup((*error)->message);
         g_clear_error(error);
         error_set(error, EACCES,

@@ -80,7 +80,9 @@ static bool chain_files_add(GArray *files, int fd, const char *path, GError **er
         }
     }
     if (files->len == IMAGE_CHAIN_MAX) {
-        return error_set(error, ELOOP, "%s: the chain has more than %d images",
+        return error_set(error, ELOOP,
+                         "%s: the chain has more than %d images: bring some together with 'cownbd "
+                         "rebase' or 'cownbd commit'",
                          g_array_index(files, ChainFile, 0).path, IMAGE_CHAIN_MAX);
     }
     file.path = g_strdup(path);

@@ -21,7 +21,7 @@ typedef struct Encryption Encryption;
 typedef struct Format Format;
 typedef struct Image Image;
 
-#define IMAGE_CHAIN_MAX  64 /* images in a chain */
+#define IMAGE_CHAIN_MAX  500 /* images in a chain */
 #define IMAGE_PROBE_SIZE 4096
 
 /* A file beside an image, with this at the end of its name: what was written to a snapshot of the

@@ -93,6 +93,11 @@ def deep():
         overlay(f"deep{i}.qcow2", below, fmt, f"{4 + i % 3}M", f"write -P {i} {i * 128}k 64k",
                 f"write -z {i * 192 + 2048}k 64k")
         below, fmt = f"deep{i}.qcow2", "qcow2"
+    for i in range(100):
+        ours("create", "-q", "-f", "qcow2", "-b", below, "-F", "qcow2", f"deeper{i}.qcow2")
+        below = f"deeper{i}.qcow2"
+    qemu_io("deeper40.qcow2", "write -P 40 3M 64k")
+    compare(below)
 
 
 def vmdk():

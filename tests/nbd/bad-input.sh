@@ -190,7 +190,7 @@ test_read_only_file() {
         local status=0
         "${as_nobody[@]}" timeout 20 "$COWNBD" serve -l "unix:$1" disk.qcow2 >out 2>err || status=$?
         cat err
-        [[ $status == 1 && $(wc -l <err) == 1 ]] && grep -qi 'disk\.qcow2.*\(permission\|read-only\)' err
+        [[ $status == 1 && $(wc -l <err) == 1 ]] && grep -qi 'disk\.qcow2.*\(permission denied\|read-only\)$' err
     }
     mkdir sockets
     chmod 777 sockets

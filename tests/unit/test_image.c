@@ -143,7 +143,7 @@ START_TEST(image_limits_the_depth_of_a_chain)
         bool last = i == IMAGE_CHAIN_MAX;
         write_image(name, i, last ? -1u : i + 1, last ? NULL : parent);
     }
-    assert_refused("0.vmdk", ELOOP, WORDS("more than 64 images"));
+    assert_refused("0.vmdk", ELOOP, WORDS("more than 500 images"));
     g_autoptr(Image) top = open_top("1.vmdk", &how, &error);
     ck_assert_msg(top != NULL, "%s", top ? "" : error->message);
     uint8_t sector[512];
