@@ -101,6 +101,14 @@ static void luks_info(const Image *image, GVariantBuilder *data)
     luks_header_info(image->state, data);
 }
 
+static bool luks_create_like(const Image *image, GHashTable *options, GError **error)
+{
+    return error_set(error, ENOTSUP,
+                     "%s: every sector of a luks image counts, written or not: it has no unused "
+                     "space to give back",
+                     image->path);
+}
+
 static const FormatOption luks_create_options[] = {
     {"cipher-alg", "aes-128, aes-192 or aes-256 (default)"},
     {"cipher-mode", "xts (default) or cbc"},
@@ -161,6 +169,7 @@ const Format format_luks = {
     .info = luks_info,
     .resize = luks_resize,
     .measure = luks_measure,
+    .create_like = luks_create_like,
     .create_options = luks_create_options,
     .create = luks_create,
 };

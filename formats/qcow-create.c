@@ -11,6 +11,7 @@
 
 #include "base/errors.h"
 #include "formats/option.h"
+#include "map/encryption.h"
 
 #define CLUSTER_SIZE_DEFAULT 4096u
 #define SECTOR               512u
@@ -104,11 +105,12 @@ bool qcow_create(Store *store, const FormatCreate *how, GError **error)
 
 bool qcow_create_like(const Image *image, GHashTable *options, GError **error)
 {
-    if (image->encryption) {
-        return error_set(error, ENOTSUP, "%s: is encrypted", image->path);
-    }
     g_hash_table_insert(options, g_strdup("cluster_size"),
                         g_strdup_printf("%" PRIu64, table_tree(image)->cluster_size));
+    if (image->encryption) {
+        g_hash_table_insert(options, g_strdup("encrypt.format"),
+                            g_strdup(image->encryption->method));
+    }
     return true;
 }
 

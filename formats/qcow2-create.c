@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "base/errors.h"
+#include "map/encryption.h"
 
 #define HEADER_LENGTH  112 /* with the compression type */
 #define EXTENSION_HEAD 8   /* type and length */
@@ -303,9 +304,6 @@ bool qcow2_create_like(const Image *image, GHashTable *options, GError **error)
         return error_set(error, ENOTSUP,
                          "%s: has internal snapshots or bitmaps, which would be lost", image->path);
     }
-    if (image->encryption) {
-        return error_set(error, ENOTSUP, "%s: is encrypted", image->path);
-    }
     if (s->external) {
         return error_set(error, ENOTSUP,
                          "%s: its data lies in %s, where every cluster has its one place",
@@ -326,6 +324,9 @@ bool qcow2_create_like(const Image *image, GHashTable *options, GError **error)
         add_option(options, "refcount_bits", "%u", 1u << s->refcount_order);
         add_option(options, "compression_type", "%s",
                    h->compression_type == QCOW2_COMPRESSION_ZSTD ? "zstd" : "zlib");
+    }
+    if (image->encryption) {
+        add_option(options, "encrypt.format", "%s", image->encryption->method);
     }
     return true;
 }

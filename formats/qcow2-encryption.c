@@ -129,12 +129,30 @@ bool qcow2_encryption_plan(GHashTable *options, unsigned *method, GError **error
                      text);
 }
 
+/* The header of another image as it lies there: the same key, in the same key slots. */
+static GByteArray *copy_header(const Image *image, GError **error)
+{
+    const Qcow2State *s = image->state;
+    g_autoptr(GByteArray) bytes = g_byte_array_new();
+    g_byte_array_set_size(bytes, s->luks_length);
+    int r = store_read(image->store, bytes->data, bytes->len, s->luks_offset);
+    if (r < 0) {
+        error_set_errno(error, -r, "%s: cannot read its encryption header", image->path);
+        return NULL;
+    }
+    return g_steal_pointer(&bytes);
+}
+
 bool qcow2_encryption_make(unsigned method, const FormatCreate *how, const char *name,
                            GByteArray **header, GError **error)
 {
     *header = NULL;
     if (method == QCOW2_CRYPT_NONE) {
         return true;
+    }
+    if (how->like) {
+        *header = method == QCOW2_CRYPT_LUKS ? copy_header(how->like, error) : NULL;
+        return *header || method != QCOW2_CRYPT_LUKS;
     }
     if (!how->secret) {
         return error_set(error, ENOKEY,

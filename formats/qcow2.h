@@ -158,7 +158,8 @@ bool qcow2_crypto_extension(Image *image, const uint8_t *data, uint32_t length, 
 /* After the header was read. */
 bool qcow2_encryption_open(Image *image, GError **error);
 void qcow2_encryption_info(const Image *image, GVariantBuilder *data);
-/* create: which crypt_method the options want, and the LUKS header for it, NULL where there is none. */
+/* create: which crypt_method the options want, and the LUKS header for it, NULL where there is none. Where the image
+ * shall be like another, it is that one's. */
 bool qcow2_encryption_plan(GHashTable *options, unsigned *method, GError **error);
 bool qcow2_encryption_make(unsigned method, const FormatCreate *how, const char *name,
                            GByteArray **header, GError **error);

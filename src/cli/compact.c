@@ -88,6 +88,11 @@ static bool open_image(Compact *compact, const CliCommon *common, GError **error
         return error_set(error, ENOTSUP, "-c: cownbd cannot compress images of format %s",
                          format->name);
     }
+    if (compact->compress && compact->image->encryption) {
+        return error_set(error, ENOTSUP,
+                         "-c: %s is encrypted, and compressed clusters are not: leave out -c",
+                         compact->path);
+    }
     return format->create_like(compact->image, compact->options, error);
 }
 
@@ -120,7 +125,8 @@ static bool fill(Compact *compact, Image *target, GError **error)
 }
 
 /* The new image, as whoever opens it will read it. */
-static Image *open_new(const Compact *compact, const CreateTarget *target, GError **error)
+static Image *open_new(const Compact *compact, const CreateTarget *target, const CliCommon *common,
+                       GError **error)
 {
     const Image *old = compact->image;
     ImageOpen how = {
@@ -128,6 +134,7 @@ static Image *open_new(const Compact *compact, const CreateTarget *target, GErro
         .write = true,
         .parts = target->parts,
         .keep_identity = true,
+        .secret = secrets_find(common->secrets, compact->path),
     };
     g_autoptr(Image) new = image_open_store(target->store, &how, NULL, error);
     if (new && (new->size != old->size || !new->backing_name != !old->backing_name)) {
@@ -170,7 +177,7 @@ static bool compact_image(Compact *compact, const CliCommon *common, GError **er
     if (!image->format->create(target.store, &how, error) || !check_beside(&target, error)) {
         return false;
     }
-    g_autoptr(Image) new = open_new(compact, &target, error);
+    g_autoptr(Image) new = open_new(compact, &target, common, error);
     if (!new || !fill(compact, new, error)) {
         return false;
     }

@@ -48,9 +48,9 @@ def qemu_io(image, *commands, fmt="qcow2"):
     return must("qemu-io", "-f", fmt, *arguments, image)
 
 
-def change_served(image, *commands):
+def change_served(image, *commands, options=()):
     """What a client does to an image that cownbd serves: commands of qemu-io."""
-    with subprocess.Popen([COWNBD, "serve", "--once", "--control=none", "--listen=unix:served", image],
+    with subprocess.Popen([COWNBD, "serve", "--once", "--control=none", "--listen=unix:served", *options, image],
                           stdout=subprocess.DEVNULL) as server:
         wait_for(lambda: os.path.exists("served") or server.poll() is not None)
         arguments = [a for c in commands for a in ("-c", c)]
@@ -68,6 +68,45 @@ def wait_for(condition, seconds=300):
         if time.monotonic() > end:
             sys.exit("waited for too long")
         time.sleep(0.01)
+
+
+def full_pipe():
+    """A pipe that nobody has room in: who writes to it stands still."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    try:
+        while True:
+            os.write(writer, bytes(4096))
+    except BlockingIOError:
+        os.set_blocking(writer, True)
+    return reader, writer
+
+
+def wait_for_new_file(pid):
+    """Until the process has opened the file that shall become the target: it has no name, or another one."""
+    for _ in range(6000):
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            try:
+                name = os.readlink(f"/proc/{pid}/fd/{fd}")
+            except OSError:
+                continue
+            if name.endswith(" (deleted)") or "/.cownbd-" in name:
+                return
+        time.sleep(0.01)
+    sys.exit("no new file is opened")
+
+
+def kill_held(number, *arguments):
+    """Ends a tool by a signal while it is held at its first line of progress, whatever its threads have done by then."""
+    reader, writer = full_pipe()
+    process = subprocess.Popen([COWNBD, *arguments], stdout=writer, stderr=writer)
+    os.close(writer)
+    wait_for_new_file(process.pid)
+    process.send_signal(number)
+    while os.read(reader, 65536):
+        pass
+    os.close(reader)
+    expect_equal(process.wait(timeout=100), -number, "exit")
 
 
 def expect(condition, *what):

@@ -2,8 +2,10 @@
 """compact: the disk stays, the space goes; options, backing and compression stay, too."""
 import os
 import random
+import signal
 
-from cli import COWNBD, Workdir, change_served, cownbd, expect, expect_equal, expect_refused, load_json, must, ours, run
+from cli import (COWNBD, Workdir, change_served, cownbd, expect, expect_equal, expect_refused, kill_held, load_json, must,
+                 ours, run)
 
 SIZE = 8 << 20
 
@@ -158,6 +160,100 @@ def test_compressed():
     must("qemu-img", "check", "-q", "small")
 
 
+KEY = ("--object", "secret,id=s,file=secret")
+SECRET = ("--secret-file", "secret")
+ENCRYPTED = (
+    ("qcow2", "luks", "encrypt.iterations=1000"),
+    ("qcow2", "luks", "encrypt.iterations=1000,cluster_size=4k,encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv"),
+    ("qcow2", "luks", "encrypt.iterations=1000,extended_l2=on"),
+    ("qcow2", "aes", "compat=0.10"),
+    ("qcow", "aes", "cluster_size=4k"),
+)
+
+
+def make_encrypted(image, fmt, method, options, *backing):
+    for name, passphrase in (("secret", "opens it"), ("wrong", "opens nothing")):
+        with open(name, "w", encoding="ascii") as file:
+            file.write(passphrase)
+    ours("create", "-q", "-f", fmt, "-o", f"encrypt.format={method},{options}", *SECRET, *backing, image, SIZE)
+
+
+def fill_encrypted(image, fmt, dice):
+    change_served(image, *layer(dice), f"write -P 0 {SIZE // 2} 128k", options=("-f", fmt, *SECRET))
+
+
+def read_encrypted(image, fmt):
+    ours("convert", "-q", "-f", fmt, *SECRET, "-O", "raw", image, "ours")
+    with open("ours", "rb") as file:
+        return file.read()
+
+
+def luks_header(image):
+    """The key slots of a qcow2, and what else stands there."""
+    with open(image, "rb") as file:
+        data = file.read()
+    at = data.find(bytes.fromhex("0537be7700000010"))
+    offset, length = (int.from_bytes(data[at + 8 + i:at + 16 + i], "big") for i in (0, 8))
+    return data[offset:offset + length] if at > 0 else b""
+
+
+def test_encrypted():
+    """What moves is encrypted for its new place, by the key that was there: header and key slots stay, byte for byte."""
+    must("qemu-img", "create", "-q", "-f", "raw", "base", SIZE)
+    must("qemu-io", "-f", "raw", "-c", f"write -P 3 0 {SIZE}", "base")
+    for fmt, method, options in ENCRYPTED:
+        for backing in ((), ("-b", "base", "-F", "raw")):
+            make_encrypted("image", fmt, method, options, *backing)
+            fill_encrypted("image", fmt, random.Random(7))
+            want, header, before = read_encrypted("image", fmt), luks_header("image"), used("image")
+            expect_equal(len(header) > 0, method == "luks", "a LUKS header")
+            report = load_json(ours("compact", "--json", "-f", fmt, *SECRET, "image"))
+            expect(read_encrypted("image", fmt) == want, fmt, options, backing, "reads differently")
+            expect(luks_header("image") == header, fmt, options, "has another LUKS header")
+            # Parts of clusters become whole ones, and old formats say no zero over a backing.
+            smaller = not backing and "extended_l2" not in options
+            expect(not smaller or used("image") < before, fmt, options, "is no smaller", report)
+            ours("check", "-f", fmt, "image")
+            driver = f"driver={fmt},encrypt.format={method},encrypt.key-secret=s,file.filename=image"
+            must("qemu-img", "compare", "-q", *KEY, "--image-opts", driver, "driver=raw,file.filename=ours")
+
+
+def test_encrypted_refusals():
+    make_encrypted("image", "qcow2", "luks", "encrypt.iterations=1000")
+    fill_encrypted("image", "qcow2", random.Random(8))
+    ours("create", "-q", "-f", "luks", "-o", "iterations=1000", *SECRET, "image.luks", "64k")
+    with open("image", "rb") as file:
+        before = file.read()
+    files = sorted(os.listdir("."))
+    for arguments, words in ((("image",), ("is encrypted", "--secret-file")),
+                             (("--secret-file", "wrong", "image"), ("opens none of its 1 key slots",)),
+                             (("-c", *SECRET, "image"), ("-c", "leave out -c")),
+                             ((*SECRET, "image.luks"), ("luks image",))):
+        expect_refused(cownbd("compact", *arguments), *words)
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        kill_held(number, "compact", "-p", *SECRET, "image")
+    with open("image", "rb") as file:
+        expect(file.read() == before, "an image changed that was not made compact")
+    expect_equal(sorted(os.listdir(".")), files, "files")
+
+
+def test_encrypted_compressed():
+    """Compressed clusters are not encrypted, and stay as they are; old AES knows no wrong passphrase: it spoils nothing."""
+    with open("plain", "wb") as file:
+        file.write(b"some words, and some more " * 50000)
+    must("qemu-img", "convert", "-c", "-O", "qcow2", "plain", "image")
+    with open("image", "r+b") as file:
+        file.seek(32)
+        file.write((1).to_bytes(4, "big"))
+    change_served("image", "write -P 8 128k 256k", options=SECRET)
+    want, clusters = read_encrypted("image", "qcow2"), load_json(ours("check", "--json", "image"))["compressed-clusters"]
+    expect(clusters > 0, "no compressed clusters")
+    for secret in ("wrong", "secret"):
+        ours("compact", "-q", "--secret-file", secret, "image")
+        expect(read_encrypted("image", "qcow2") == want, "reads differently after compact with the passphrase", secret)
+        expect_equal(load_json(ours("check", "--json", "image"))["compressed-clusters"], clusters, secret)
+
+
 def test_refusals():
     must("qemu-img", "create", "-q", "-f", "qcow2", "image", SIZE)
     must("qemu-img", "snapshot", "-c", "one", "image")
@@ -187,5 +283,6 @@ def test_full_host():
 
 
 with Workdir():
-    for test in (test_formats, test_backing, test_parts, test_chains, test_compressed, test_refusals, test_full_host):
+    for test in (test_formats, test_backing, test_parts, test_chains, test_compressed, test_encrypted,
+                 test_encrypted_refusals, test_encrypted_compressed, test_refusals, test_full_host):
         test()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from cli import COWNBD, Workdir, cownbd, expect, expect_equal, expect_refused, load_json, must, ours, run
+from cli import (COWNBD, Workdir, cownbd, expect, expect_equal, expect_refused, kill_held, load_json, must, ours, run)
 
 SIZE = 9 << 20
 QEMU_NAME = {"vhd": "vpc"}
@@ -212,32 +212,6 @@ def test_failures():
     expect_equal(sorted(os.listdir(".")), before, "files were left")
 
 
-def full_pipe():
-    """A pipe that nobody has room in: who writes to it stands still."""
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    try:
-        while True:
-            os.write(writer, bytes(4096))
-    except BlockingIOError:
-        os.set_blocking(writer, True)
-    return reader, writer
-
-
-def wait_for_new_file(pid):
-    """Until the process has opened the file that shall become the target: it has no name, or another one."""
-    for _ in range(6000):
-        for fd in os.listdir(f"/proc/{pid}/fd"):
-            try:
-                name = os.readlink(f"/proc/{pid}/fd/{fd}")
-            except OSError:
-                continue
-            if name.endswith(" (deleted)") or "/.cownbd-" in name:
-                return
-        time.sleep(0.01)
-    sys.exit("the conversion opens no new file")
-
-
 def test_killed():
     """Held at its first line of progress, whatever the threads have done by then, and killed: the target is as it was."""
     with open("target", "w", encoding="ascii") as file:
@@ -245,16 +219,7 @@ def test_killed():
     before = sorted(os.listdir("."))
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup leaves it ignored, in whatever is started
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        reader, writer = full_pipe()
-        process = subprocess.Popen([COWNBD, "convert", "--json", "-O", "qcow2", "source", "target"], stdout=writer,
-                                   stderr=subprocess.DEVNULL)
-        os.close(writer)
-        wait_for_new_file(process.pid)
-        process.send_signal(number)
-        while os.read(reader, 65536):
-            pass
-        os.close(reader)
-        expect_equal(process.wait(timeout=100), -number, "exit")
+        kill_held(number, "convert", "--json", "-O", "qcow2", "source", "target")
         expect_equal(sorted(os.listdir(".")), before, "files were left by signal", number)
         with open("target", "rb") as file:
             expect_equal(file.read(), b"as it was", "signal", number)
