@@ -7,6 +7,7 @@
  *                                          dead one left
  */
 #include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -22,10 +23,12 @@
 #include "control/control.h"
 #include "fastpath/attachment.h"
 
+#define NOT_SAID INT_MIN /* the server's default counts */
+
 typedef struct AttachOptions {
     CliCommon common;
     char *mode, *name, *control;
-    int lines, dead_timeout, request_timeout; /* 0: the server's default */
+    int lines, dead_timeout, request_timeout; /* or NOT_SAID */
     gboolean read_only, persist;
     const char *device;
 } AttachOptions;
@@ -52,6 +55,12 @@ static const CliUsage usage = {
     .flags = CLI_FLAG_FORMAT | CLI_FLAG_ALLOW | CLI_FLAG_SECRET,
 };
 
+static bool check_number(const char *option, int value, int maximum, GError **error)
+{
+    return value == NOT_SAID || (value >= 1 && value <= maximum) ||
+           error_set(error, EINVAL, "%s is %d: must be 1 to %d", option, value, maximum);
+}
+
 static bool parse_options(AttachOptions *o, int *argc, char ***argv, GError **error)
 {
     const GOptionEntry entries[] = {
@@ -74,12 +83,16 @@ static bool parse_options(AttachOptions *o, int *argc, char ***argv, GError **er
     if (!cli_parse(&usage, entries, &o->common, argc, argv, error)) {
         return false;
     }
-    return attach_server_check_common(&o->common, error);
+    return check_number("--fast-path-lines", o->lines, ATTACHMENT_LINES_MAX, error) &&
+           check_number("--dead-timeout", o->dead_timeout, ATTACHMENT_DEAD_TIMEOUT_MAX, error) &&
+           check_number("--request-timeout", o->request_timeout, ATTACHMENT_REQUEST_TIMEOUT_MAX,
+                        error) &&
+           attach_server_check_common(&o->common, error);
 }
 
 static void add_number(JsonObject *arguments, const char *key, int value)
 {
-    if (value != 0) {
+    if (value != NOT_SAID) {
         json_object_set_int_member(arguments, key, value);
     }
 }
@@ -121,7 +134,7 @@ static void add_option(GPtrArray *options, const char *name, const char *value)
 
 static void add_count(GPtrArray *options, const char *name, int value)
 {
-    if (value != 0) {
+    if (value != NOT_SAID) {
         g_ptr_array_add(options, g_strdup_printf("%s=%d", name, value));
     }
 }
@@ -173,7 +186,8 @@ static char *attach_image(AttachOptions *o, const char *image, GError **error)
 
 int cli_attach(int argc, char **argv)
 {
-    g_auto(AttachOptions) o = {0};
+    g_auto(AttachOptions)
+        o = {.lines = NOT_SAID, .dead_timeout = NOT_SAID, .request_timeout = NOT_SAID};
     g_autoptr(GError) error = NULL;
     if (!parse_options(&o, &argc, &argv, &error)) {
         return cli_fail(error);

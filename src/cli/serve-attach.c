@@ -150,9 +150,11 @@ bool serve_attach_check(Serve *serve, GError **error)
     }
     if (!choose_control(&serve->options, error) ||
         !parse_mode(options.mode_name, &options.mode, error) || !check_name(options.name, error) ||
-        !check_number("--fast-path-lines", options.lines, 1, 1 << 20, error) ||
-        !check_number("--dead-timeout", options.dead_timeout, 1, 1 << 30, error) ||
-        !check_number("--request-timeout", options.request_timeout, 1, 3600, error) ||
+        !check_number("--fast-path-lines", options.lines, 1, ATTACHMENT_LINES_MAX, error) ||
+        !check_number("--dead-timeout", options.dead_timeout, 1, ATTACHMENT_DEAD_TIMEOUT_MAX,
+                      error) ||
+        !check_number("--request-timeout", options.request_timeout, 1,
+                      ATTACHMENT_REQUEST_TIMEOUT_MAX, error) ||
         !check_number("--connections", options.connections, 1, CONNECTIONS_MAX, error)) {
         return false;
     }
@@ -313,9 +315,11 @@ static bool options_of_arguments(JsonObject *arguments, AttachmentOptions *how, 
            check_name(how->name, error) &&
            control_get_string(arguments, "device", &how->device, error) &&
            control_get_bool(arguments, "read-only", &how->read_only, error) &&
-           get_limited(arguments, "lines", 1 << 20, &how->lines_max, error) &&
-           get_limited(arguments, "dead-timeout", 1 << 30, &how->dead_timeout, error) &&
-           get_limited(arguments, "request-timeout", 3600, &how->request_timeout, error);
+           get_limited(arguments, "lines", ATTACHMENT_LINES_MAX, &how->lines_max, error) &&
+           get_limited(arguments, "dead-timeout", ATTACHMENT_DEAD_TIMEOUT_MAX, &how->dead_timeout,
+                       error) &&
+           get_limited(arguments, "request-timeout", ATTACHMENT_REQUEST_TIMEOUT_MAX,
+                       &how->request_timeout, error);
 }
 
 static bool attach_verb(JsonObject *arguments, JsonObject *answer, void *context, GError **error)

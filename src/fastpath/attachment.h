@@ -42,6 +42,10 @@ typedef enum {
 #define ATTACHMENT_LINES_DEFAULT           1000
 #define ATTACHMENT_DEAD_TIMEOUT_DEFAULT    3600 /* seconds */
 #define ATTACHMENT_REQUEST_TIMEOUT_DEFAULT 5    /* seconds */
+/* Each is at least 1. */
+#define ATTACHMENT_LINES_MAX           (1 << 20)
+#define ATTACHMENT_DEAD_TIMEOUT_MAX    (1 << 30)
+#define ATTACHMENT_REQUEST_TIMEOUT_MAX 3600
 
 typedef struct AttachmentOptions {
     AttachMode mode;

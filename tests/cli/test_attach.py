@@ -25,6 +25,9 @@ def wrong_calls():
     expect_refused(cownbd("attach", "a", "b", "c"), "one image")
     expect_refused(cownbd("detach", "a", "b"), "one device")
     expect_refused(cownbd("attach", "none.qcow2"), "none.qcow2", "No such file")
+    for option in ("fast-path-lines", "dead-timeout", "request-timeout"):
+        for value in ("0", "-1", "2147483647"):
+            expect_refused(cownbd("attach", f"--{option}={value}", "disk.qcow2"), f"--{option} is {value}", "1 to")
     for command in ("detach", "rescue"):
         expect_refused(cownbd(command, "disk.qcow2"), "is not attached")
         expect_refused(cownbd(command, "/dev/null"), "/dev/null", "is no block device")
