@@ -120,9 +120,8 @@ static int add_cluster(Image *image, uint64_t entry, uint64_t offset, uint64_t l
     uint64_t inside = offset % tree->cluster_size;
     Extent extent = {.offset = offset, .length = length, .image = image};
     if (cluster.host != 0) {
-        uint64_t needed = cluster.compressed ? 1 : length + inside;
         if (cluster.host < QCOW_HEADER_SIZE || (cluster.compressed && !cluster.stored_length) ||
-            !range_within(cluster.host, needed, store_size(image->store))) {
+            cluster.host >= store_size(image->store)) {
             return refuse_cluster(image, offset, entry);
         }
         extent.store = image->store;

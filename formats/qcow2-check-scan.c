@@ -66,7 +66,8 @@ bool check_range_ok(const Qcow2Check *check, uint64_t offset, uint64_t length)
 {
     uint64_t end;
     return add_u64(offset, length, &end) &&
-           (end <= check->file_size || end - check->file_size < check->cluster_size);
+           (end <= check->file_size ||
+            (offset < check->file_size && end - check->file_size < check->cluster_size));
 }
 
 void check_count(Qcow2Check *check, uint64_t offset, uint64_t length, uint64_t times)

@@ -105,7 +105,8 @@ void check_say(Qcow2Check *check, const char *format, ...) G_GNUC_PRINTF(2, 3);
  * it ends a cluster or more behind the end of the file; nothing is counted then. */
 bool check_refer(Qcow2Check *check, uint64_t offset, uint64_t length, uint64_t times,
                  const char *what);
-/* Its two halves: whether the range is acceptable; and the counting of one that is. */
+/* Its two halves: whether the range is acceptable, as it is when it begins in the file and ends at most inside the
+ * cluster in which the file does; and the counting of one that is. */
 bool check_range_ok(const Qcow2Check *check, uint64_t offset, uint64_t length);
 void check_count(Qcow2Check *check, uint64_t offset, uint64_t length, uint64_t times);
 /* Remembers that nothing else may refer to the range. */

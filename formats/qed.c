@@ -100,8 +100,7 @@ static int add_cluster(Image *image, uint64_t entry, uint64_t offset, uint64_t l
     if (entry == QED_ZERO) {
         extent.type = EXTENT_ZERO;
     } else if (entry != 0) {
-        if (entry < tree->head_end || entry % tree->cluster_size != 0 ||
-            !range_within(entry, tree->cluster_size, store_size(image->store))) {
+        if (!table_tree_cluster_ok(image, entry) || entry % tree->cluster_size != 0) {
             return refuse_cluster(image, offset, entry);
         }
         extent.type = EXTENT_DATA;

@@ -3,6 +3,7 @@
  *
  *     an L2 table or cluster that is not in the file .......... its entry is cleared
  *     one that is not aligned, or lies on top of another ...... it gets a copy of its own
+ *     a cluster in which the file ends, within the disk ....... the file is made whole; zeroes
  *     clusters that nobody uses: at the end of the file ....... cut off
  *                                elsewhere .................... counted; nothing can be done
  *
@@ -85,6 +86,24 @@ static uint64_t mend_entry(Check *check, uint64_t entry)
     return check->error < 0 ? entry : entry - cluster.host + to;
 }
 
+/* The file was cut off inside a cluster, within what the disk has of it. */
+static void check_whole(Check *check, uint64_t guest, const TreeCluster *cluster)
+{
+    uint64_t size = check->tree->cluster_size;
+    uint64_t there = check->size - cluster->host;
+    if (there >= size || guest + there >= check->image->size) {
+        return;
+    }
+    check_result_say(check->result,
+                     "the cluster of offset %" PRIu64 " is at %" PRIu64
+                     ": the file ends inside of it",
+                     guest, cluster->host);
+    if (check_result_corruption(check->result, check->repair) &&
+        store_size(check->image->store) < cluster->host + size) {
+        check->error = store_truncate(check->image->store, cluster->host + size);
+    }
+}
+
 static void check_entry(Check *check, uint64_t guest, uint64_t place, uint64_t entry)
 {
     TableTree *tree = check->tree;
@@ -92,6 +111,9 @@ static void check_entry(Check *check, uint64_t guest, uint64_t place, uint64_t e
     check->result->allocated_clusters += cluster.host != 0;
     check->result->compressed_clusters += cluster.compressed;
     if (table_tree_scan_entry(check->image, &check->use, entry)) {
+        if (cluster.host != 0 && !cluster.compressed) {
+            check_whole(check, guest, &cluster);
+        }
         return;
     }
     check_result_say(check->result,

@@ -35,14 +35,14 @@ bool table_tree_scan_entry(const Image *image, ClusterUse *use, uint64_t entry)
 {
     const TableTree *tree = table_tree(image);
     TreeCluster cluster = tree->decode(tree, entry);
-    uint64_t size = store_size(image->store);
     if (cluster.host == 0) {
         return !cluster.compressed;
     }
-    if (cluster.host < tree->head_end || cluster.host >= size) {
+    if (!table_tree_cluster_ok(image, cluster.host)) {
         return false;
     }
     if (cluster.compressed) {
+        uint64_t size = store_size(image->store);
         uint64_t length = min_u64(cluster.stored_length, size - cluster.host);
         return length > 0 && cluster_use_take(use, cluster.host, length, true);
     }

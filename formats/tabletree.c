@@ -76,6 +76,11 @@ bool table_tree_place_ok(const Image *image, uint64_t offset, uint64_t length)
            range_within(offset, length, store_size(image->store));
 }
 
+bool table_tree_cluster_ok(const Image *image, uint64_t offset)
+{
+    return offset >= table_tree(image)->head_end && offset < store_size(image->store);
+}
+
 int table_tree_find(const Image *image, uint64_t offset, uint64_t *place)
 {
     const TableTree *tree = table_tree(image);

@@ -87,6 +87,9 @@ int table_tree_set(TableTree *tree, uint64_t place, uint64_t entry, MetaOrder or
 
 /* Whether all of a table may be there: aligned to an entry, behind the header, and in the file. */
 bool table_tree_place_ok(const Image *image, uint64_t offset, uint64_t length);
+/* Whether a plain cluster may be there: behind the header, and it begins in the file. Where the file ends inside of it,
+ * the rest reads as zeroes. */
+bool table_tree_cluster_ok(const Image *image, uint64_t offset);
 
 /* Changes an L1 entry in memory. [exclusive] */
 void table_tree_l1_set(TableTree *tree, uint64_t index, uint64_t offset);

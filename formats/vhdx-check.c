@@ -193,7 +193,7 @@ static int check_all(Check *check)
     r = r < 0 ? r : vhdx_walk(check->image, visit_partial, check);
     r = r < 0 ? r : check_region_tables(check);
     if (r == 0 && check->repair != CHECK_REPORT_ONLY) {
-        r = vhdx_flush(check->image);
+        r = vhdx_finish(check->image); /* others do not read an image whose log is not empty */
     }
     return r < 0 ? r : check_tail(check);
 }

@@ -185,6 +185,24 @@ static inline CheckResult images_check(const Format *format, Store *store, Check
     return images_check_over(format, store, NULL, repair);
 }
 
+/* An image whose last cluster, that of the guest's second, loses its second half: what is left is read, and check says
+ * what happened until the file is whole again. */
+static inline void images_assert_cut_short(const Format *format, const uint8_t *bytes,
+                                           uint64_t size, unsigned cluster)
+{
+    g_autoptr(Store) store = store_memory_new("test", bytes, size - cluster / 2);
+    ck_assert_uint_eq(images_check(format, store, CHECK_REPORT_ONLY).corruptions, 1);
+    for (int round = 0; round < 2; round++) {
+        g_autoptr(Image) image = images_open(format, store, NULL, false);
+        ck_assert_uint_eq(images_byte(image, cluster + cluster / 2 - 1), 'b');
+        ck_assert_uint_eq(images_byte(image, cluster + cluster / 2), 0);
+        ck_assert_uint_eq(images_check(format, store, CHECK_REPAIR_ALL).corruptions_fixed, !round);
+    }
+    ck_assert_uint_eq(store_size(store), size);
+    CheckResult result = images_check(format, store, CHECK_REPORT_ONLY);
+    ck_assert_uint_eq(result.corruptions + result.leaks, 0);
+}
+
 /* "name=value,name=value" or NULL. g_hash_table_unref. */
 static inline GHashTable *images_options(const char *text)
 {

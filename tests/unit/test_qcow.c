@@ -287,6 +287,15 @@ START_TEST(qcow_check_mends_what_it_can)
 }
 END_TEST
 
+/* Check called it clean, and reading failed. */
+START_TEST(qcow_file_that_ends_inside_a_cluster)
+{
+    uint64_t size;
+    g_autofree uint8_t *bytes = full_image(2, &size);
+    images_assert_cut_short(&format_qcow, bytes, size, CLUSTER);
+}
+END_TEST
+
 START_TEST(qcow_check_cuts_off_unused_clusters)
 {
     uint64_t size;
@@ -333,6 +342,7 @@ int main(void)
     tcase_add_test(tcase, qcow_zeroes_over_a_backing_must_be_written);
     tcase_add_test(tcase, qcow_keeps_the_order_of_bytes_of_xens_l1);
     tcase_add_test(tcase, qcow_check_mends_what_it_can);
+    tcase_add_test(tcase, qcow_file_that_ends_inside_a_cluster);
     tcase_add_test(tcase, qcow_check_cuts_off_unused_clusters);
     tcase_add_test(tcase, qcow_create_refuses_what_cannot_be);
     return suite_run("qcow", tcase);

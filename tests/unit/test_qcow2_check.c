@@ -343,6 +343,20 @@ START_TEST(check_alone_writes_nothing)
 }
 END_TEST
 
+/* Of a compressed cluster that begins where the file ends nothing is left. Check called it sound, as the sectors of one
+ * may end behind the file. */
+START_TEST(compressed_cluster_behind_the_end_is_given_up)
+{
+    uint64_t l2;
+    g_autoptr(Store) store = image_to_damage(&l2);
+    set_u64(store, l2 + 20 * 8, QCOW2_COMPRESSED | store_size(store));
+    ck_assert_uint_gt(check_store(store, CHECK_REPORT_ONLY).corruptions, 0);
+    check_store(store, CHECK_REPAIR_ALL);
+    assert_clean(store);
+    ck_assert_uint_eq(guest_byte(store, 20), 0);
+}
+END_TEST
+
 START_TEST(repair_of_an_image_open_for_reading_is_refused)
 {
     uint64_t l2;
@@ -430,6 +444,7 @@ int main(void)
     tcase_add_test(tcase, refcounts_are_built_anew_when_their_table_is_gone);
     tcase_add_test(tcase, repair_that_was_cut_short_can_be_finished);
     tcase_add_test(tcase, check_alone_writes_nothing);
+    tcase_add_test(tcase, compressed_cluster_behind_the_end_is_given_up);
     tcase_add_test(tcase, repair_of_an_image_open_for_reading_is_refused);
     tcase_add_test(tcase, one_table_named_a_million_times_is_read_once);
     tcase_add_test(tcase, counts_hold_any_number);

@@ -203,6 +203,15 @@ START_TEST(qed_check_mends_what_it_can)
 }
 END_TEST
 
+/* Check called it clean, and reading failed. */
+START_TEST(qed_file_that_ends_inside_a_cluster)
+{
+    uint64_t size;
+    g_autofree uint8_t *bytes = full_image(2, &size);
+    images_assert_cut_short(&format_qed, bytes, size, CLUSTER);
+}
+END_TEST
+
 START_TEST(qed_check_cuts_off_unused_clusters)
 {
     uint64_t size;
@@ -297,6 +306,7 @@ int main(void)
     tcase_add_test(tcase, qed_bit_is_set_before_the_first_allocation);
     tcase_add_test(tcase, qed_discard_hides_the_backing);
     tcase_add_test(tcase, qed_check_mends_what_it_can);
+    tcase_add_test(tcase, qed_file_that_ends_inside_a_cluster);
     tcase_add_test(tcase, qed_check_cuts_off_unused_clusters);
     tcase_add_test(tcase, qed_growth_shows_nothing_old);
     tcase_add_test(tcase, qed_another_name_never_lies_on_the_old_one);

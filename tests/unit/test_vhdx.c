@@ -192,6 +192,23 @@ START_TEST(vhdx_check_mends_what_it_can)
 }
 END_TEST
 
+/* Nobody but us opens an image for reading while its log has entries: repair left them there. */
+START_TEST(vhdx_repair_empties_the_log)
+{
+    g_autoptr(Store) store = new_store(NULL);
+    set_entry(store, 2, (DATA + 9 * BLOCK) | VHDX_PRESENT);
+    g_autoptr(GError) error = NULL;
+    Image *image = images_try(&format_vhdx, store, NULL, true, true, &error);
+    ck_assert(image != NULL);
+    CheckResult result = {0};
+    ck_assert(format_vhdx.check(image, CHECK_REPAIR_ALL, &result, &error));
+    ck_assert_uint_eq(result.corruptions_fixed, 1);
+    image_unref(image);
+    g_autoptr(Image) again = images_open(&format_vhdx, store, NULL, false);
+    ck_assert(vhdx_guid_is_null(vhdx_state(again)->header.log_guid));
+}
+END_TEST
+
 START_TEST(vhdx_check_looks_at_sector_bits)
 {
     g_autoptr(Store) base_store = new_store(NULL);
@@ -276,6 +293,7 @@ int main(void)
     tcase_add_test(tcase, vhdx_entries_that_cannot_be_are_errors);
     tcase_add_test(tcase, vhdx_writing_is_refused_where_blocks_are_shared);
     tcase_add_test(tcase, vhdx_check_mends_what_it_can);
+    tcase_add_test(tcase, vhdx_repair_empties_the_log);
     tcase_add_test(tcase, vhdx_check_looks_at_sector_bits);
     tcase_add_test(tcase, vhdx_create_refuses_what_cannot_be);
     tcase_add_test(tcase, vhdx_fixed_image_has_all_its_blocks);
