@@ -83,11 +83,10 @@ bool serve_attach_is_wanted(void)
     return options.attach || options.adopt || options.image_control;
 }
 
-static bool check_number(const char *option, int value, int minimum, int maximum, GError **error)
+static bool check_number(const char *option, int value, int maximum, GError **error)
 {
-    return (value >= minimum && value <= maximum) ||
-           error_set(error, EINVAL, "serve: %s is %d: must be %d to %d", option, value, minimum,
-                     maximum);
+    return (value >= 1 && value <= maximum) ||
+           error_set(error, EINVAL, "serve: %s is %d: must be 1 to %d", option, value, maximum);
 }
 
 static bool parse_mode(const char *name, AttachMode *mode, GError **error)
@@ -150,12 +149,11 @@ bool serve_attach_check(Serve *serve, GError **error)
     }
     if (!choose_control(&serve->options, error) ||
         !parse_mode(options.mode_name, &options.mode, error) || !check_name(options.name, error) ||
-        !check_number("--fast-path-lines", options.lines, 1, ATTACHMENT_LINES_MAX, error) ||
-        !check_number("--dead-timeout", options.dead_timeout, 1, ATTACHMENT_DEAD_TIMEOUT_MAX,
+        !check_number("--fast-path-lines", options.lines, ATTACHMENT_LINES_MAX, error) ||
+        !check_number("--dead-timeout", options.dead_timeout, ATTACHMENT_DEAD_TIMEOUT_MAX, error) ||
+        !check_number("--request-timeout", options.request_timeout, ATTACHMENT_REQUEST_TIMEOUT_MAX,
                       error) ||
-        !check_number("--request-timeout", options.request_timeout, 1,
-                      ATTACHMENT_REQUEST_TIMEOUT_MAX, error) ||
-        !check_number("--connections", options.connections, 1, CONNECTIONS_MAX, error)) {
+        !check_number("--connections", options.connections, CONNECTIONS_MAX, error)) {
         return false;
     }
     return check_snapshot(serve, error);
