@@ -2,6 +2,7 @@
  * are in tests/crash. */
 #include <errno.h>
 #include <glib.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #include "base/bytes.h"
@@ -44,6 +45,45 @@ static Disk *open_disk(Store *store, const Format *format, bool write)
     g_autoptr(Image) image = image_open_store(store, &how, NULL, &error);
     ck_assert_msg(image != NULL, "%s", error ? error->message : "");
     return disk_new(image, pool, image->format_guessed);
+}
+
+/* A store whose writes and syncs fail for as long as the test says. */
+static struct {
+    const StoreOps *real;
+    StoreOps ops;
+    atomic_int write_error, sync_error; /* negative errno, or 0 */
+} failing;
+
+static int failing_pwritev(Store *store, const struct iovec *iov, int count, uint64_t offset)
+{
+    int r = failing.write_error;
+    return r < 0 ? r : failing.real->pwritev(store, iov, count, offset);
+}
+
+static int failing_sync(Store *store)
+{
+    int r = failing.sync_error;
+    return r < 0 ? r : failing.real->sync(store);
+}
+
+static void make_failing(Store *store)
+{
+    failing.real = store->ops;
+    failing.ops = *store->ops;
+    failing.ops.pwritev = failing_pwritev;
+    failing.ops.sync = failing_sync;
+    failing.write_error = failing.sync_error = 0;
+    store->ops = &failing.ops;
+}
+
+static Disk *open_new_qcow2(Store *store)
+{
+    GError *error = NULL;
+    g_autoptr(GHashTable) options = g_hash_table_new(g_str_hash, g_str_equal);
+    FormatCreate create = {.size = DISK_SIZE, .options = options};
+    ck_assert(format_qcow2.create(store, &create, &error));
+    make_failing(store);
+    return open_disk(store, &format_qcow2, true);
 }
 
 START_TEST(disk_reads_what_was_written)
@@ -186,12 +226,8 @@ static void plug_run(PoolJob *job)
 
 START_TEST(write_that_may_block_allocates_without_the_pool)
 {
-    GError *error = NULL;
     g_autoptr(Store) store = store_memory_new("memory", NULL, 0);
-    g_autoptr(GHashTable) options = g_hash_table_new(g_str_hash, g_str_equal);
-    FormatCreate create = {.size = DISK_SIZE, .options = options};
-    ck_assert(format_qcow2.create(store, &create, &error));
-    Disk *disk = open_disk(store, &format_qcow2, true);
+    Disk *disk = open_new_qcow2(store);
     uint8_t out[65536], in[65536];
     memset(out, 0x5a, sizeof out);
     ck_assert_int_eq(run(disk, REQUEST_READ, 0, 0, 1, in), 0); /* now the map is known */
@@ -216,6 +252,91 @@ START_TEST(write_that_may_block_allocates_without_the_pool)
 }
 END_TEST
 
+static int flush(Disk *disk)
+{
+    return run(disk, REQUEST_FLUSH, 0, 0, 0, NULL);
+}
+
+/* Whoever had the image before may have left writes that no sync has covered. */
+START_TEST(flush_syncs_at_first_and_then_what_is_new)
+{
+    g_autoptr(Store) store = store_memory_new("memory", NULL, DISK_SIZE);
+    Disk *disk = open_disk(store, &format_raw, true);
+    uint8_t bytes[512] = {1};
+    uint64_t before = store_memory_syncs(store);
+    ck_assert_int_eq(flush(disk), 0);
+    ck_assert_uint_eq(store_memory_syncs(store), before + 1);
+    ck_assert_int_eq(flush(disk), 0);
+    ck_assert_uint_eq(store_memory_syncs(store), before + 1);
+    ck_assert_int_eq(run(disk, REQUEST_WRITE, 0, 0, sizeof bytes, bytes), 0);
+    ck_assert_uint_eq(store_memory_syncs(store), before + 1);
+    ck_assert_int_eq(flush(disk), 0);
+    ck_assert_uint_eq(store_memory_syncs(store), before + 2);
+    ck_assert_int_eq(run(disk, REQUEST_WRITE, REQUEST_FUA, 0, sizeof bytes, bytes), 0);
+    ck_assert_int_eq(run(disk, REQUEST_ZERO, REQUEST_FUA, 0, sizeof bytes, NULL), 0);
+    ck_assert_int_eq(run(disk, REQUEST_TRIM, REQUEST_FUA, 0, sizeof bytes, NULL), 0);
+    ck_assert_uint_eq(store_memory_syncs(store), before + 5);
+    ck_assert_int_eq(disk_close(disk), 0);
+}
+END_TEST
+
+/* With nothing written since, the next flush has that of the failed one to do. */
+START_TEST(flush_fails_until_a_sync_is_true)
+{
+    g_autoptr(Store) store = store_memory_new("memory", NULL, DISK_SIZE);
+    make_failing(store);
+    Disk *disk = open_disk(store, &format_raw, true);
+    uint8_t bytes[512] = {1};
+    ck_assert_int_eq(run(disk, REQUEST_WRITE, 0, 0, sizeof bytes, bytes), 0);
+    failing.sync_error = -EIO;
+    ck_assert_int_eq(flush(disk), -EIO);
+    ck_assert_int_eq(flush(disk), -EIO);
+    ck_assert_int_eq(run(disk, REQUEST_WRITE, REQUEST_FUA, 0, sizeof bytes, bytes), -EIO);
+    failing.sync_error = 0;
+    ck_assert_int_eq(flush(disk), 0);
+    ck_assert_int_eq(disk_close(disk), 0);
+}
+END_TEST
+
+START_TEST(flush_whose_tables_fail_makes_the_disk_read_only)
+{
+    g_autoptr(Store) store = store_memory_new("memory", NULL, 0);
+    Disk *disk = open_new_qcow2(store);
+    uint8_t out[512] = {1}, in[512];
+    ck_assert_int_eq(run(disk, REQUEST_WRITE, 0, 0, sizeof out, out), 0);
+    failing.write_error = -EIO;
+    ck_assert_int_eq(flush(disk), -EIO);
+    failing.write_error = 0;
+    ck_assert_int_eq(run(disk, REQUEST_WRITE, 0, 0, sizeof out, out), -EIO);
+    ck_assert_int_eq(flush(disk), -EIO);
+    ck_assert_int_eq(run(disk, REQUEST_READ, 0, 0, sizeof in, in), 0);
+    ck_assert_mem_eq(in, out, sizeof in);
+    ck_assert_int_eq(disk_close(disk), -EIO);
+}
+END_TEST
+
+START_TEST(flush_without_space_is_tried_again)
+{
+    g_autoptr(Store) store = store_memory_new("memory", NULL, 0);
+    Disk *disk = open_new_qcow2(store);
+    uint8_t out[512] = {1}, in[512];
+    ck_assert_int_eq(run(disk, REQUEST_WRITE, 0, 65536, sizeof out, out), 0);
+    failing.write_error = -ENOSPC;
+    ck_assert_int_eq(flush(disk), -ENOSPC);
+    ck_assert_int_eq(flush(disk), -ENOSPC);
+    failing.write_error = 0;
+    ck_assert_int_eq(flush(disk), 0);
+    ck_assert_int_eq(run(disk, REQUEST_WRITE, 0, 131072, sizeof out, out), 0);
+    ck_assert_int_eq(disk_close(disk), 0);
+    disk = open_disk(store, &format_qcow2, false);
+    for (uint64_t at = 65536; at <= 131072; at += 65536) {
+        ck_assert_int_eq(run(disk, REQUEST_READ, 0, at, sizeof in, in), 0);
+        ck_assert_mem_eq(in, out, sizeof in);
+    }
+    ck_assert_int_eq(disk_close(disk), 0);
+}
+END_TEST
+
 int main(void)
 {
     pool = pool_new(POOL_THREADS);
@@ -231,6 +352,10 @@ int main(void)
     tcase_add_test(tcase, write_over_unreadable_backing_data_fails);
     tcase_add_test(tcase, write_that_may_block_allocates_without_the_pool);
     tcase_add_test(tcase, disk_answers_status_from_the_start_of_the_range);
+    tcase_add_test(tcase, flush_syncs_at_first_and_then_what_is_new);
+    tcase_add_test(tcase, flush_fails_until_a_sync_is_true);
+    tcase_add_test(tcase, flush_whose_tables_fail_makes_the_disk_read_only);
+    tcase_add_test(tcase, flush_without_space_is_tried_again);
     int status = suite_run("disk", tcase);
     pool_free(pool); /* first: its threads may still be waking the worker */
     worker_free(worker);
