@@ -7,6 +7,7 @@
  *     a grain on top of something else .............................. the same, else it gets bytes of its own
  *     a table and its copy differ ................................... the table counts, unless it has nothing where the
  *                                                                     copy has a grain that nobody else has
+ *     a copy of the directory that is not in the file ............... the extent has no copies any more
  *     COWD: freeSector lies before something that is used ........... put behind it
  *     grains that nobody uses: at the end of the file ............... cut off
  *                              elsewhere ............................ counted; nothing can be done
@@ -382,10 +383,10 @@ static int check_free(const Check *check)
     return vmdk_flush(check->image);
 }
 
-/* Then the header is refused for writing, so nothing is mended. */
-static void check_head(const Check *check)
+static int check_head(const Check *check)
 {
-    const VmdkSparse *sparse = check->sparse;
+    VmdkSparse *sparse = check->sparse;
+    /* Then the header is refused for writing, so nothing is mended. */
     if (sparse->directory_claims != 0) {
         check_result_say(check->result,
                          "%s: numGDEntries is %" PRIu32
@@ -393,6 +394,12 @@ static void check_head(const Check *check)
                          sparse->store->name, sparse->directory_claims, vmdk_sparse_tables(sparse));
         (void)check_result_corruption(check->result, CHECK_REPORT_ONLY);
     }
+    if (sparse->copy_error) {
+        check_result_say(check->result, "%s", sparse->copy_error->message);
+        return check_result_corruption(check->result, check->repair) ? vmdk_hosted_drop_copy(sparse)
+                                                                     : 0;
+    }
+    return 0;
 }
 
 /* ---- one extent ----------------------------------------------------------------------------- */
@@ -442,9 +449,9 @@ static int check_extent(Check *check)
         return r;
     }
     count_grains(check);
-    check_head(check);
-    if (check->sparse->compressed) {
-        return 0; /* streams have any length */
+    r = check_head(check);
+    if (r < 0 || check->sparse->compressed) {
+        return r; /* streams have any length */
     }
     count_gaps(check);
     r = check_tail(check);

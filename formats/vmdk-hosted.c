@@ -166,19 +166,33 @@ static bool unpack_places(VmdkSparse *out, const VmdkHeaderDisk *disk, GError **
 }
 
 /* For writers and repairs: a reader does not look at the copy. It may be where the directory is: then there is none. */
-static bool unpack_redundant(VmdkSparse *out, const VmdkHeaderDisk *disk, GError **error)
+static void unpack_redundant(VmdkSparse *out, const VmdkHeaderDisk *disk)
 {
     uint64_t sector = le64toh(disk->redundant_directory_offset);
     if (!(le32toh(disk->flags) & FLAG_REDUNDANT) || sector == 0 ||
         sector == le64toh(disk->directory_offset)) {
-        return true;
+        return;
     }
     if (!vmdk_sparse_range(out, "rgdOffset", sector, vmdk_sparse_tables(out) * out->entry_size,
-                           &out->redundant_offset, error)) {
+                           &out->redundant_offset, &out->copy_error)) {
         out->redundant_offset = 0;
-        return false;
     }
-    return true;
+}
+
+int vmdk_hosted_drop_copy(VmdkSparse *sparse)
+{
+    uint8_t flags[4];
+    uint64_t place = offsetof(VmdkHeaderDisk, flags);
+    int r = store_read(sparse->store, flags, sizeof flags, place);
+    if (r == 0) {
+        store_le32(flags, load_le32(flags) & ~FLAG_REDUNDANT);
+        r = store_write(sparse->store, flags, sizeof flags, place);
+    }
+    r = r < 0 ? r : store_sync(sparse->store);
+    if (r == 0) {
+        g_clear_error(&sparse->copy_error);
+    }
+    return r;
 }
 
 static bool header_unpack(VmdkSparse *out, const VmdkHeaderDisk *disk, GError **error)
@@ -228,7 +242,7 @@ static void set_outline(const VmdkSparse *sparse, const VmdkOutline *outline, ui
     memcpy(sector, &disk, sizeof disk);
 }
 
-bool vmdk_hosted_open(VmdkSparse *sparse, bool write, GError **error)
+bool vmdk_hosted_open(VmdkSparse *sparse, GError **error)
 {
     Store *store = sparse->store;
     VmdkHeaderDisk disk;
@@ -248,5 +262,6 @@ bool vmdk_hosted_open(VmdkSparse *sparse, bool write, GError **error)
     if (!header_unpack(sparse, &disk, error)) {
         return false;
     }
-    return unpack_redundant(sparse, &disk, write ? error : NULL) || !write;
+    unpack_redundant(sparse, &disk);
+    return true;
 }

@@ -225,6 +225,10 @@ bool vmdk_scan_for_writing(VmdkSparse *sparse, GError **error)
     static const char *const users[] = {"header", "grain table", "copy of a grain table", "grain"};
     static const char *const faults[] = {"is not in the file", "lies on something else"};
     WriterScan writer = {.scan = {.sparse = sparse, .fault = note_fault}};
+    if (sparse->copy_error) {
+        g_propagate_error(error, g_error_copy(sparse->copy_error));
+        return false;
+    }
     int r = vmdk_scan(&writer.scan);
     if (writer.refused) {
         g_array_unref(writer.scan.claims);

@@ -147,7 +147,7 @@ static bool open_kind(VmdkSparse *sparse, bool write, GError **error)
     if (load_le64(magic) == VMDK_SESPARSE_MAGIC) {
         return vmdk_sesparse_open(sparse, error);
     }
-    return vmdk_hosted_open(sparse, write, error);
+    return vmdk_hosted_open(sparse, error);
 }
 
 VmdkSparse *vmdk_sparse_open(Store *store, uint64_t cache_limit, bool write, GError **error)
@@ -169,6 +169,7 @@ void vmdk_sparse_close(VmdkSparse *sparse)
     if (sparse) {
         g_clear_pointer(&sparse->cache, metacache_free);
         g_clear_pointer(&sparse->new_tables, g_hash_table_unref);
+        g_clear_error(&sparse->copy_error);
         g_free(sparse);
     }
 }

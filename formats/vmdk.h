@@ -112,6 +112,7 @@ struct VmdkSparse {
     bool is_unclean;           /* uncleanShutdown: the last writer did not close it */
     uint64_t unclean_offset;   /* bytes, of that mark; 0: the kind is only read */
     uint64_t redundant_offset; /* bytes, of the copy of the directory; 0: there is none */
+    GError *copy_error;        /* it is not in the file: only a repair writes; or NULL */
     uint64_t free_offset;      /* bytes, of COWD's freeSector; 0: nothing records what is free */
     /* Writers only. */
     uint64_t used_end;      /* everything from here on is free */
@@ -183,7 +184,9 @@ uint64_t vmdk_sparse_table_covers(const VmdkSparse *sparse);
 
 /* --- vmdk-hosted.c, vmdk-cowd.c, vmdk-sesparse.c: the headers of the kinds. Fill in all but the cache. --- */
 
-bool vmdk_hosted_open(VmdkSparse *sparse, bool write, GError **error);
+bool vmdk_hosted_open(VmdkSparse *sparse, GError **error);
+/* The header says no more that there is a copy of the directory, durably. 0 or -errno. */
+int vmdk_hosted_drop_copy(VmdkSparse *sparse);
 bool vmdk_cowd_open(VmdkSparse *sparse, bool write, GError **error);
 bool vmdk_sesparse_open(VmdkSparse *sparse, GError **error);
 

@@ -17,6 +17,7 @@
 #define TABLE          (27 * SECTOR)
 #define GRAINS         32u
 #define DESCRIPTOR     (1 * SECTOR)
+#define REDUNDANT      48u /* rgdOffset */
 #define UNCLEAN_OFFSET 72u
 
 static void set_option(GHashTable *options, const char *name, const char *value)
@@ -234,6 +235,7 @@ static const Damage damages[] = {
     {21 * SECTOR, 100000, "copy of a grain table at 51200000 is not in the file", "abcd"},
     {21 * SECTOR, 27, "copy of a grain table at 13824 lies on something", "abcd"},
     {21 * SECTOR, 0, NULL, "abcd"},
+    {REDUNDANT, 100000, "rgdOffset is sector 100000", "abcd"},
 };
 
 static void assert_contents(Store *store, const char *contents)
@@ -329,20 +331,6 @@ START_TEST(vmdk_check_cuts_off_unused_space)
     ck_assert_uint_eq(check(store, CHECK_REPAIR_LEAKS).leaks_fixed, 3);
     ck_assert_uint_eq(store_size(store), size);
     assert_clean(store);
-}
-END_TEST
-
-START_TEST(vmdk_a_wrong_copy_of_the_directory_is_refused_for_writing)
-{
-    uint64_t size;
-    g_autofree uint8_t *bytes = full_image(1, &size);
-    store_le64(bytes + 48, 100000);
-    g_autoptr(Store) store = store_memory_new("test.vmdk", bytes, size);
-    assert_contents(store, "a");
-    ImageOpen how = {.format = &format_vmdk, .write = true};
-    g_autoptr(GError) error = NULL;
-    ck_assert_ptr_null(image_open_store(store, &how, NULL, &error));
-    ck_assert(strstr(error->message, "rgdOffset is sector 100000") != NULL);
 }
 END_TEST
 
@@ -515,7 +503,6 @@ int main(void)
     tcase_add_test(tcase, vmdk_grains_on_each_other_get_bytes_of_their_own);
     tcase_add_test(tcase, vmdk_differences_of_an_unclosed_extent_are_leaks);
     tcase_add_test(tcase, vmdk_check_cuts_off_unused_space);
-    tcase_add_test(tcase, vmdk_a_wrong_copy_of_the_directory_is_refused_for_writing);
     tcase_add_test(tcase, vmdk_create_refuses_what_cannot_be);
     tcase_add_test(tcase, vmdk_directory_moves_when_it_has_no_room);
     tcase_add_test(tcase, vmdk_resize_with_any_write_failing);
