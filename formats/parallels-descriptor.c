@@ -270,6 +270,7 @@ static bool end_shot(Parser *parser, GError **error)
         g_free(parent);
         return refuse(parser, TEXT_SHOT, guid, "of one Shot only", error);
     }
+    g_ptr_array_add(parser->out->shots, guid);
     g_hash_table_insert(parser->out->parents, g_steal_pointer(&guid), parent);
     return true;
 }
@@ -433,6 +434,7 @@ ParallelsDescriptor *parallels_descriptor_parse(const char *text, size_t n, cons
     g_autoptr(ParallelsDescriptor) out = g_new0(ParallelsDescriptor, 1);
     out->storages = g_ptr_array_new_with_free_func(storage_free);
     out->parents = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
+    out->shots = g_ptr_array_new();
     g_auto(Parser) parser = {.out = out, .image = path};
     parser.markup = g_markup_parse_context_new(&calls, 0, &parser, NULL);
     parser.path = g_string_new(NULL);
@@ -456,6 +458,7 @@ void parallels_descriptor_free(ParallelsDescriptor *descriptor)
     if (descriptor) {
         g_ptr_array_unref(descriptor->storages);
         g_hash_table_unref(descriptor->parents);
+        g_ptr_array_unref(descriptor->shots);
         g_free(descriptor->top);
         g_free(descriptor);
     }

@@ -10,13 +10,14 @@
  *
  * The files of a storage are a chain of images, opened here as any other, and asked as such: the disk is a row of
  * chains. It is one image all the same, and only read: a file of its snapshots must never change, and only the program
- * that keeps the descriptor knows which one may.
+ * that keeps the descriptor knows which one may. An older snapshot is shown in the same way: its chain begins further down.
  *
  * What must stay true: each chain is at least as long as its storage; pieces are in the order of the disk, without gaps.
  */
 #include "formats/parallels.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/errors.h"
 #include "formats/check-result.h"
@@ -38,15 +39,22 @@ struct ParallelsDirectory {
     uint64_t entries; /* of all tables */
 };
 
+static void close_pieces(ParallelsDirectory *directory)
+{
+    for (unsigned i = 0; i < directory->count; i++) {
+        image_unref(directory->pieces[i].top);
+    }
+    g_clear_pointer(&directory->pieces, g_free);
+    directory->count = 0;
+    directory->entries = 0;
+}
+
 void parallels_directory_free(ParallelsDirectory *directory)
 {
     if (!directory) {
         return;
     }
-    for (unsigned i = 0; i < directory->count; i++) {
-        image_unref(directory->pieces[i].top);
-    }
-    g_free(directory->pieces);
+    close_pieces(directory);
     parallels_descriptor_free(directory->descriptor);
     g_free(directory);
 }
@@ -118,6 +126,19 @@ static Image *open_layer(Image *image, ParallelsDirectory *directory,
     return g_steal_pointer(&layer);
 }
 
+/* How much of its storage the chain holds. Before the disk grew, the last one may have been shorter. */
+static bool piece_length(const ParallelsDirectory *directory, const ParallelsStorage *storage,
+                         const Image *top, const char *guid, uint64_t *length, GError **error)
+{
+    const ParallelsDescriptor *descriptor = directory->descriptor;
+    bool may_be_shorter = directory->count + 1 == descriptor->storages->len && top->size > 0 &&
+                          strcmp(guid, descriptor->top) != 0;
+    *length = may_be_shorter ? min_u64(top->size, storage->length) : storage->length;
+    return top->size >= *length ||
+           error_set(error, EUCLEAN, "%s: holds %" PRIu64 " bytes, but its storage has %" PRIu64,
+                     top->path, top->size, storage->length);
+}
+
 /* guids: from the top down. */
 static bool open_piece(Image *image, ParallelsDirectory *directory, const ParallelsStorage *storage,
                        const GPtrArray *guids, GError **error)
@@ -138,13 +159,11 @@ static bool open_piece(Image *image, ParallelsDirectory *directory, const Parall
         image_unref(top);
         top = layer;
     }
-    if (top->size < storage->length) {
-        return error_set(error, EUCLEAN,
-                         "%s: holds %" PRIu64 " bytes, but its storage has %" PRIu64, top->path,
-                         top->size, storage->length);
+    uint64_t length;
+    if (!piece_length(directory, storage, top, guids->pdata[0], &length, error)) {
+        return false;
     }
-    directory->pieces[directory->count++] =
-        (Piece){storage->offset, storage->length, g_steal_pointer(&top)};
+    directory->pieces[directory->count++] = (Piece){storage->offset, length, g_steal_pointer(&top)};
     return true;
 }
 
@@ -174,6 +193,8 @@ static bool open_pieces(Image *image, ParallelsDirectory *directory, const char 
 /* What the files have in common, or the worst of it. */
 static void sum_up(Image *image, const ParallelsDirectory *directory, ParallelsHeader *header)
 {
+    const Piece *last = &directory->pieces[directory->count - 1];
+    image->size = last->offset + last->length;
     for (unsigned i = 0; i < directory->count; i++) {
         for (const Image *layer = directory->pieces[i].top; layer; layer = layer->backing) {
             image->allocation_unit = max_u64(image->allocation_unit, layer->allocation_unit);
@@ -202,9 +223,72 @@ ParallelsDirectory *parallels_directory_open(Image *image, ParallelsHeader *head
                   image->path);
         return NULL;
     }
-    image->size = directory->descriptor->size;
     sum_up(image, directory, header);
     return g_steal_pointer(&directory);
+}
+
+/* ---- snapshots ---- */
+
+static bool is_top(const ParallelsDescriptor *descriptor, const char *guid)
+{
+    return strcmp(guid, descriptor->top) == 0;
+}
+
+static const char *find_snapshot(const ParallelsDescriptor *descriptor, const char *name)
+{
+    unsigned number = 0;
+    for (unsigned i = 0; i < descriptor->shots->len; i++) {
+        const char *guid = descriptor->shots->pdata[i];
+        char text[16];
+        if (is_top(descriptor, guid)) {
+            continue;
+        }
+        g_snprintf(text, sizeof text, "%u", ++number);
+        if (g_ascii_strcasecmp(name, guid) == 0 || strcmp(name, text) == 0) {
+            return guid;
+        }
+    }
+    return NULL;
+}
+
+bool parallels_directory_show(Image *image, const char *name, ParallelsHeader *header,
+                              GError **error)
+{
+    ParallelsDirectory *directory = parallels_state(image)->directory;
+    const char *guid = find_snapshot(directory->descriptor, name);
+    if (!guid) {
+        return error_set(error, ENOENT,
+                         "%s: there is no snapshot '%s': cownbd snapshot list shows them",
+                         image->path, name);
+    }
+    close_pieces(directory);
+    if (!open_pieces(image, directory, guid, error)) {
+        return false;
+    }
+    *header = (ParallelsHeader){0};
+    image->allocation_unit = 1;
+    sum_up(image, directory, header);
+    image->largest_unit = max_u64(image->largest_unit, image->allocation_unit);
+    return true;
+}
+
+unsigned parallels_directory_snapshots(const Image *image, unsigned most, GVariantBuilder *list)
+{
+    const ParallelsDescriptor *descriptor = parallels_state(image)->directory->descriptor;
+    unsigned count = 0;
+    for (unsigned i = 0; i < descriptor->shots->len; i++) {
+        const char *guid = descriptor->shots->pdata[i];
+        if (is_top(descriptor, guid) || count++ >= most) {
+            continue;
+        }
+        g_autofree char *number = g_strdup_printf("%u", count);
+        GVariantBuilder entry;
+        g_variant_builder_init(&entry, G_VARIANT_TYPE_VARDICT);
+        info_add_text(&entry, "id", number, -1);
+        info_add_text(&entry, "name", guid, -1);
+        g_variant_builder_add_value(list, g_variant_builder_end(&entry));
+    }
+    return count;
 }
 
 /* ---- map ---- */

@@ -154,6 +154,22 @@ static void parallels_info(const Image *image, GVariantBuilder *data)
     }
 }
 
+static bool parallels_snapshot_show(Image *image, const char *name, GError **error)
+{
+    ParallelsState *s = image->state;
+    return s->directory
+               ? parallels_directory_show(image, name, &s->header, error)
+               : error_set(error, ENOTSUP,
+                           "%s: snapshot '%s': is one file, and has no snapshots: open the "
+                           "directory that it lies in, NAME.hdd",
+                           image->path, name);
+}
+
+static unsigned parallels_snapshots(const Image *image, unsigned most, GVariantBuilder *list)
+{
+    return parallels_state(image)->directory ? parallels_directory_snapshots(image, most, list) : 0;
+}
+
 static uint64_t parallels_allocated_bytes(const Image *image)
 {
     return parallels_state(image)->directory ? parallels_directory_allocated_bytes(image)
@@ -186,6 +202,8 @@ const Format format_parallels = {
     .is_dirty = parallels_is_dirty,
     .directory_file = PARALLELS_DESCRIPTOR_NAME,
     .info = parallels_info,
+    .snapshots = parallels_snapshots,
+    .snapshot_show = parallels_snapshot_show,
     .cluster_size = parallels_cluster_size,
     .dirty_flag = parallels_dirty_flag,
     .allocated_bytes = parallels_allocated_bytes,

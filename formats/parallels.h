@@ -151,6 +151,7 @@ typedef struct ParallelsDescriptor {
     uint64_t size;       /* bytes, below 2^63 */
     GPtrArray *storages; /* of ParallelsStorage: in order, without gaps, from 0 to size */
     GHashTable *parents; /* the tree of snapshots: GUID -> GUID of the parent */
+    GPtrArray *shots;    /* the GUIDs of that, in the order of the text; not owned */
     char *top;           /* GUID: what the disk is now */
 } ParallelsDescriptor;
 
@@ -176,6 +177,12 @@ const ParallelsFile *parallels_storage_file(const ParallelsStorage *storage, con
 ParallelsDirectory *parallels_directory_open(Image *image, ParallelsHeader *header, GError **error);
 void parallels_directory_free(ParallelsDirectory *directory);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(ParallelsDirectory, parallels_directory_free)
+
+/* The disk is what it was at that snapshot from now on, and as long; called by its GUID or its number in the list. */
+bool parallels_directory_show(Image *image, const char *name, ParallelsHeader *header,
+                              GError **error);
+/* As Format.snapshots: all but what the disk is now. */
+unsigned parallels_directory_snapshots(const Image *image, unsigned most, GVariantBuilder *list);
 
 int parallels_directory_map(Image *image, uint64_t offset, uint64_t length, ExtentList *list);
 bool parallels_directory_check(Image *image, CheckResult *result, GError **error);

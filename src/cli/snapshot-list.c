@@ -28,20 +28,42 @@ JsonArray *snapshot_list(const Image *image, unsigned most, unsigned *more)
     return json_node_dup_array(node);
 }
 
-static void print_one(JsonObject *snapshot)
+/* What the format says nothing of stays empty. The caller frees it. */
+static char *date_of(JsonObject *snapshot)
 {
-    int64_t clock = json_object_get_int_member(snapshot, "vm-clock-sec");
+    if (!json_object_has_member(snapshot, "date-sec")) {
+        return g_strdup("");
+    }
     g_autoptr(GDateTime) date =
         g_date_time_new_from_unix_local(json_object_get_int_member(snapshot, "date-sec"));
-    g_autofree char *day = date ? g_date_time_format(date, "%Y-%m-%d %H:%M:%S") : g_strdup("?");
-    g_autofree char *size = output_size(json_object_get_int_member(snapshot, "vm-state-size"));
-    g_autofree char *time = g_strdup_printf(
-        "%02" PRId64 ":%02" PRId64 ":%02" PRId64 ".%03" PRId64, clock / 3600, clock / 60 % 60,
-        clock % 60, json_object_get_int_member(snapshot, "vm-clock-nsec") / 1000000);
-    g_autofree char *icount =
-        json_object_has_member(snapshot, "icount")
-            ? g_strdup_printf("%" PRId64, json_object_get_int_member(snapshot, "icount"))
-            : g_strdup("");
+    return date ? g_date_time_format(date, "%Y-%m-%d %H:%M:%S") : g_strdup("?");
+}
+
+static char *clock_of(JsonObject *snapshot)
+{
+    if (!json_object_has_member(snapshot, "vm-clock-sec")) {
+        return g_strdup("");
+    }
+    int64_t clock = json_object_get_int_member(snapshot, "vm-clock-sec");
+    return g_strdup_printf("%02" PRId64 ":%02" PRId64 ":%02" PRId64 ".%03" PRId64, clock / 3600,
+                           clock / 60 % 60, clock % 60,
+                           json_object_get_int_member(snapshot, "vm-clock-nsec") / 1000000);
+}
+
+static char *number_of(JsonObject *snapshot, const char *key)
+{
+    return json_object_has_member(snapshot, key)
+               ? g_strdup_printf("%" PRId64, json_object_get_int_member(snapshot, key))
+               : g_strdup("");
+}
+
+static void print_one(JsonObject *snapshot)
+{
+    g_autofree char *day = date_of(snapshot), *time = clock_of(snapshot);
+    g_autofree char *size = json_object_has_member(snapshot, "vm-state-size")
+                                ? output_size(json_object_get_int_member(snapshot, "vm-state-size"))
+                                : g_strdup("");
+    g_autofree char *icount = number_of(snapshot, "icount");
     g_autofree char *id = output_harmless(json_object_get_string_member(snapshot, "id"));
     g_autofree char *name = output_harmless(json_object_get_string_member(snapshot, "name"));
     printf("%-9s %-16s %8s%20s%13s%11s\n", id, name, size, day, time, icount);

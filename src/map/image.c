@@ -127,9 +127,10 @@ static bool show_snapshot(Image *image, const char *name, GError **error)
                          image->path, name);
     }
     if (!image->format->snapshot_show) {
-        return error_set(error, ENOTSUP,
-                         "%s: snapshot '%s': format %s has no snapshots: only qcow2 has",
-                         image->path, name, image->format->name);
+        return error_set(
+            error, ENOTSUP,
+            "%s: snapshot '%s': format %s has no snapshots: only qcow2 and parallels have",
+            image->path, name, image->format->name);
     }
     return image->format->snapshot_show(image, name, error);
 }

@@ -17,7 +17,7 @@ import pyvmdk
 sys.path.insert(0, os.path.join(os.environ["COWNBD_SOURCE"], "tests/golden/make"))
 import parallels
 
-from cli import COWNBD, Workdir, expect, expect_equal, expect_refused, must, ours, run
+from cli import COWNBD, Workdir, expect, expect_equal, expect_refused, load_json, must, ours, run
 
 SIZE = 20 << 20
 QEMU_NAME = {"vhd": "vpc", "vhdx": "vhdx", "vdi": "vdi", "vmdk": "vmdk", "qcow": "qcow", "qed": "qed",
@@ -289,12 +289,29 @@ def check_parallels_directory():
     ours("compare", "over.qcow2", "model.raw")
     with open("model.raw", "rb") as model:
         expect_equal(contents("disk.hdd"), hashlib.sha256(model.read()).hexdigest(), "disk.hdd over NBD")
+    check_parallels_snapshot(snapshot, half)
     for command in (["check", "--repair=all"], ["resize"]):
         expect_refused(run(COWNBD, *command, "disk.hdd", *["+1M"] * (command == ["resize"])), "open it read-only")
     expect_refused(run(COWNBD, "info", "-f", "raw", "disk.hdd"), "is a directory")
     with open("disk.hdd/DiskDescriptor.xml", "w") as file:
         file.write(text.replace("root.hds", "../model.raw"))
     expect_refused(run(COWNBD, "map", "disk.hdd"), "--allow-path")
+
+
+def check_parallels_snapshot(guid, half):
+    """The disk as it was before now.hds: by its number, and by its GUID however that is written."""
+    must("qemu-img", "create", "-q", "-f", "raw", "old.raw", SIZE)
+    must("qemu-io", "-f", "raw", "-c", "write -P 1 0 1M", "-c", "write -P 2 5M 1M", "-c", f"write -P 4 {half} 64k",
+         "old.raw")
+    expect_equal(load_json(ours("snapshot", "list", "--json", "disk.hdd")), [{"id": "1", "name": guid.lower()}], "the list")
+    expect(guid.lower() in ours("info", "disk.hdd"), "info shows no snapshot")
+    for name in ("1", guid.lower(), guid.upper()):
+        ours("convert", "-q", "--snapshot", name, "-O", "raw", "disk.hdd", "before.raw")
+        ours("compare", "before.raw", "old.raw")
+    for name in ("2", "0", parallels.TOP, ""):
+        expect_refused(run(COWNBD, "map", "--snapshot", name, "disk.hdd"), f"no snapshot '{name}'")
+    expect_refused(run(COWNBD, "map", "--snapshot", "1", "-f", "parallels", "disk.hdd/root.hds"), "is one file")
+    expect_refused(run(COWNBD, "snapshot", "create", "disk.hdd", "new"), "open it read-only")
 
 
 def converted(image):

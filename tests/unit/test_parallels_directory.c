@@ -123,6 +123,60 @@ START_TEST(directory_shows_the_snapshot_that_top_guid_names)
 }
 END_TEST
 
+static Image *open_snapshot(const char *text, const char *name, GHashTable *parts, GError **error)
+{
+    g_autoptr(Store) store = store_memory_new("DiskDescriptor.xml", text, strlen(text));
+    ImageOpen how = {.format = &format_parallels, .snapshot = name, .parts = parts};
+    return image_open_store(store, &how, NULL, error);
+}
+
+START_TEST(directory_shows_an_older_snapshot)
+{
+    g_autoptr(GHashTable) parts = parts_new();
+    for (unsigned i = 0; i < 2; i++) {
+        g_autoptr(Image) image = open_snapshot(good, i ? SNAPSHOT : "1", parts, NULL);
+        ck_assert(image != NULL);
+        ck_assert_uint_eq(image->size, 2 * SIZE);
+        ck_assert_int_eq(images_byte(image, 0), 'P');
+        ck_assert_int_eq(images_byte(image, SIZE + 3 * CLUSTER), 'd');
+    }
+}
+END_TEST
+
+/* Only the end of the disk can be missing, and only in what it was once. */
+START_TEST(directory_shows_a_snapshot_of_a_shorter_disk)
+{
+    g_autoptr(GHashTable) parts = parts_new();
+    g_autofree char *shorter =
+        with(IMAGE(SNAPSHOT, "Compressed", "full"), IMAGE(SNAPSHOT, "Plain", "short"));
+    g_autoptr(Image) image = open_snapshot(shorter, "1", parts, NULL);
+    ck_assert(image != NULL);
+    ck_assert_uint_eq(image->size, SIZE + 512);
+    ck_assert_int_eq(images_byte(image, SIZE + 511), 'P');
+    g_autofree char *hole = with(">plain<", ">short<");
+    g_autoptr(GError) error = NULL;
+    ck_assert(open_snapshot(hole, "1", parts, &error) == NULL);
+    ck_assert_msg(strstr(error->message, "holds 512 bytes") != NULL, "%s", error->message);
+}
+END_TEST
+
+/* The disk as it is now is plain bytes, the other state has clusters: nothing that was found of the first one is kept. */
+START_TEST(directory_shows_a_snapshot_with_larger_units)
+{
+    g_autoptr(GHashTable) parts = parts_new();
+    g_autoptr(GString) text = g_string_new(good);
+    g_string_replace(text, "<Snapshots>", "<Snapshots><TopGUID>" SNAPSHOT "</TopGUID>", 1);
+    g_string_replace(text, IMAGE(SNAPSHOT, "Compressed", "full"), IMAGE(SNAPSHOT, "Plain", "plain"),
+                     1);
+    g_autoptr(Image) now = open_disk(text->str, parts);
+    ck_assert_uint_eq(now->allocation_unit, 1);
+    g_autoptr(Image) image = open_snapshot(text->str, TOP, parts, NULL);
+    ck_assert(image != NULL);
+    ck_assert_uint_eq(image->allocation_unit, CLUSTER);
+    ck_assert_int_eq(images_byte(image, 0), 'a');
+}
+END_TEST
+
 /* A snapshot of a disk that has grown since. */
 START_TEST(directory_reads_zeroes_behind_a_shorter_snapshot)
 {
@@ -259,6 +313,9 @@ int main(void)
     TCase *tcase = tcase_create("parallels_directory");
     tcase_add_test(tcase, directory_shows_the_chains_one_behind_the_other);
     tcase_add_test(tcase, directory_shows_the_snapshot_that_top_guid_names);
+    tcase_add_test(tcase, directory_shows_an_older_snapshot);
+    tcase_add_test(tcase, directory_shows_a_snapshot_of_a_shorter_disk);
+    tcase_add_test(tcase, directory_shows_a_snapshot_with_larger_units);
     tcase_add_test(tcase, directory_reads_zeroes_behind_a_shorter_snapshot);
     tcase_add_test(tcase, directory_check_looks_at_each_file);
     tcase_add_test(tcase, directory_refuses_what_cannot_be_by_name);
