@@ -4,6 +4,7 @@
  */
 #include "fixture.h"
 
+#include <malloc.h>
 #include <string.h>
 
 #include "base/bytes.h"
@@ -11,7 +12,8 @@
 #include "model.h"
 #include "tests/lib/store-scratch.h"
 
-#define PIECE 16384u
+#define PIECE     16384u
+#define HEAP_KEPT (256 << 20)
 
 /* Of those images that are encrypted. */
 static const Secret secret = {(uint8_t *)"passphrase", 10};
@@ -295,6 +297,10 @@ Image *fixture_open_whole(const Fixture *fixture, const ImageFiles *files, GErro
 void machine_start(Machine *machine)
 {
     g_autoptr(GError) error = NULL;
+    /* Each of the many runs takes and frees the same megabytes. Handed back to the kernel between them, their pages
+     * would cost more than the run. */
+    mallopt(M_MMAP_THRESHOLD, HEAP_KEPT);
+    mallopt(M_TRIM_THRESHOLD, HEAP_KEPT);
     machine->pool = pool_new(3);
     machine->io_pool = pool_new(3);
     for (unsigned i = 0; i < MACHINE_WORKERS; i++) {
