@@ -38,12 +38,12 @@ after_test() {
     done
 }
 
-# eventually WHAT COMMAND...: waits up to 20 s until the command succeeds.
+# eventually WHAT COMMAND...: waits up to two minutes until the command succeeds.
 eventually() {
     local what=$1 tries=0
     shift
     until "$@"; do
-        if [[ $((tries += 1)) -gt 400 ]]; then
+        if [[ $((tries += 1)) -gt 2400 ]]; then
             echo "waited in vain for $what"
             return 1
         fi
