@@ -1,5 +1,5 @@
 /*
- * Compressed chunks of dmg: zlib, bzip2 and xz by their libraries, and ADC, Apple's own.
+ * Compressed chunks of dmg: zlib, bzip2 and xz by their libraries, LZFSE (lzfse.h), and ADC, Apple's first.
  *
  * ADC, by the first byte of each step:
  *
@@ -18,6 +18,7 @@
 
 #include "base/bytes.h"
 #include "formats/inflate.h"
+#include "formats/lzfse.h"
 
 #define ZLIB_WINDOW_BITS 15
 #define XZ_MEMORY        (UINT64_C(36) << 20) /* for a window of 32 MiB, twice the largest chunk */
@@ -87,6 +88,8 @@ int dmg_unpack(DmgType type, const uint8_t *stored, size_t stored_length, uint8_
         return inflate_unit(stored, stored_length, out, length, ZLIB_WINDOW_BITS);
     case DMG_BZIP2:
         return unpack_bzip2(stored, stored_length, out, length);
+    case DMG_LZFSE:
+        return lzfse_unpack(stored, stored_length, out, length);
     case DMG_XZ:
         return unpack_xz(stored, stored_length, out, length);
     default:

@@ -74,17 +74,14 @@ static void dmg_close(Image *image)
 
 static bool is_packed(DmgType type)
 {
-    return type == DMG_ADC || type == DMG_ZLIB || type == DMG_BZIP2 || type == DMG_XZ;
+    return type == DMG_ADC || type == DMG_ZLIB || type == DMG_BZIP2 || type == DMG_LZFSE ||
+           type == DMG_XZ;
 }
 
 static bool check_chunk(const DmgList *list, const DmgChunk *chunk, GError **error)
 {
     const char *path = list->image->path;
     uint64_t size = store_size(list->image->store) - TRAILER_SIZE;
-    if (chunk->type == DMG_LZFSE) {
-        return error_set(error, ENOTSUP,
-                         "%s: a chunk has type 0x80000007 (lzfse), which is not supported", path);
-    }
     if (chunk->type != DMG_RAW && !is_packed(chunk->type)) {
         return error_set(error, ENOTSUP, "%s: a chunk has type 0x%08x, which is not known", path,
                          (unsigned)chunk->type);

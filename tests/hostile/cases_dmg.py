@@ -41,6 +41,30 @@ def of_rows(name, words, rows, body=bytes(4096), **how):
     return Case("dmg-" + name, {"top.dmg": image([table(rows, **how)], body, **keep)}, *words)
 
 
+def lzfse_blocks():
+    """Streams that say more than they have, and those that would never end or make nothing."""
+    empty = bytes(20 + 20 + 64 + 256)  # all frequencies 0, in 90 bytes
+    streams = {
+        "plain-all": struct.pack("<4sI", b"bvx-", 0xFFFFFFFF),
+        "plain-of-0-bytes": struct.pack("<4sI", b"bvx-", 0) * 10000 + b"bvx$",
+        "lzvn-cut-head": b"bvxn" + bytes(4),
+        "lzvn-payload-all": struct.pack("<4s2I", b"bvxn", 4096, 0xFFFFFFFF),
+        "lzvn-far-back": struct.pack("<4s2I", b"bvxn", 4096, 64) + b"\x07\xff\xff" + bytes(64),
+        "lzvn-nothing": struct.pack("<4s2I", b"bvxn", 4096, 1 << 20) + b"\x0e" * (1 << 20),
+        "rows-of-nothing": (struct.pack("<4sI3Q", b"bvx2", 1, 0xFFFFF << 40 | 7 << 60, 7 << 60, 32 + 90) + empty[:90]) * 1000,
+        "head-all": struct.pack("<4sI3Q", b"bvx2", 4096, 2**64 - 1, 2**64 - 1, 2**64 - 1) + bytes(4096),
+        "head-of-0-bytes": struct.pack("<4sI3Q", b"bvx2", 4096, 0, 0, 0),
+        "states-all": struct.pack("<4sI3Q", b"bvx2", 4096, 8, 2**40 - 1, 32 + 90 | 0xFFFFFFFF << 32) + bytes(4096),
+        "frequencies-all": struct.pack("<4sI3Q", b"bvx2", 4096, 8, 0, 32 + 640) + b"\xff" * 4096,
+        "numbers-all": struct.pack("<4sI", b"bvx1", 4096) + b"\xff" * 4096,
+        "numbers-cut": struct.pack("<4sI", b"bvx1", 4096) + bytes(700),
+        "numbers-of-0": struct.pack("<4s4I", b"bvx1", 4096, 0, 0, 0xFFFFFFFF) + bytes(4096),
+        "no-end": struct.pack("<4sI", b"bvx-", 4096) + bytes(4096),
+    }
+    for name, stream in streams.items():
+        yield of_rows("lzfse-" + name, [], [(dmg.LZFSE, 0, 8, 0, len(stream))], stream)
+
+
 def chunks():
     bomb = zlib.compress(bytes(64 * MIB), 9)
     for name, kind, data in (("zlib", dmg.ZLIB, bomb), ("bzip2", dmg.BZIP2, bz2.compress(bytes(16 * MIB))),
@@ -48,7 +72,8 @@ def chunks():
         yield of_rows("bomb-" + name, [], [(kind, 0, 8, 0, len(data))], data)
         yield of_rows("cut-" + name, [], [(kind, 0, 64, 0, len(data) // 2)], data)
         yield of_rows("short-" + name, [], [(kind, 0, 100000, 0, len(data))], data, sectors=100000)
-    for name, kind in (("zlib", dmg.ZLIB), ("bzip2", dmg.BZIP2), ("xz", dmg.XZ), ("adc", dmg.ADC)):
+    for name, kind in (("zlib", dmg.ZLIB), ("bzip2", dmg.BZIP2), ("xz", dmg.XZ), ("adc", dmg.ADC),
+                       ("lzfse", dmg.LZFSE)):
         yield of_rows("noise-" + name, [], [(kind, 0, 8, 0, 4096)], bytes(range(256)) * 16)
         yield of_rows("zeroes-" + name, [], [(kind, 0, 8, 0, 4096)])
         yield of_rows("stored-0-" + name, ["compressed chunk"], [(kind, 0, 8, 0, 0)])
@@ -60,7 +85,7 @@ def chunks():
     yield of_rows("raw-longer-than-stored", ["a raw chunk"], [(dmg.RAW, 0, 8, 0, 512)])
     yield of_rows("raw-overlapping", [], [(dmg.RAW, 0, 8, 0, 4096), (dmg.RAW, 4, 8, 0, 4096)])
     yield of_rows("raw-backwards", [], [(dmg.RAW, 8, 8, 0, 4096), (dmg.RAW, 0, 8, 0, 4096)])
-    yield of_rows("type-lzfse", ["0x80000007"], [(dmg.LZFSE, 0, 8, 0, 4096)])
+    yield from lzfse_blocks()
     yield of_rows("type-unknown", ["0x12345678"], [(0x12345678, 0, 8, 0, 4096)])
     for name, first, count in (("first-wraps", ALL, 8), ("count-wraps", 8, ALL), ("beyond-2-63", FAR, FAR)):
         yield of_rows("sector-" + name, ["2^63"], [(dmg.RAW, first, count, 0, 4096)])

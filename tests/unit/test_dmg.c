@@ -148,7 +148,7 @@ START_TEST(dmg_refuses_fields_of_tables_by_name)
         {200, 4, 4, "has 4 chunks: its 324 bytes have room for 3"},
         {200, 4, UINT32_MAX, "has 4294967295 chunks"},
         {TABLE, 4, 3, "type 0x00000003, which is not known"},
-        {TABLE, 4, 0x80000007, "lzfse"},
+        {TABLE, 4, 0x80000009, "type 0x80000009, which is not known"},
         {TABLE + 8, 8, 1, "two chunks overlap: those at 512 and 1024"},
         {TABLE + 8, 8, UINT64_MAX, "lies beyond 2^63"},
         {TABLE + 16, 8, 3, "a raw chunk of 1536 bytes has 1024 stored ones"},
@@ -245,7 +245,7 @@ END_TEST
 
 START_TEST(dmg_chunks_that_cannot_be_unpacked_are_errors)
 {
-    static const DmgType types[] = {DMG_ADC, DMG_ZLIB, DMG_BZIP2, DMG_XZ};
+    static const DmgType types[] = {DMG_ADC, DMG_ZLIB, DMG_BZIP2, DMG_LZFSE, DMG_XZ};
     for (unsigned i = 0; i < G_N_ELEMENTS(types); i++) {
         Model model = model_new();
         put_chunk(&model, 1, types[i], 2, 4, 1024, 100);

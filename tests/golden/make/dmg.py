@@ -12,6 +12,7 @@ import struct
 import sys
 import zlib
 
+import lzfse
 from golden import make_all
 
 SECTOR = 512
@@ -38,26 +39,28 @@ def adc(data):
     return packed
 
 
-PACK = {RAW: bytes, ADC: adc, ZLIB: zlib.compress, BZIP2: bz2.compress, XZ: lzma.compress}
+CONTENT = {LZFSE: lambda number, sectors: lzfse.sample(number, sectors * SECTOR)}
+PACK = {RAW: bytes, ADC: adc, ZLIB: zlib.compress, BZIP2: bz2.compress, LZFSE: lzfse.compress, XZ: lzma.compress}
 
 
 class Dmg:
     """tables: lists of (type, number, sectors); they follow each other on the disk."""
 
-    def __init__(self, tables, sectors=None, fork=0, data_offset=0):
+    def __init__(self, tables, sectors=None, fork=0, data_offset=0, pack=None):
+        pack = PACK | (pack or {})
         self.contents, self.entries, body, lists = b"", [], b"\xee" * (fork + data_offset), []
         for chunks in tables:
             first, rows, inside = len(self.contents) // SECTOR, [], 0
             for kind, number, count in chunks:
-                content = pattern(number, count) if kind in PACK else bytes(count * SECTOR)
-                stored = PACK[kind](content) if kind in PACK else b""
+                content = CONTENT.get(kind, pattern)(number, count) if kind in PACK else bytes(count * SECTOR)
+                stored = pack[kind](content) if kind in PACK else b""
                 rows.append(struct.pack(">IIQQQQ", kind, 0, inside, count, len(body) - fork - data_offset, len(stored)))
                 self.note(kind, count * SECTOR, len(body))
                 body += stored
                 self.contents += content
                 inside += count
-            rows.append(struct.pack(">IIQQQQ", COMMENT, 0x2B626567, 0, 0, 0, 0))
-            rows.append(struct.pack(">IIQQQQ", END, 0, inside, 0, 0, 0))
+            rows.append(struct.pack(">IIQQQQ", COMMENT, 0x2B626567, inside, 0, len(body) - fork - data_offset, 0))
+            rows.append(struct.pack(">IIQQQQ", END, 0, inside, 0, len(body) - fork - data_offset, 0))
             head = struct.pack(">4sIQQQII24x136xI", b"mish", 1, first, inside, data_offset, 0, 0, len(rows))
             lists.append(head + b"".join(rows))
         sectors = sectors or len(self.contents) // SECTOR
@@ -106,7 +109,7 @@ def write(golden, dmg):
 
 def make_dmg__every_type(golden):
     """
-    By hand: two tables with chunks of all kinds but lzfse, of different lengths; data that other readers call ignored is
+    By hand: two tables with chunks of all kinds but lzfse (dmg/lzfse), of different lengths; data that other readers call ignored is
     zero. The disk is longer than its chunks say.
     """
     write(golden, Dmg([[(ZLIB, 0, 7), (RAW, 1, 3), (ZERO, 2, 20), (BZIP2, 3, 64)],
@@ -120,10 +123,21 @@ def make_dmg__offsets(golden):
     write(golden, Dmg([[(RAW, 0, 2), (ZLIB, 1, 2)]], fork=1000, data_offset=24))
 
 
-def make_dmg__refused_lzfse(golden):
-    """By hand: a chunk in lzfse, which newer macOS writes."""
-    golden.write("top.dmg", Dmg([[(LZFSE, 0, 4)]]).image)
-    golden.expect_error("a chunk has type 0x80000007 (lzfse), which is not supported")
+def make_dmg__lzfse(golden):
+    """
+    By hand: chunks in lzfse as newer macOS writes them, in blocks of LZVN and of entropy with a packed head. 7-Zip 26.02
+    reads the same.
+    """
+    write(golden, Dmg([[(LZFSE, 1, 128), (LZFSE, 2, 1), (LZFSE, 3, 33)]]))
+
+
+def make_dmg__lzfse_blocks(golden):
+    """
+    By hand: blocks of the two kinds, too, that no writer of images is known to make: bytes as they are, and a plain head.
+    They stand between others, which repeat what is in them.
+    """
+    kinds = ["plain", "fse", "tables", "lzvn"]
+    write(golden, Dmg([[(LZFSE, 4, 100)]], pack={LZFSE: lambda data: lzfse.compress(data, kinds, 3000)}))
 
 
 def make_dmg__refused_no_trailer(golden):
