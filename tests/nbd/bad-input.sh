@@ -104,9 +104,12 @@ test_locked_by_a_writer() {
     qemu-img create -q -f qcow2 disk.qcow2 1M
     qemu-img create -q -f qcow2 -b disk.qcow2 -F qcow2 top.qcow2
     mkfifo keep
-    qemu-io -f qcow2 disk.qcow2 <keep >/dev/null &
+    qemu-io -f qcow2 disk.qcow2 <keep >prompt &
     exec 9>keep
-    sleep 0.5
+    until grep -q 'qemu-io>' prompt; do # it has opened the image
+        kill -0 $!
+        sleep 0.05
+    done
     refuse 'disk\.qcow2.*in use' disk.qcow2
     refuse 'disk\.qcow2.*in use' -r disk.qcow2
     refuse 'disk\.qcow2.*in use' top.qcow2

@@ -139,6 +139,22 @@ def test_stdio_serves_one_client_and_leaves():
     directory.cleanup()
 
 
+def test_a_tcp_client_gets_replies_without_delay_and_is_looked_after():
+    """The socket is ours, too: so we see what the server has said of it before its greeting."""
+    directory = Directory()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname(), TIMEOUT)
+        theirs, _ = listener.accept()
+    with theirs:
+        process = serve(directory, "--stdio", stdin=theirs)
+        with Connected(ours).go() as client:
+            assert theirs.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+            assert theirs.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert client.read(0, 1) == b"\0"
+        assert process.wait(TIMEOUT) == 0
+    directory.cleanup()
+
+
 def test_stdio_leaves_when_the_client_goes_early():
     directory = Directory()
     ours, theirs = socket.socketpair()

@@ -90,6 +90,74 @@ START_TEST(store_lock_keeps_a_writer_alone_until_it_closes)
 }
 END_TEST
 
+#define USED     100 /* the first byte of what an open image is used for, by permission */
+#define UNSHARED 200 /* and of what it does not let others do */
+
+enum { READS = 1, WRITES = 2, REWRITES = 4, RESIZES = 8 };
+
+/* Which of the four bytes from base on others hold a lock of. */
+static unsigned held(int fd, off_t base)
+{
+    unsigned bits = 0;
+    for (unsigned bit = 0; bit < 4; bit++) {
+        struct flock lock = {
+            .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = base + bit, .l_len = 1};
+        ck_assert_int_eq(fcntl(fd, F_OFD_GETLK, &lock), 0);
+        bits |= lock.l_type == F_UNLCK ? 0 : 1u << bit;
+    }
+    return bits;
+}
+
+START_TEST(store_lock_holds_the_bytes_that_qemu_holds)
+{
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    Store *store = must_open(STORE_OPEN_WRITE);
+    ck_assert_uint_eq(held(fd, USED), READS | WRITES | RESIZES);
+    ck_assert_uint_eq(held(fd, UNSHARED), WRITES | RESIZES);
+    store_unref(store);
+    store = must_open(STORE_OPEN_READ_ONLY);
+    ck_assert_uint_eq(held(fd, USED), READS);
+    ck_assert_uint_eq(held(fd, UNSHARED), WRITES | RESIZES);
+    store_unref(store);
+    ck_assert_uint_eq(held(fd, USED) | held(fd, UNSHARED), 0);
+    close(fd);
+}
+END_TEST
+
+/* Another process that holds one byte, whichever, is refused or refuses as two qemus would. */
+START_TEST(store_lock_heeds_each_byte)
+{
+    static const struct {
+        off_t base;
+        unsigned writer, reader; /* the permissions whose byte keeps them out */
+    } keep_out[] = {{USED, WRITES | RESIZES, WRITES | RESIZES},
+                    {UNSHARED, READS | WRITES | RESIZES, READS}};
+    for (unsigned i = 0; i < G_N_ELEMENTS(keep_out); i++) {
+        for (unsigned bit = 0; bit < 4; bit++) {
+            int fd = open(path, O_RDWR | O_CLOEXEC);
+            struct flock lock = {.l_type = F_RDLCK,
+                                 .l_whence = SEEK_SET,
+                                 .l_start = keep_out[i].base + bit,
+                                 .l_len = 1};
+            ck_assert_int_eq(fcntl(fd, F_OFD_SETLK, &lock), 0);
+            const struct {
+                StoreOpenFlags flags;
+                unsigned refused;
+            } tries[] = {{STORE_OPEN_WRITE, keep_out[i].writer},
+                         {STORE_OPEN_READ_ONLY, keep_out[i].reader}};
+            for (unsigned t = 0; t < G_N_ELEMENTS(tries); t++) {
+                if (tries[t].refused & 1u << bit) {
+                    must_be_busy(tries[t].flags);
+                } else {
+                    store_unref(must_open(tries[t].flags));
+                }
+            }
+            close(fd);
+        }
+    }
+}
+END_TEST
+
 static const char *const *info(void)
 {
     static const char *command[] = {"qemu-img", "info", NULL, NULL};
@@ -184,6 +252,8 @@ int main(void)
     tcase_add_checked_fixture(tcase, setup, teardown);
     tcase_add_test(tcase, store_lock_lets_readers_share);
     tcase_add_test(tcase, store_lock_keeps_a_writer_alone_until_it_closes);
+    tcase_add_test(tcase, store_lock_holds_the_bytes_that_qemu_holds);
+    tcase_add_test(tcase, store_lock_heeds_each_byte);
     tcase_add_test(tcase, store_lock_refuses_qemu_where_two_qemus_would);
     tcase_add_test(tcase, store_lock_is_refused_by_a_writing_qemu);
     tcase_add_test(tcase, store_lock_shares_with_a_reading_qemu);
