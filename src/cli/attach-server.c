@@ -59,7 +59,7 @@ char *attach_server_file(const char *image, const char *suffix, GError **error)
     }
     g_autofree char *directory = g_path_get_dirname(control);
     g_autofree char *hash = attachment_path_hash(image);
-    mkdir(directory, 0755); /* there already, or what opens the file will say what is wrong */
+    control_make_default_directory();
     return g_strdup_printf("%s/attach-%.16s%s", directory, hash, suffix);
 }
 

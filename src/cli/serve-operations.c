@@ -158,6 +158,9 @@ static void allow_own_files(SandboxFiles *files, const ServeOptions *o)
             allow_directory_of(files, *address + strlen("unix:"));
         }
     }
+    if (o->control == NULL && !o->stdio) {
+        control_make_default_directory(); /* a directory that is made later would not be allowed */
+    }
     allow_directory_of(files, control); /* journals of block devices lie there too */
     allow_directory_of(files, o->control);
     allow_directory_of(files, o->pid_file);

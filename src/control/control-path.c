@@ -89,13 +89,20 @@ static int bind_socket(int fd, const struct sockaddr_un *address)
     return bind(fd, (const struct sockaddr *)address, sizeof *address) == 0 ? 0 : errno;
 }
 
-static void make_default_directory(const char *path)
+void control_make_default_directory(void)
+{
+    g_autofree char *path = control_default_path();
+    g_autofree char *directory = path != NULL ? g_path_get_dirname(path) : NULL;
+    if (directory != NULL) {
+        mkdir(directory,
+              0755); /* there already, or who makes a file in it will say what is wrong */
+    }
+}
+
+static bool is_default(const char *path)
 {
     g_autofree char *standard = control_default_path();
-    if (standard != NULL && strcmp(path, standard) == 0) {
-        g_autofree char *directory = g_path_get_dirname(path);
-        mkdir(directory, 0755); /* there already, or bind will say what is wrong */
-    }
+    return standard != NULL && strcmp(path, standard) == 0;
 }
 
 int control_listen(const char *path, GError **error)
@@ -104,7 +111,9 @@ int control_listen(const char *path, GError **error)
     if (!control_address(path, &address, error)) {
         return -1;
     }
-    make_default_directory(path);
+    if (is_default(path)) {
+        control_make_default_directory();
+    }
     G_GNUC_UNUSED autofd int lock = lock_directory(path);
     autofd int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     int err = fd < 0 ? errno : bind_socket(fd, &address);

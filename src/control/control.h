@@ -59,6 +59,9 @@ const char *control_path(const Control *control); /* [any] */
 /* Where a server's socket is when nobody says: /run/cownbd/control.sock for root, else below
  * $XDG_RUNTIME_DIR; NULL: there is none. g_free. [any] */
 char *control_default_path(void);
+/* Makes the directory of that path where it is missing. control_listen does it too, but after a sandbox it is too late.
+ * [any] */
+void control_make_default_directory(void);
 
 /* Arguments of a verb. An absent one leaves *value as it is; one of another type is refused by name (but a string that reads as the type is taken).
  * Strings belong to the arguments. [any] */

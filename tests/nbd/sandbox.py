@@ -8,6 +8,7 @@ import tempfile
 
 import wire
 from handover import Relay
+from log import ALONE
 
 LANDLOCK_CREATE_RULESET, VERSION = 444, 1
 
@@ -42,6 +43,24 @@ def test_on_and_off():
             assert filters(server.pid) == own + more
             for task in os.listdir(f"/proc/{server.pid}/task"):
                 assert filters(f"{server.pid}/task/{task}") == own + more, "a thread was left out"
+
+
+def test_makes_the_directory_of_its_socket():
+    """On a machine where no server has run yet, and before files are restricted."""
+    with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryDirectory() as run:
+        image = os.path.join(directory, "image")
+        with open(image, "wb") as out:
+            out.truncate(4096)
+        serve = [os.environ["COWNBD"], "serve", "-f", "raw", "-l", f"unix:{directory}/socket", image]
+        with subprocess.Popen([*ALONE, run, *serve], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+            listening = server.stdout.readline()
+            control = os.path.join(run, "cownbd/control.sock")
+            answer = subprocess.run([os.environ["COWNBD"], "stats", "--json", "--control", control],
+                                    capture_output=True, text=True, timeout=wire.TIMEOUT)
+            server.terminate()
+            errors = server.communicate(timeout=wire.TIMEOUT)[1]
+        assert listening.startswith("listening on ") and answer.returncode == 0, (errors, answer.stderr)
+        assert (server.returncode, errors) == (0, "")
 
 
 def test_stays_the_same_from_process_to_process():
