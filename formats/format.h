@@ -32,9 +32,9 @@
 #include "map/image.h"
 #include "store/store.h"
 
-/* A range for which space is wanted. The engine rounds it out to the allocation unit (clipped at
- * the end of the disk; to the largest unit where unit_at says so) and guarantees that no other request uses or changes any of it until commit
- * or abandon. */
+/* A range for which space is wanted. The engine rounds it out to the allocation unit (clipped at the
+ * end of the disk; to the largest unit where unit_at says so) and guarantees that no other request
+ * uses or changes any of it until commit or abandon. */
 typedef struct Allocation {
     uint64_t offset, length; /* guest range, whole units; in */
     /* Not 0: the range is one largest unit, and encode has made this many bytes of it; in. Only for formats
@@ -163,8 +163,7 @@ struct Format {
      * more). On failure frees what it made. */
     bool (*open)(Image *image, GError **error);
 
-    /* Called with image->backing open, when there is one; may refuse it (vmdk: CID). May be NULL.
-     */
+    /* Called with image->backing open, when there is one; may refuse it (vmdk: CID). May be NULL. */
     bool (*check_backing)(Image *image, GError **error);
 
     /* Called last, with the whole chain open, when image->write: makes the image ready for writing. The first call that
@@ -234,8 +233,8 @@ struct Format {
      * it must be opened again before anything else is asked of it. May be NULL. */
     bool (*set_backing)(Image *image, const char *name, const char *format, const Image *backing,
                         GError **error);
-    bool
-        knows_backing; /* by an identity in it: set_backing and create want a backing that is opened */
+    /* An image knows its backing by an identity in it: set_backing and create want one that is opened. */
+    bool knows_backing;
 
     /* "format-specific" data of info: adds "{sv}" entries, with qemu-img's keys, in qemu-img's
      * order. May be NULL. */
@@ -290,8 +289,7 @@ struct Format {
     bool (*create)(Store *store, const FormatCreate *how, GError **error);
     const FormatStreaming *streaming; /* NULL: no images of this format are made that way */
 
-    /* Looks at all metadata; with repair, mends it. False with *error: could not be checked at all.
-     */
+    /* Looks at all metadata; with repair, mends it. False with *error: could not be checked at all. */
     bool (*check)(Image *image, CheckRepair repair, CheckResult *result, GError **error);
 };
 

@@ -62,9 +62,9 @@ typedef struct ParallelsDirectory ParallelsDirectory;
 typedef struct ParallelsState {
     ParallelsHeader header;
     BlockTable *table;
-    ParallelsDirectory *
-        directory; /* NULL: the image is one file. Else there is no table, and the header says no more
-                                      than cluster_size and in_use */
+    /* NULL: the image is one file. Else there is no table, and the header says no more than cluster_size and
+     * in_use. */
+    ParallelsDirectory *directory;
 
     /* Writers only. */
     uint64_t used_end;    /* host offset: the next cluster goes there */

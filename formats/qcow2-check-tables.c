@@ -252,8 +252,7 @@ static void scan_compressed(Qcow2Check *check, const CheckTable *table, uint64_t
     check->result->fragmented_clusters += table->active; /* by nature */
 }
 
-/* *next: where the cluster after the last one would lie, if data were in one piece; 0: not known.
- */
+/* *next: where the cluster after the last one would lie, if data were in one piece; 0: not known. */
 static void scan_standard(Qcow2Check *check, const CheckTable *table, uint64_t entry,
                           uint64_t *next)
 {

@@ -166,8 +166,7 @@ void check_refer_refcounts(Qcow2Check *check);
 void check_compare(Qcow2Check *check);
 
 typedef enum { CHECK_RAISE, CHECK_LOWER } CheckDirection;
-/* Writes the wanted counts where they are above (or below) the found ones; not synced. 0 or -errno.
- */
+/* Writes the wanted counts where they are above (or below) the found ones; not synced. 0 or -errno. */
 int check_write_refcounts(Qcow2Check *check, CheckDirection direction);
 /* Whether raising needs refcount blocks that do not exist. */
 bool check_needs_rebuild(Qcow2Check *check);

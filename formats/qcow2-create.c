@@ -110,8 +110,7 @@ static bool write_luks(Store *store, const Qcow2Plan *plan, const GByteArray *lu
     return result < 0 ? write_failed(store, result, "LUKS header", error) : true;
 }
 
-/* Names of the feature bits, for programs that do not know them: type, bit, 46 characters of name.
- */
+/* Names of the feature bits, for programs that do not know them: type, bit, 46 characters of name. */
 static GByteArray *feature_names(void)
 {
     static const struct {

@@ -1,9 +1,8 @@
 /*
  * qcow2: the header, its extensions and the feature bits.
  *
- *     0          72              104/112        header_length                backing_file_offset
- * cluster_size | version 2 | version 3     | later fields | type length data pad ... 0 | name of
- * the backing ... |
+ *     0           72                104 or 112     header_length                backing_file_offset  cluster_size
+ *     | version 2 | also version 3 | later fields | type length data pad ... 0 | name of the backing ... |
  *
  * Nothing is shifted, multiplied or used as an offset before the check that makes it safe: version
  * and incompatible features first (a future version may mean anything), then cluster_bits, then

@@ -53,8 +53,7 @@ typedef struct Qcow2Run {
     uint64_t first, count;
 } Qcow2Run;
 
-/* One internal snapshot, as its table says. Table offset and size are checked to lie in the file.
- */
+/* One internal snapshot, as its table says. Table offset and size are checked to lie in the file. */
 typedef struct Qcow2Snapshot {
     uint64_t l1_table_offset;
     uint32_t l1_size; /* entries */
@@ -135,8 +134,8 @@ typedef struct Qcow2State {
 
     /* Writers only: pending frees. */
     GArray *freed; /* Qcow2Run: no table in memory refers to them, tables on the disk may */
-    GArray *
-        unmapped; /* Qcow2Run: no table on the disk refers to them; refcounts still to be lowered */
+    /* Qcow2Run: no table on the disk refers to them; refcounts still to be lowered. */
+    GArray *unmapped;
     bool second_pending; /* tables were written in phase 2 that no sync has covered */
 
     int broken;        /* memory cannot be trusted any more: all changes and flushes answer this */
@@ -209,8 +208,7 @@ int qcow2_data_cut(Image *image);
 bool qcow2_header_unpack(const uint8_t *head, size_t n, const char *name, Qcow2Header *header,
                          GError **error);
 
-/* The other way; for create. Writes header->header_length bytes' worth of fields (72, 104 or 112).
- */
+/* The other way; for create. Writes header->header_length bytes' worth of fields (72, 104 or 112). */
 void qcow2_header_pack(const Qcow2Header *header, Qcow2HeaderDisk *disk);
 
 /* Checks the header against the file: extensions, backing name, offsets of tables. Fills in

@@ -134,8 +134,7 @@ void table_tree_packed_return(TableTree *tree, const Extent *extent);
 
 /* ---- tabletree-scan.c ---- */
 
-/* Takes what an L2 entry points to; false when it is not in the file, or not aligned, or another's.
- */
+/* Takes what an L2 entry points to; false when it is not in the file, or not aligned, or another's. */
 bool table_tree_scan_entry(const Image *image, ClusterUse *use, uint64_t entry);
 
 /* Going through a table: the first piece at or behind `place` that may have entries, or end; the entries of a piece, 0
@@ -145,8 +144,7 @@ int table_tree_read_piece(TableTree *tree, uint64_t place, uint64_t *entries);
 uint64_t table_tree_next_piece(const Image *image, uint64_t place, uint64_t end,
                                const uint64_t *entries);
 
-/* Sees that everything lies in the file and nothing on top of anything else: what a writer needs.
- */
+/* Sees that everything lies in the file and nothing on top of anything else: what a writer needs. */
 bool table_tree_scan(Image *image, GError **error);
 
 /* ---- tabletree-resize.c: before a disk becomes larger ---- */

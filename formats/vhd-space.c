@@ -74,8 +74,7 @@ static int make_room(Image *image, uint64_t lead, uint64_t length, uint64_t *pla
     if (*place + length <= s->footer_offset) {
         return 0;
     }
-    /* Only one old footer is remembered. Clear it now, when it is durable that there is a new one.
-     */
+    /* Only one old footer is remembered. Clear it now, when it is durable that there is a new one. */
     if (s->stale_footer != 0) {
         int r = vhd_flush(image);
         if (r < 0) {

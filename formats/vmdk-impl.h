@@ -41,11 +41,11 @@ typedef struct VmdkState {
     bool embedded;     /* one extent, which is the image's own file */
 
     /* Writers only. */
-    GPtrArray
-        *removed; /* of Store: of extents that were taken back, as a sync may be at them; or NULL */
+    /* Stores of extents that were taken back, as a sync may be at them; or NULL. */
+    GPtrArray *removed;
     bool started; /* the CID of this session is durable: guest data may be changed */
-    bool
-        broken; /* what counts in a header or descriptor is not known: nothing is changed any more */
+    /* What counts in a header or descriptor is not known: nothing is changed any more. */
+    bool broken;
     int write_error;   /* an implicit flush failed: changes answer this until one succeeds */
     atomic_bool dirty; /* flush has something to write */
 } VmdkState;

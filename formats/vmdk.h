@@ -103,9 +103,9 @@ struct VmdkSparse {
     uint64_t descriptor_length;
     uint64_t head_length;      /* bytes, of the header */
     uint64_t directory_length; /* bytes; may have more entries than the capacity needs */
-    uint32_t
-        directory_claims; /* COWD: entries that the file has no room for, by the header; else 0 */
-    bool has_footer;      /* which is the header that counts */
+    /* COWD: entries that the file has no room for, by the header; else 0. */
+    uint32_t directory_claims;
+    bool has_footer; /* which is the header that counts */
     /* Kinds that are written: */
     /* Puts an outline into the header's first sector. */
     void (*set_outline)(const VmdkSparse *sparse, const VmdkOutline *outline, uint8_t *sector);

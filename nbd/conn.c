@@ -134,9 +134,9 @@ static size_t receive_once(Conn *conn, bool *more)
     *more = got == (ssize_t)(rest + room);
     if (got <= 0) {
         stash_keep(&conn->stash, scratch, held);
+        /* What is in flight may still reach a client that only stopped sending. */
         if (got == 0 || (errno != EAGAIN && errno != EINTR)) {
-            conn_drain(
-                conn); /* what is in flight may still reach a client that only stopped sending */
+            conn_drain(conn);
         }
         return 0;
     }

@@ -53,8 +53,8 @@ struct Conn {
     bool paused;   /* over budget: reads no more until resume_charge fits */
     bool waits;    /* so, for memory that others hold */
     bool draining; /* reads no more for good, closes when nothing is in flight */
-    bool
-        stopping; /* the server ends: requests that still come are refused, closes when none are left */
+    /* The server ends: requests that still come are refused, closes when none are left. */
+    bool stopping;
     bool broken; /* closes at the end of the callback */
     bool closed; /* fd is gone; requests in flight may remain */
     bool busy;   /* inside a callback that will flush and settle */

@@ -32,8 +32,8 @@ typedef struct NbdLimits {
     unsigned max_clients;   /* connections at once; one more is closed unanswered */
     uint64_t client_memory; /* bytes in flight a connection; a single request may always go */
     uint64_t total_memory;  /* of all connections, see conn-memory.h; 0: no bound */
-    unsigned
-        stall_timeout; /* seconds of a client that stalls while others wait for memory; 0: for ever */
+    /* Seconds of a client that stalls while others wait for memory; 0: for ever. */
+    unsigned stall_timeout;
     unsigned handshake_timeout; /* seconds of silence before transmission; 0: for ever */
     bool allow_resize;          /* clients that may write may change the size of a disk */
     unsigned shutdown_timeout;  /* seconds to take the last replies when the server stops; half
@@ -84,8 +84,8 @@ struct NbdServer {
     unsigned local_count;
     _Atomic uint64_t last_number; /* of a connection */
     atomic_uint next_local;       /* where the search for the least loaded worker begins */
-    atomic_uint
-        conn_count;     /* connections that exist, closed ones with requests in flight included */
+    /* Connections that exist, closed ones with requests in flight included. */
+    atomic_uint conn_count;
     atomic_bool served; /* a client has come as far as transmission */
     int idle_fd;        /* eventfd, written when conn_count becomes 0 */
 

@@ -71,8 +71,7 @@ void log_line(LogLevel level, const char *format, ...)
     va_end(args);
 }
 
-/* Counts one more line; true when it may be shown. *left_out: lines that the last second swallowed.
- */
+/* Counts one more line; true when it may be shown. *left_out: lines that the last second swallowed. */
 static bool limit_admit(LogLimit *limit, unsigned *left_out)
 {
     struct timespec now;

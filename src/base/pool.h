@@ -22,8 +22,7 @@ Pool *pool_new(unsigned threads);
 /* Never blocks for long and never fails. The job must stay alive until it runs. [any] */
 void pool_submit(Pool *pool, PoolJob *job);
 
-/* Runs all that was submitted, jobs submitted by those jobs included, then ends the threads. [main]
- */
+/* Runs all that was submitted, jobs submitted by those jobs included, then ends the threads. [main] */
 void pool_free(Pool *pool);
 
 /* True in a thread of any pool; for assertions. [any] */

@@ -19,9 +19,9 @@ typedef struct CreateTarget {
     bool nameless;  /* the file has no name until then */
     char *new_path; /* where it is until then; NULL for a nameless one, and for a device, which
                        is written in place */
-    Store
-        *old_store; /* the file that is replaced, locked so that nobody starts to use it; or NULL */
-    bool named;     /* the file has its name, but not all of the image is there yet */
+    /* The file that is replaced, locked so that nobody starts to use it; or NULL. */
+    Store *old_store;
+    bool named; /* the file has its name, but not all of the image is there yet */
 
     /* Set it after target_open: each new file holds what the one of its name does, so that any mixture of old and new
      * ones is the image. They are exchanged one by one. */

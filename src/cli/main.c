@@ -61,8 +61,7 @@ static unsigned min3(unsigned a, unsigned b, unsigned c)
     return MIN(a, MIN(b, c));
 }
 
-/* How many letters must be changed, added or dropped to turn a into b; long words are never near.
- */
+/* How many letters must be changed, added or dropped to turn a into b; long words are never near. */
 static unsigned word_distance(const char *a, const char *b)
 {
     enum { LONGEST = 16 };

@@ -34,8 +34,8 @@ typedef struct CliCommon {
     char *vhd_size;
     char **allow_paths;                /* NULL-terminated or NULL */
     char **secret_files, **secret_fds; /* the same */
-    Secrets
-        *secrets; /* made of these, and of what systemd hands over; NULL without CLI_FLAG_SECRET */
+    /* Made of these, and of what systemd hands over; NULL without CLI_FLAG_SECRET. */
+    Secrets *secrets;
     gboolean json;
     gboolean force_share;
 } CliCommon;

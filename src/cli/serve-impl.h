@@ -77,8 +77,8 @@ typedef struct ServeOptions {
     ListenerAccess access;
     ServeTls tls;
     ServeKtls ktls;
-    AccessRules
-        *rules;    /* for every export of the command line; NULL: everybody may do everything */
+    /* For every export of the command line; NULL: everybody may do everything. */
+    AccessRules *rules;
     char **images; /* as given; none only where there is a configuration */
 } ServeOptions;
 

@@ -45,8 +45,8 @@ typedef struct Export {
     bool read_only;
     AccessRules *access; /* see export_rights; NULL: everybody may do everything */
     ExportPins *pins;    /* the table's own */
-    _Atomic(void *)
-        counters; /* the NBD server's own: g_malloc, freed with the export; may be NULL */
+    /* The NBD server's own: g_malloc, freed with the export; may be NULL. */
+    _Atomic(void *) counters;
     atomic_uint kernel_clients; /* connections of block devices of this machine */
     ExportContext contexts[EXPORT_CONTEXTS_MAX];
     atomic_uint context_count;

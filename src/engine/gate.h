@@ -20,8 +20,8 @@ typedef enum { GATE_SHARED, GATE_WRITEBACK, GATE_EXCLUSIVE } GateMode;
 
 typedef struct GateJob GateJob;
 struct GateJob {
-    PoolJob
-        job; /* runs in the pool once admitted; calls gate_leave when it is done with metadata */
+    /* Runs in the pool once admitted; calls gate_leave when it is done with metadata. */
+    PoolJob job;
     GateMode mode;
     GateJob *next;
 };

@@ -70,8 +70,8 @@ void journal_note(Disk *disk, const Extent *extent)
     if (journal != NULL && extent->store == disk->image->store && !disk->image->encryption) {
         add(journal, (JournalRecord){extent->offset, extent->length, extent->host_offset});
     } else if (journal != NULL) {
-        journal->overflowed =
-            true; /* a record cannot say in which of several files, nor how it is encrypted */
+        /* A record cannot say in which of several files, nor how it is encrypted. */
+        journal->overflowed = true;
     }
 }
 

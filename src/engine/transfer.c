@@ -19,8 +19,8 @@ typedef struct Piece {
     uint8_t *out;
     uint64_t skip, wanted; /* encrypted: what of the extent goes to out */
     bool decrypts;
-    uint8_t *
-        sectors; /* encrypted: what lies in the store, where that is not what lies in out; or NULL */
+    /* Encrypted: what lies in the store, where that is not what lies in out; or NULL. */
+    uint8_t *sectors;
     PoolJob job;
     WorkerMessage message;
 } Piece;

@@ -31,8 +31,7 @@ void transfer_fail(Transfer *transfer, int error);
 
 void transfer_start(Transfer *transfer);
 
-/* The same for one extent, only if it costs no waiting: 0, -EAGAIN (nothing useful done), -errno.
- */
+/* The same for one extent, only if it costs no waiting: 0, -EAGAIN (nothing useful done), -errno. */
 int transfer_read_nowait(Disk *disk, const Extent *extent, uint8_t *out);
 
 #endif

@@ -37,8 +37,8 @@ typedef struct FoldOptions {
 typedef struct FoldResult {
     uint64_t chunks; /* exceptions in the store */
     uint64_t bytes;  /* written to the image */
-    uint64_t
-        zero_bytes; /* of them zeroes, which take no space where the image can leave them out */
+    /* Of them zeroes, which take no space where the image can leave them out. */
+    uint64_t zero_bytes;
     uint32_t chunk_size;
     bool found;   /* there was a store */
     bool resumed; /* an earlier fold had been cut off */

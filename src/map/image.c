@@ -184,8 +184,7 @@ static Image *open_file(int fd, const char *path, const Format *format, const Im
     return store ? open_one(store, path, format, how, false, error) : NULL;
 }
 
-/* The format that image declares for its backing; *format is NULL when it must be found by probing.
- */
+/* The format that image declares for its backing; *format is NULL when it must be found by probing. */
 static bool backing_format(const Image *image, const Format **format, GError **error)
 {
     *format = NULL;
@@ -557,8 +556,7 @@ int image_map(Image *image, uint64_t offset, uint64_t length, ExtentList *list)
         }
     }
     extent_list_clear(&answer);
-    /* What was good before the bad part is an answer; the bad part is refused when it comes first.
-     */
+    /* What was good before the bad part is an answer; the bad part is refused when it comes first. */
     if (at > offset) {
         return 0;
     }

@@ -82,8 +82,8 @@ struct Image {
     uint64_t allocation_unit;
     /* A power of two, at least as much: in some places space can only be allocated in units of this (Format.unit_at). */
     uint64_t largest_unit;
-    bool
-        partial_units; /* set by open: part of a unit can be the image's own, the rest what lies below */
+    /* Set by open: part of a unit can be the image's own, the rest what lies below. */
+    bool partial_units;
     bool write;
     bool repair;
     VhdSize vhd_size;
@@ -147,8 +147,7 @@ int image_map(Image *image, uint64_t offset, uint64_t length, ExtentList *list);
  * disk. 0 or -errno. */
 int chain_map(Image *top, uint64_t offset, uint64_t length, unsigned max_extents, ExtentList *list);
 
-/* Blocking read through chain_map, decode included; for tools and tests. 0 or -errno. [pool]/[main]
- */
+/* Blocking read through chain_map, decode included; for tools and tests. 0 or -errno. [pool]/[main] */
 int chain_read(Image *top, void *buffer, uint64_t length, uint64_t offset);
 
 /* The bytes of one extent of a chain's map, decode included. 0 or -errno. [pool]/[main] */

@@ -416,8 +416,7 @@ static bool check_access(int fd, const char *path, StoreOpenFlags flags, bool is
             return refuse_read_only(error, path, EROFS);
         }
     }
-    /* O_NONBLOCK would make io_uring give up where it should wait; O_APPEND would ignore offsets.
-     */
+    /* O_NONBLOCK would make io_uring give up where it should wait; O_APPEND would ignore offsets. */
     if ((status & (O_NONBLOCK | O_APPEND)) != 0 &&
         fcntl(fd, F_SETFL, status & ~(O_NONBLOCK | O_APPEND)) != 0) {
         return error_set_errno(error, errno, "%s: cannot set the mode of the descriptor", path);

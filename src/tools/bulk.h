@@ -20,8 +20,8 @@ typedef struct Bulk {
     uint64_t offset, length; /* the range */
     uint64_t piece; /* bytes of one piece, which begins at a multiple of it; a power of two */
     unsigned threads;
-    uint64_t
-        rate; /* bytes a second at most; 0: no limit. Pieces behind which work raises *next are free */
+    /* Bytes a second at most; 0: no limit. Pieces behind which work raises *next are free. */
+    uint64_t rate;
 
     /* Does one piece. 0, BULK_STOP or -errno. *next is the end of the piece; work may raise it where
      * it knows that nothing is to do up to there. slot is below `threads`, and belongs to one thread

@@ -13,13 +13,13 @@ typedef struct CopyOptions {
     uint64_t grain;         /* zeroes are looked for in blocks of it; 0: all becomes data */
     bool blank;             /* the target reads as zeroes all over, and nobody has written to it */
     bool compress;          /* store data encoded; the target's format can do that */
-    bool
-        own; /* only what the source image has itself, not what lies below it; encoded stays encoded */
+    /* Only what the source image has itself, not what lies below it; encoded stays encoded. */
+    bool own;
     Image *backing; /* the target's: units that read the same there already are left out; or NULL */
     unsigned threads;
     uint64_t rate; /* as of bulk_run */
-    Salvage *
-        salvage; /* what cannot be read of the source is zeroes, noted here; NULL: it is an error */
+    /* What cannot be read of the source is zeroes, noted here; NULL: it is an error. */
+    Salvage *salvage;
     bool (*progress)(void *context, uint64_t done, uint64_t total); /* as of bulk_run */
     void *context;
 } CopyOptions;

@@ -14,8 +14,8 @@ typedef struct StreamOptions {
     bool all;               /* units of zeroes are stored, too */
     unsigned threads;
     uint64_t rate; /* as of bulk_run */
-    Salvage *
-        salvage; /* what cannot be read of the source is zeroes, noted here; NULL: it is an error */
+    /* What cannot be read of the source is zeroes, noted here; NULL: it is an error. */
+    Salvage *salvage;
     int (*write)(void *sink, const void *bytes, size_t n); /* what comes next; 0 or -errno */
     void *sink;
     bool (*progress)(void *context, uint64_t done, uint64_t total); /* as of bulk_run */

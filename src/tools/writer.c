@@ -28,8 +28,8 @@ struct Writer {
     Image *image;
     WriterOptions options;
     pthread_rwlock_t lock; /* the format: many may map, one changes */
-    pthread_mutex_t
-        turn;          /* of writing bytes: who waits for a file's lock in the kernel spins there */
+    /* Of writing bytes: who waits for a file's lock in the kernel spins there. */
+    pthread_mutex_t turn;
     uint8_t **encoded; /* of each slot, made when it is needed: a piece's encoded units */
 };
 

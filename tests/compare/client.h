@@ -55,8 +55,7 @@ void clients_connect(Clients *clients, const char *socket, const char *export, u
                      Random *random);
 void clients_disconnect(Clients *clients);
 
-/* Starts op on its connection, which is not lost. It must stay where it is until it has finished.
- */
+/* Starts op on its connection, which is not lost. It must stay where it is until it has finished. */
 void clients_submit(Clients *clients, Op *op);
 
 /* Waits until something has been sent or received. Dies when nothing happens for a long time. */

@@ -34,8 +34,7 @@ const Config *config_find(const char *name);
  * signal. */
 int run_status(const char *const *argv);
 
-/* What qemu-img calls the format, with the options that make a disk of the size that was asked for.
- */
+/* What qemu-img calls the format, with the options that make a disk of the size that was asked for. */
 const char *config_qemu_name(const char *format);
 bool config_qemu_reads(const Config *config);  /* the contents, backing and all */
 bool config_qemu_checks(const Config *config); /* has a check for the format */

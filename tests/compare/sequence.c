@@ -81,8 +81,7 @@ static void check_status(const Sequence *sequence, const Op *op)
         if (length == 0) {
             die("%s: an extent of no length", op_text(op));
         }
-        /* A last extent may reach beyond the range that was asked for, where others may be writing.
-         */
+        /* A last extent may reach beyond the range that was asked for, where others may be writing. */
         uint64_t asked = MIN(length, op->offset + op->length - at);
         if ((op->status[i + 1] & LIBNBD_STATE_ZERO) && !all_zero(sequence->model + at, asked)) {
             die("%s: 0x%llx+0x%llx is said to be zero and is not", op_text(op),

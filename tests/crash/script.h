@@ -19,8 +19,8 @@ typedef struct Script {
     const char *name, *cluster_size, *refcount_bits,
         *compat; /* of the image; refcount_bits may be NULL */
     unsigned steps;
-    bool
-        sessions; /* each step opens the image and closes it in order; else they share one session */
+    /* Each step opens the image and closes it in order; else they share one session. */
+    bool sessions;
 
     /* One step on the image, open for writing; false: it failed. */
     bool (*run)(Image *image, unsigned step);

@@ -43,8 +43,7 @@ void fault_plan_init_random(FaultPlan *plan, FaultKind kind, unsigned percent, i
                             uint64_t seed);
 void fault_plan_clear(FaultPlan *plan);
 
-/* Counts one operation; 0, or the negative errno with which it must fail. plan may be NULL. [any]
- */
+/* Counts one operation; 0, or the negative errno with which it must fail. plan may be NULL. [any] */
 int fault_plan_check(FaultPlan *plan, FaultKind kind);
 
 const char *fault_kind_name(FaultKind kind);

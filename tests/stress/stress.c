@@ -28,8 +28,7 @@
 #define WORD_ZERO    0u /* all zeroes */
 #define WORD_INITIAL 2u /* what the template has; the words of writes are odd */
 
-/* What a block may hold: one of these words. More than one after a trim or an unanswered command.
- */
+/* What a block may hold: one of these words. More than one after a trim or an unanswered command. */
 typedef struct Block {
     uint32_t words[DOUBTS];
     unsigned count;

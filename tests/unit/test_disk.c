@@ -139,8 +139,7 @@ START_TEST(disk_guards_a_guessed_raw_image_against_a_planted_header)
 }
 END_TEST
 
-/* Two writes that were looked at beside each other planted the header of which each brought a half.
- */
+/* Two writes that were looked at beside each other planted the header of which each brought a half. */
 START_TEST(disk_guards_a_guessed_raw_image_against_two_halves_of_a_header)
 {
     g_autoptr(Store) store = store_memory_new("memory", NULL, DISK_SIZE);

@@ -208,8 +208,7 @@ START_TEST(shared_cluster_is_copied_and_reads_the_same)
 }
 END_TEST
 
-/* Entries in what an L1 entry wrongly calls a table are nobody's: guest data must not be "mended".
- */
+/* Entries in what an L1 entry wrongly calls a table are nobody's: guest data must not be "mended". */
 START_TEST(guest_data_taken_for_a_table_is_left_alone)
 {
     uint64_t l2;

@@ -27,8 +27,8 @@ typedef struct Rig {
     uint64_t cluster_size, clusters;
     uint8_t *model; /* guest bytes */
     uint64_t cache;
-    GHashTable
-        *quarantine; /* host offset -> 1 + number of flushes when it was freed; NULL: not watched */
+    /* Host offset -> 1 + number of flushes when it was freed; NULL: not watched. */
+    GHashTable *quarantine;
     uint64_t flushes;
     Random random;
 } Rig;
