@@ -18,6 +18,8 @@ static const CliUsage usage = {
                "  remove EXPORT [--mode=safe|hide|hard]\n"
                "  kick CLIENT, kick --export NAME\n"
                "  hello, list, stats, reload, handover [--binary]\n"
+               "  resize image=IMAGE size=[+-]SIZE [shrink=true]\n"
+               "  snapshot image=IMAGE action=create|delete name=NAME\n"
                "  attach, detach      where devices are attached\n\n"
                "docs/control.md says more of each.",
     .example = "  cownbd ctl add /srv/images/vm2.qcow2 --name vm2\n"

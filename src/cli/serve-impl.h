@@ -3,6 +3,7 @@
  *
  *      serve-options.c   the command line
  *      serve-operations.c the log, the user, the sandbox
+ *      serve-process.c   the process around it: signals
  *      serve-config.c    the configuration at the start, serve-reload.c when it has changed
  *      serve-watchdog.c  signs of life
  *      serve-listen.c    where clients come from
@@ -14,8 +15,9 @@
  *      serve-control.c   the control socket and its verbs
  *      serve-stats.c     what was counted, and the status page that shows it
  *      serve-handover.c  all of it given to another process, serve-takeover.c that process
- *      serve-resize.c    the verb resize
- *      serve-attach.c    kernel devices: options, verbs, start and stop
+ *      serve-resize.c    the verb resize, serve-snapshot.c the verb snapshot
+ *      serve-attach.c    kernel devices: options, verbs, start and stop; serve-attach-stats.c what stats says of them
+ *      serve-leaks.c     space that a killed server had taken and given to nothing
  *      serve.c           the order of it all; what main does while the others work
  *
  * Main starts everything, then waits; whoever needs main asks by serve_on_main.

@@ -1,6 +1,12 @@
 /*
- * What the files of the attachment share: attachment.c (life), attachment-sockets.c (what keeps the
- * nbd device connected), attachment-find.c (what is in the kernel), attachment-name.c (names).
+ * What the files of the attachment share:
+ *
+ *     attachment.c          its life
+ *     attachment-sockets.c  what keeps the nbd device connected
+ *     attachment-mapped.c   the device-mapper device above it
+ *     attachment-find.c     what is in the kernel
+ *     attachment-name.c     names
+ *     attachment-use.c      who uses a device
  */
 #ifndef FASTPATH_ATTACHMENT_IMPL_H
 #define FASTPATH_ATTACHMENT_IMPL_H

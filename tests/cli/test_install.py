@@ -90,7 +90,7 @@ def test_completions():
     assert completed("serve", "--log-level", "=", "w") == ["warning"]
     assert completed("serve", "--tls", "r") == ["require"]
     assert completed("convert", "--output-format", "vh") == ["vhd", "vhdx"]
-    assert completed("ctl", "re") == ["remove", "reload"]
+    assert completed("ctl", "re") == ["remove", "reload", "resize"]
     assert completed("ctl", "remove", "--mode", "h") == ["hide", "hard"]
     assert completed("config", "") == ["check"] and completed("snapshot", "d") == ["delete"]
     assert set(completed("serve", "--")) == {f"--{option['name']}" + ("=" if option["argument"] else "")
