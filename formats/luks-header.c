@@ -112,7 +112,7 @@ static int open_copy(LuksHeader *header)
 
 static int copy_bytes(LuksHeader *header, Store *store, uint64_t offset, uint64_t length)
 {
-    enum { STEP = 1 << 20 };
+    enum { STEP = 64 << 10 }; /* small, for most of a header is unused */
     g_autofree uint8_t *bytes = g_try_malloc(STEP);
     int r = bytes ? 0 : -ENOMEM;
     for (uint64_t at = 0; r == 0 && at < length; at += STEP) {

@@ -25,10 +25,6 @@
 
 #define VARIANTS   4 /* once and for ever, EIO and ENOSPC */
 
-/* Where the image takes long to open: one state, and of the variants of all k one in so many. */
-#define SLOW_CUT_STATES 1
-#define SLOW_STEP       5
-
 typedef struct Fault {
     FaultKind kind;
     uint64_t at;
@@ -76,9 +72,7 @@ static void try_fault(Verifier *verifier, const Fault *fault, Totals *totals)
     Run *run = fault_run(verifier->fixture, verifier->machine, &plan, &findings);
     must_be_seen(run, &plan, fault, &findings);
     if (run->opened) {
-        bool slow = verifier->fixture->setup->slow_to_open;
-        StatesOptions how = {.seed = SEED + fault->at,
-                             .states = slow ? SLOW_CUT_STATES : CUT_STATES};
+        StatesOptions how = {.seed = SEED + fault->at, .states = CUT_STATES};
         totals->states += states_try(verifier, run, &how, NULL, &findings);
     }
     uint64_t before = findings_count(&findings);
@@ -124,7 +118,6 @@ static void try_setup(const char *name, uint64_t every, Machine *machine, Totals
     uint64_t counts[FAULT_KINDS];
     count_operations(&verifier, counts);
     uint64_t step = every * max_u64(1, 100 / scaled(100)), number = 0;
-    step *= fixture->setup->slow_to_open ? SLOW_STEP : 1;
     step += step > 1 && step % 2 == 0; /* no factor in common with VARIANTS: each has its turn */
     for (unsigned kind = 0; kind < FAULT_KINDS; kind++) {
         printf("%s: %lu operations of kind %s\n", name, counts[kind], fault_kind_name(kind));
@@ -143,12 +136,8 @@ static void try_setup(const char *name, uint64_t every, Machine *machine, Totals
 
 int main(int argc, char **argv)
 {
-    static const char *const names[] = {"v3-4k-overlay-raw",
-                                        "v2-512-overlay-raw",
-                                        "v3-4k-r64-tiny-cache",
-                                        "v2-512-compressed-snapshot",
-                                        "raw",
-                                        "luks"};
+    static const char *const names[] = {"v3-4k-overlay-raw", "v2-512-overlay-raw",
+                                        "v3-4k-r64-tiny-cache", "v2-512-compressed-snapshot"};
     log_set_level(LOG_LEVEL_ERROR);
     Machine machine;
     machine_start(&machine);

@@ -35,7 +35,6 @@ typedef struct Setup {
     uint64_t created_size;   /* of the new image, which grows when it is used; 0: disk_size */
     bool resizes;            /* the disk becomes smaller and larger again during the run */
     unsigned spare_files;    /* empty ones, which it may take when it grows */
-    bool slow_to_open;       /* few states are enough */
     bool gaps;         /* what becomes free lies between blocks, and the format has no use for it */
     unsigned requests; /* of a run, fewer where a table fills up soon; 0: the default */
 } Setup;

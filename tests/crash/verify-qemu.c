@@ -41,14 +41,24 @@ void verify_dump(const Fixture *fixture, const ImageFiles *files, const char *di
     }
 }
 
+/* env goes to the directory: GLib would fork for that, or to close descriptors, and so copy the page tables of a process
+ * that holds many states. */
 static bool run_qemu(const char *directory, const char *const *arguments, int accepted,
                      Findings *findings)
 {
+    g_autoptr(GPtrArray) argv = g_ptr_array_new();
+    g_ptr_array_add(argv, "env");
+    g_ptr_array_add(argv, "-C");
+    g_ptr_array_add(argv, (gpointer)directory);
+    for (unsigned i = 0; i == 0 || arguments[i - 1]; i++) {
+        g_ptr_array_add(argv, (gpointer)arguments[i]);
+    }
     g_autofree char *out = NULL, *err = NULL;
     g_autoptr(GError) error = NULL;
     int status;
-    if (!g_spawn_sync(directory, (char **)arguments, NULL, G_SPAWN_SEARCH_PATH, NULL, NULL, &out,
-                      &err, &status, &error)) {
+    if (!g_spawn_sync(NULL, (char **)argv->pdata, NULL,
+                      G_SPAWN_SEARCH_PATH | G_SPAWN_LEAVE_DESCRIPTORS_OPEN, NULL, NULL, &out, &err,
+                      &status, &error)) {
         g_error("qemu-img: %s", error->message);
     }
     int code = status >> 8; /* as wait() has it */
@@ -81,6 +91,14 @@ static bool snapshot_is_whole(const Verifier *verifier, const char *image, Findi
 bool verify_qemu(Verifier *verifier, const ImageFiles *files, Findings *findings)
 {
     const Fixture *fixture = verifier->fixture;
+    const char *format = qemu_name(fixture->setup->format), *image = fixture->image_name;
+    bool reads = fixture_qemu_reads(fixture->setup);
+    /* One that does not call a leak corruption. */
+    bool has_check = (strcmp(format, "qcow2") == 0 && !fixture_is_encrypted(fixture->setup)) ||
+                     (strcmp(format, "qed") == 0 && reads);
+    if (!reads && !has_check) {
+        return true;
+    }
     if (!verifier->directory) {
         g_autoptr(GError) error = NULL;
         verifier->directory = g_dir_make_tmp("cownbd-crash-XXXXXX", &error);
@@ -90,17 +108,12 @@ bool verify_qemu(Verifier *verifier, const ImageFiles *files, Findings *findings
     }
     verify_dump(fixture, files, verifier->directory);
     write_file(verifier->directory, "contents", verifier->disk, fixture->setup->disk_size);
-    const char *format = qemu_name(fixture->setup->format), *image = fixture->image_name;
     const char *check[] = {"qemu-img", "check", "-f", format, image, NULL};
     const char *compare[] = {"qemu-img", "compare", "-f",       format, "-F",
                              "raw",      image,     "contents", NULL};
     verifier->qemu_checks++;
-    /* One that does not call a leak corruption. */
-    bool has_check = (strcmp(format, "qcow2") == 0 && !fixture_is_encrypted(fixture->setup)) ||
-                     (strcmp(format, "qed") == 0 && fixture_qemu_reads(fixture->setup));
     return (!has_check || run_qemu(verifier->directory, check, 3, findings)) &&
-           (!fixture_qemu_reads(fixture->setup) ||
-            run_qemu(verifier->directory, compare, 0, findings)) &&
+           (!reads || run_qemu(verifier->directory, compare, 0, findings)) &&
            (!fixture->setup->snapshot || snapshot_is_whole(verifier, image, findings));
 }
 
