@@ -167,6 +167,7 @@ int copy_disk(Image *source, Image *target, const CopyOptions *options, CopyFail
     WriterOptions how = {
         .blank = options->blank,
         .over_backing = target->backing_name != NULL,
+        .fine = options->own && target->encryption,
         .threads = threads,
         .piece = piece,
     };

@@ -108,6 +108,13 @@ static uint64_t unit_of(const Piece *piece)
     return piece->writer->image->largest_unit;
 }
 
+/* What space is taken and dropped in. */
+static uint64_t space_unit(const Piece *piece)
+{
+    bool fine = piece->writer->options.fine && !piece->encoded;
+    return fine ? piece->writer->image->allocation_unit : unit_of(piece);
+}
+
 static bool is_writable(const Extent *extent)
 {
     return extent->type == EXTENT_DATA && (extent->flags & EXTENT_WRITABLE);
@@ -143,7 +150,7 @@ static void plan_transfer(Piece *piece, const Extent *extent, uint64_t offset, u
 /* The units around [offset, end) need space. */
 static void plan_new(Piece *piece, uint64_t offset, uint64_t end)
 {
-    uint64_t unit = unit_of(piece);
+    uint64_t unit = space_unit(piece);
     Range range = {align_down(offset, unit),
                    min_u64(align_up(end, unit), piece->writer->image->size)};
     Range *last =
@@ -169,7 +176,7 @@ static void plan_data(Piece *piece, const Extent *extent, uint64_t offset, uint6
 static int plan_zero(Piece *piece, const Extent *extent, uint64_t offset, uint64_t end)
 {
     Image *image = piece->writer->image;
-    uint64_t from = align_up(offset, unit_of(piece)), to = align_down(end, unit_of(piece));
+    uint64_t from = align_up(offset, space_unit(piece)), to = align_down(end, space_unit(piece));
     to = end == image->size ? end : to;
     if (from >= to || !image->format->unmap) {
         plan_data(piece, extent, offset, end);

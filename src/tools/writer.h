@@ -43,8 +43,11 @@ bool parts_all(const GArray *parts, PartKind kind);
 typedef struct WriterOptions {
     bool blank;        /* what nobody has written yet reads as zeroes */
     bool over_backing; /* what the image does not have may read as anything */
-    unsigned threads;  /* that write at once, at most */
-    uint64_t piece;    /* bytes, at least the image's allocation unit */
+    /* Space is taken for no more than is written, else for whole units of the largest kind. The image is new: none of its
+     * units is compressed or shared. For encrypted ones, in which all that is taken must be written, zeroes too. */
+    bool fine;
+    unsigned threads; /* that write at once, at most */
+    uint64_t piece;   /* bytes, at least the image's allocation unit */
 } WriterOptions;
 
 /* The image is open for writing; not owned. */
