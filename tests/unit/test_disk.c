@@ -11,6 +11,7 @@
 #include "latch.h"
 #include "store/aio.h"
 #include "tests/lib/format-letters.h"
+#include "tests/lib/qcow2-walk.h"
 #include "tests/lib/store-memory.h"
 #include "tests/unit/call.h"
 #include "tests/unit/suite.h"
@@ -256,6 +257,25 @@ static int flush(Disk *disk)
     return run(disk, REQUEST_FLUSH, 0, 0, 0, NULL);
 }
 
+/* What was reserved for it is given back: nothing leaks. */
+START_TEST(write_that_fails_keeps_no_space)
+{
+    g_autoptr(Store) store = store_memory_new("memory", NULL, 0);
+    Disk *disk = open_new_qcow2(store);
+    uint8_t bytes[512] = {1};
+    uint64_t size;
+    ck_assert_int_eq(run(disk, REQUEST_WRITE, REQUEST_FUA, 0, sizeof bytes, bytes), 0);
+    store_memory_fail_writes(store, 0, UINT64_MAX);
+    ck_assert_int_eq(run(disk, REQUEST_WRITE, 0, 65536, sizeof bytes, bytes), -EIO);
+    store_memory_fail_writes(store, 0, 0);
+    ck_assert_int_eq(run(disk, REQUEST_WRITE, 0, 131072, sizeof bytes, bytes), 0);
+    ck_assert_int_eq(disk_close(disk), 0);
+    const uint8_t *content = store_memory_content(store, &size);
+    g_autofree char *problem = qcow2_walk(content, size, false);
+    ck_assert_msg(problem == NULL, "%s", problem);
+}
+END_TEST
+
 /* Whoever had the image before may have left writes that no sync has covered. */
 START_TEST(flush_syncs_at_first_and_then_what_is_new)
 {
@@ -351,6 +371,7 @@ int main(void)
     tcase_add_test(tcase, write_over_unreadable_backing_data_fails);
     tcase_add_test(tcase, write_that_may_block_allocates_without_the_pool);
     tcase_add_test(tcase, disk_answers_status_from_the_start_of_the_range);
+    tcase_add_test(tcase, write_that_fails_keeps_no_space);
     tcase_add_test(tcase, flush_syncs_at_first_and_then_what_is_new);
     tcase_add_test(tcase, flush_fails_until_a_sync_is_true);
     tcase_add_test(tcase, flush_whose_tables_fail_makes_the_disk_read_only);

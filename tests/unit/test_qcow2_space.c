@@ -461,24 +461,48 @@ START_TEST(space_metadata_is_never_handed_out)
 }
 END_TEST
 
-START_TEST(space_an_l2_entry_on_metadata_is_damage)
+/* Guest offset 4096 lies where the refcount table does. */
+static void put_entry_on_refcounts(Store *store, uint64_t flags)
 {
-    g_autoptr(Store) store = new_store("4k", "16", 1 << 20);
     Image *image = open_store(store, true);
     ck_assert_int_eq(put(image, 0, 4096, 1), 0);
     uint64_t table = qcow2_state(image)->header.refcount_table_offset;
     uint64_t l2 = qcow2_state(image)->l1[0] & QCOW2_OFFSET_MASK;
     finish(image);
     uint8_t raw[8];
-    store_be64(raw, table | QCOW2_COPIED);
+    store_be64(raw, table | QCOW2_COPIED | flags);
     ck_assert_int_eq(store_write(store, raw, 8, l2 + 8), 0);
-    image = open_store(store, true);
+}
+
+START_TEST(space_an_l2_entry_on_metadata_is_damage)
+{
+    g_autoptr(Store) store = new_store("4k", "16", 1 << 20);
+    put_entry_on_refcounts(store, 0);
+    Image *image = open_store(store, true);
     ExtentList map;
     extent_list_init(&map);
     ck_assert_int_eq(image_map(image, 4096, 4096, &map), -EIO);
     extent_list_clear(&map);
     ck_assert_int_eq(put(image, 65536, 4096, 1), -EIO);
     image_unref(image);
+}
+END_TEST
+
+/* It reads as zeroes, so nobody looks where it lies before it is written. */
+START_TEST(space_a_preallocated_cluster_on_metadata_is_damage)
+{
+    g_autoptr(Store) store = new_store("4k", "16", 1 << 20);
+    put_entry_on_refcounts(store, QCOW2_ZERO);
+    uint64_t size, size_now;
+    const uint8_t *bytes = store_memory_content(store, &size);
+    g_autofree uint8_t *before = g_memdup2(bytes, size);
+    Image *image = open_store(store, true);
+    ck_assert_int_eq(put(image, 4096, 4096, 0xee), -EIO);
+    image_unref(image);
+    /* All but the header, which says now that the image is damaged. */
+    bytes = store_memory_content(store, &size_now);
+    ck_assert_uint_eq(size_now, size);
+    ck_assert_mem_eq(bytes + 4096, before + 4096, size - 4096);
 }
 END_TEST
 
@@ -493,5 +517,6 @@ int main(void)
     tcase_add_loop_test(tcase, space_every_failure_leaves_a_sound_image, 0, FAIL_KINDS);
     tcase_add_test(tcase, space_metadata_is_never_handed_out);
     tcase_add_test(tcase, space_an_l2_entry_on_metadata_is_damage);
+    tcase_add_test(tcase, space_a_preallocated_cluster_on_metadata_is_damage);
     return suite_run("qcow2_space", tcase);
 }
