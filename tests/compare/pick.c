@@ -83,6 +83,15 @@ static uint32_t pick_flags(Sequence *sequence, const Op *op)
     return flags;
 }
 
+/* The eight bytes at offset 8 * index: those of the random word, each a little more with every step. */
+static uint64_t pattern(uint64_t word, uint64_t index)
+{
+    const uint64_t low = 0x7f7f7f7f7f7f7f7fu;
+    uint64_t more = (uint8_t)(index * 31 + (index >> 9)) * (uint64_t)0x0101010101010101u;
+    return ((word & low) + (more & low)) ^
+           ((word ^ more) & ~low); /* eight sums, no carry between them */
+}
+
 /* Bytes that no other write has at this place: from a random word and the offset. One in sixteen
  * writes zeroes. */
 static void fill_bytes(Sequence *sequence, Op *op)
@@ -92,9 +101,12 @@ static void fill_bytes(Sequence *sequence, Op *op)
         memset(op->buffer, 0, op->length);
         return;
     }
-    for (uint64_t i = 0; i < op->length; i++) {
-        uint64_t at = op->offset + i;
-        op->buffer[i] = (uint8_t)((word >> (at % 8 * 8)) + (at / 8) * 31 + (at >> 12));
+    uint64_t at = op->offset, end = op->offset + op->length;
+    while (at < end) {
+        uint64_t eight = pattern(word, at / 8), skipped = at % 8;
+        uint64_t length = MIN(8 - skipped, end - at);
+        memcpy(op->buffer + (at - op->offset), (uint8_t *)&eight + skipped, length);
+        at += length;
     }
 }
 
