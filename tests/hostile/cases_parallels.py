@@ -98,8 +98,8 @@ def disks():
     yield disk("of-2-mib", ["must be 1048576 at most"], (2 * MIB, {0: TEXT.encode()}))
     for length in (100, 500, len(TEXT) - 3):
         yield disk("cut-at-%d" % length, ["is no XML"], TEXT[:length])
-    for name, count, close, word in (("64-deep", 64, False, None), ("65-deep", 65, False, "64 snapshots below it"),
-                                     ("circle-of-100", 100, True, "64 snapshots below it")):
+    for name, count, close, word in (("500-deep", 500, False, None), ("501-deep", 501, False, "500 snapshots below it"),
+                                     ("circle-of-100", 100, True, "500 snapshots below it")):
         guids, tree = shots_of(count, close)
         images = [(guid, "Compressed", "now.hds") for guid in guids]
         yield disk(name, [word] if word else [], parallels.descriptor([(SECTORS_OF_IMAGE, images)], tree))

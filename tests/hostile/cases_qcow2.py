@@ -11,6 +11,7 @@ TABLE, BLOCK, L1, L2, DATA, PACKED, SNAPSHOTS, OLD_L1, DIRECTORY, BITMAP = (n * 
 END = 11 * CLUSTER
 DISK = 16 * CLUSTER
 EXTENSIONS = 112
+CHAIN_MOST = 500  # images
 
 # Offsets of the header's fields.
 VERSION, NAME_AT, NAME_SIZE, CLUSTER_BITS, SIZE, CRYPT, L1_SIZE, L1_AT = 4, 8, 16, 20, 24, 32, 36, 40
@@ -291,8 +292,9 @@ def backings():
                **{"other.qcow2": patched(IMAGE, *named(b"top.qcow2"))})
     yield case("backing-loop-below", ["loop"], *named(b"other.qcow2"), at="chain",
                **{"other.qcow2": patched(IMAGE, *named(b"other.qcow2"))})
-    deep = {"%d.qcow2" % n: patched(IMAGE, *named(b"%d.qcow2" % (n + 1))) for n in range(70)}
-    yield case("backing-chain-of-70", ["64"], *named(b"0.qcow2"), at="chain", **deep, **{"70.qcow2": IMAGE})
+    deep = {"%d.qcow2" % n: patched(IMAGE, *named(b"%d.qcow2" % (n + 1))) for n in range(CHAIN_MOST)}
+    yield case("backing-chain-too-long", [f"more than {CHAIN_MOST}"], *named(b"0.qcow2"), at="chain", **deep,
+               **{f"{CHAIN_MOST}.qcow2": IMAGE})
     yield case("backing-is-hostile", ["other.qcow2", "cluster_bits is 63"], *named(b"other.qcow2"), at="chain",
                **{"other.qcow2": patched(IMAGE, (CLUSTER_BITS, ">I", 63))})
 
