@@ -126,7 +126,7 @@ static int copy_bytes(LuksHeader *header, Store *store, uint64_t offset, uint64_
 }
 
 /* How far the header goes, as it says itself; both versions lie about their end when they are hostile, which
- * the library finds out. *most: how much of that is worth copying. */
+ * the library finds out. *copied: how much of that is worth copying. */
 static bool header_extent(LuksHeader *header, const uint8_t *head, uint64_t length,
                           uint64_t *copied, GError **error)
 {
@@ -265,13 +265,15 @@ static bool add_slot(const LuksHeader *header, int slot, Cost *cost, GError **er
     return true;
 }
 
+/* The library takes the last 32 bits of the number, so one below 0 means many rounds. */
 static void add_digest(JsonObject *digests, const char *name, JsonNode *node, gpointer opaque)
 {
     Cost *cost = opaque;
     if (JSON_NODE_HOLDS_OBJECT(node)) {
         gint64 rounds =
             json_object_get_int_member_with_default(json_node_get_object(node), "iterations", 0);
-        cost->rounds += rounds > 0 ? (uint64_t)rounds : 0;
+        bool plausible = rounds >= 0 && rounds <= UINT32_MAX;
+        cost->rounds += plausible ? (uint64_t)rounds : UINT32_MAX;
     }
 }
 

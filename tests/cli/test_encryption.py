@@ -2,6 +2,7 @@
 """Encrypted images: what qemu and cryptsetup make is read, what we make they read; secrets, and what is refused."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -143,6 +144,26 @@ def hostile_cost():
     compare_refused("secret", "429496", "rounds", image="h.luks")
 
 
+def hostile_digest():
+    """So is a digest of version 2 that wants as many: as a number below 0, or as several whose sum has no room."""
+    ours("create", "-q", "-f", "luks", "-o", "version=2,iterations=1000", *SECRET, "good.luks", "64k")
+    with open("good.luks", "rb") as file:
+        good = file.read()
+    for rounds in ((-1,), (2 ** 32 - 1,), (2 ** 32 + 1,), (2 ** 63 - 1, 2 ** 63 - 1, 2)):
+        image = bytearray(good)
+        for at in (0, 16384):  # the header and its copy: 4 KiB, the last 64 bytes of its first 512 a checksum; then JSON
+            area = slice(at + 4096, at + 16384)
+            metadata = json.loads(image[area].rstrip(b"\0"))
+            first = metadata["digests"]["0"]
+            others = dict(first, keyslots=[], segments=[])
+            metadata["digests"] = {str(i): dict(others if i else first, iterations=n) for i, n in enumerate(rounds)}
+            image[area] = json.dumps(metadata).encode().ljust(12288, b"\0")
+            image[at + 448:at + 512] = bytes(64)
+            image[at + 448:at + 480] = hashlib.sha256(image[at:at + 16384]).digest()
+        write("h2.luks", image)
+        compare_refused("secret", "rounds", "at most 200000000", image="h2.luks")
+
+
 def served():
     """Secrets by descriptor and as systemd hands them over; nothing of them is said."""
     ours("convert", "-O", "qcow2", "-o", "encrypt.format=luks,encrypt.iterations=1000", *SECRET, "plain.raw", "s.qcow2")
@@ -175,5 +196,5 @@ with Workdir():
     write("other", b"another one")
     write("plain.raw", content())
     write("short.raw", content()[:MB])
-    for test in (both_ways, with_cryptsetup, unwritten_is_noise, chain, refusals, hostile_cost, served):
+    for test in (both_ways, with_cryptsetup, unwritten_is_noise, chain, refusals, hostile_cost, hostile_digest, served):
         test()
