@@ -57,6 +57,20 @@ static bool is_state(const Check *check, const VhdxEntry *entry)
            (state == VHDX_PARTIAL && check->s->has_parent);
 }
 
+/* The file was cut off inside what the entry names; who reads it finds zeroes there. */
+static int check_whole(const Check *check, const VhdxEntry *entry)
+{
+    Store *store = check->image->store;
+    uint64_t end = vhdx_entry_offset(entry->value) + length_of(check, entry);
+    if (end <= vhdx_file_size(check->image, check->s)) {
+        return 0;
+    }
+    check_result_say(check->result, "%s %u is at %" PRIu64 ", and the file ends inside of it",
+                     kind_of(entry), entry->block, vhdx_entry_offset(entry->value));
+    bool mend = check_result_corruption(check->result, check->repair);
+    return mend && store_size(store) < end ? store_truncate(store, end) : 0;
+}
+
 /* Claims the place of each entry. */
 static int visit(void *opaque, const VhdxEntry *entry)
 {
@@ -80,7 +94,7 @@ static int visit(void *opaque, const VhdxEntry *entry)
                          kind_of(entry), entry->block, offset);
         return give_up(check, entry);
     }
-    return 0;
+    return claim == VHDX_PLACE_GOOD ? check_whole(check, entry) : 0;
 }
 
 static bool is_in_region(const Check *check, const VhdxEntry *entry)

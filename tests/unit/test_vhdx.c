@@ -192,6 +192,26 @@ START_TEST(vhdx_check_mends_what_it_can)
 }
 END_TEST
 
+/* Check called it clean; qemu-img check does not. */
+START_TEST(vhdx_file_that_ends_inside_a_block)
+{
+    g_autoptr(Store) store = new_store(NULL);
+    g_autoptr(Image) writer = images_open(&format_vhdx, store, NULL, true);
+    write_block(writer, 0, 'a');
+    ck_assert_int_eq(image_finish(writer), 0);
+    uint64_t size = store_size(store);
+    ck_assert_uint_eq(size, DATA + BLOCK);
+    ck_assert_int_eq(store_truncate(store, size - BLOCK / 2), 0);
+    ck_assert_uint_eq(images_check(&format_vhdx, store, CHECK_REPORT_ONLY).corruptions, 1);
+    ck_assert_uint_eq(images_check(&format_vhdx, store, CHECK_REPAIR_ALL).corruptions_fixed, 1);
+    ck_assert_uint_eq(images_check(&format_vhdx, store, CHECK_REPORT_ONLY).corruptions, 0);
+    ck_assert_uint_eq(store_size(store), size);
+    g_autoptr(Image) image = images_open(&format_vhdx, store, NULL, false);
+    ck_assert_uint_eq(images_byte(image, BLOCK / 2 - 1), 'a');
+    ck_assert_uint_eq(images_byte(image, BLOCK / 2), 0);
+}
+END_TEST
+
 /* Nobody but us opens an image for reading while its log has entries: repair left them there. */
 START_TEST(vhdx_repair_empties_the_log)
 {
@@ -293,6 +313,7 @@ int main(void)
     tcase_add_test(tcase, vhdx_entries_that_cannot_be_are_errors);
     tcase_add_test(tcase, vhdx_writing_is_refused_where_blocks_are_shared);
     tcase_add_test(tcase, vhdx_check_mends_what_it_can);
+    tcase_add_test(tcase, vhdx_file_that_ends_inside_a_block);
     tcase_add_test(tcase, vhdx_repair_empties_the_log);
     tcase_add_test(tcase, vhdx_check_looks_at_sector_bits);
     tcase_add_test(tcase, vhdx_create_refuses_what_cannot_be);
