@@ -162,9 +162,34 @@ static bool write_repairs(Check *check, GError **error)
     return r == 0 || error_set_errno(error, -r, "%s: cannot write the table", check->image->path);
 }
 
+static uint32_t count_linked(BlockTable *table)
+{
+    uint32_t linked = 0;
+    for (uint32_t block = 0; block < block_table_count(table); block++) {
+        linked += vdi_is_place(block_table_get(table, block));
+    }
+    return linked;
+}
+
+/* Where the data begins behind the end of the file, the header is more likely wrong than every block gone. A repair would
+ * give all of them up. */
+static bool may_repair(const Image *image, const VdiState *s, GError **error)
+{
+    uint64_t size = store_size(image->store);
+    uint32_t linked = s->header.data_offset > size ? count_linked(s->table) : 0;
+    return linked == 0 ||
+           error_set(error, EUCLEAN,
+                     "%s: offset of the data is %" PRIu64 ", and the file ends at %" PRIu64
+                     ": a repair would give up all %u blocks; the offset must be mended first",
+                     image->path, s->header.data_offset, size, linked);
+}
+
 bool vdi_check(Image *image, CheckRepair repair, CheckResult *result, GError **error)
 {
     VdiState *s = image->state;
+    if (repair != CHECK_REPORT_ONLY && !may_repair(image, s, error)) {
+        return false;
+    }
     Check check = {.image = image, .s = s, .result = result, .repair = repair};
     check.limit = places_in_file(&check);
     check.used = g_try_malloc0(max_u64(check.limit, 1));

@@ -207,6 +207,26 @@ START_TEST(vdi_check_mends_what_it_can)
 }
 END_TEST
 
+/* Rather the header is wrong than every block gone. */
+START_TEST(vdi_repair_is_refused_where_it_would_give_up_every_block)
+{
+    uint64_t size;
+    g_autofree uint8_t *bytes = full_image(3, &size);
+    store_le32(bytes + VDI_H_DATA, 1u << 20);
+    g_autoptr(Store) store = store_memory_new("test.vdi", bytes, size);
+    ck_assert_uint_eq(images_check(&format_vdi, store, CHECK_REPORT_ONLY).corruptions, 3);
+    for (CheckRepair repair = CHECK_REPAIR_LEAKS; repair <= CHECK_REPAIR_ALL; repair++) {
+        g_autoptr(GError) error = NULL;
+        CheckResult result = {0};
+        g_autoptr(Image) image = images_open(&format_vdi, store, NULL, false);
+        ck_assert(!vdi_check(image, repair, &result, &error));
+        ck_assert_ptr_nonnull(strstr(error->message, "offset of the data is 1048576"));
+    }
+    uint64_t after;
+    ck_assert_mem_eq(store_memory_content(store, &after), bytes, size);
+}
+END_TEST
+
 START_TEST(vdi_check_cuts_off_unused_blocks)
 {
     uint64_t size;
@@ -269,6 +289,7 @@ int main(void)
     tcase_add_test(tcase, vdi_discard_over_a_parent_hides_it);
     tcase_add_test(tcase, vdi_child_refuses_a_parent_that_was_written);
     tcase_add_test(tcase, vdi_check_mends_what_it_can);
+    tcase_add_test(tcase, vdi_repair_is_refused_where_it_would_give_up_every_block);
     tcase_add_test(tcase, vdi_check_cuts_off_unused_blocks);
     tcase_add_test(tcase, vdi_create_refuses_what_cannot_be);
     tcase_add_test(tcase, vdi_static_image_has_all_its_blocks);
