@@ -1,15 +1,18 @@
 /*
  * cownbd: one program with subcommands. This finds the subcommand.
  */
+#include <errno.h>
 #include <locale.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <glib.h>
 
+#include "base/log.h"
 #include "cli/cli.h"
 #include "cli/describe.h"
 #include "cli/option-hints.h"
@@ -169,6 +172,18 @@ static int describe_all(void)
     return bad;
 }
 
+/* A chain, two of them in a comparison, may have more files than a shell allows at first. */
+static void raise_file_limit(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
+        limit.rlim_cur = limit.rlim_max;
+        if (setrlimit(RLIMIT_NOFILE, &limit) != 0) {
+            log_warning("cannot raise the limit of open files: %s", g_strerror(errno));
+        }
+    }
+}
+
 int main(int argc, char **argv)
 {
     setlocale(LC_ALL, "");
@@ -186,6 +201,7 @@ int main(int argc, char **argv)
         puts("cownbd " COWNBD_VERSION);
         return 0;
     }
+    raise_file_limit();
     const Command *command = find_command(argv[1]);
     return command ? command->run(argc - 1, argv + 1) : unknown_command(argv[1]);
 }
