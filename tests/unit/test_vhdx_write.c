@@ -36,6 +36,39 @@ START_TEST(vhdx_log_is_done_again)
 }
 END_TEST
 
+/* The header in force, from the file. */
+static VhdxHeader header_of(Store *store)
+{
+    g_autoptr(Image) reader = images_open(&format_vhdx, store, NULL, false);
+    return vhdx_state(reader)->header;
+}
+
+/* Whether the file's GUID and that of what a guest sees are the same in both. */
+static unsigned same_guids(const VhdxHeader *a, const VhdxHeader *b)
+{
+    return (memcmp(a->file_guid, b->file_guid, VHDX_GUID_SIZE) == 0) |
+           (memcmp(a->data_guid, b->data_guid, VHDX_GUID_SIZE) == 0) << 1;
+}
+
+START_TEST(vhdx_guids_change_when_it_is_opened_for_writing)
+{
+    g_autoptr(Store) store = new_store(NULL);
+    VhdxHeader made = header_of(store);
+    VhdxHeader read = header_of(store);
+    ck_assert_uint_eq(same_guids(&made, &read), 3);
+    g_autoptr(Image) writer = images_open(&format_vhdx, store, NULL, true);
+    VhdxHeader opened = header_of(store); /* before a byte of the guest is written */
+    ck_assert_uint_eq(same_guids(&made, &opened), 0);
+    write_block(writer, 0, 'x');
+    ck_assert_int_eq(image_finish(writer), 0);
+    VhdxHeader written = header_of(store);
+    ck_assert_uint_eq(same_guids(&opened, &written), 3);
+    images_check(&format_vhdx, store, CHECK_REPAIR_ALL); /* the guest sees what it saw */
+    VhdxHeader mended = header_of(store);
+    ck_assert_uint_eq(same_guids(&written, &mended), 2);
+}
+END_TEST
+
 START_TEST(vhdx_orderly_end_empties_the_log)
 {
     g_autoptr(Store) store = new_store(NULL);
@@ -310,6 +343,7 @@ int main(void)
     TCase *tcase = tcase_create("vhdx_write");
     tcase_set_timeout(tcase, 0);
     tcase_add_test(tcase, vhdx_log_is_done_again);
+    tcase_add_test(tcase, vhdx_guids_change_when_it_is_opened_for_writing);
     tcase_add_test(tcase, vhdx_orderly_end_empties_the_log);
     tcase_add_test(tcase, vhdx_damaged_log_is_refused);
     tcase_add_test(tcase, vhdx_log_entry_that_cannot_be_is_refused);
