@@ -16,8 +16,8 @@ typedef struct LogEvent {
     const LogContext *context; /* NULL: of no client */
 } LogEvent;
 
-/* Control characters become '?', so that nobody can forge a line or talk to the terminal. Errors and
- * what is shown to people use it, too. [any] */
+/* What no terminal shows as itself, and bytes that are not UTF-8, become '?', so that nobody can forge a line or talk to the
+ * terminal. Errors and what is shown to people use it, too. [any] */
 void log_make_harmless(char *text);
 
 /* [any] */

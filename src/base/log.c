@@ -1,6 +1,6 @@
 /*
- * The log: each event is formatted into one line; log-sink.c brings it where it belongs. Text may carry names that a client or an image chose: control
- * characters are shown as '?', so that nobody can forge a line or talk to the terminal.
+ * The log: each event is formatted into one line; log-sink.c brings it where it belongs. Text may carry names that a client or an image chose: what
+ * is not printable is shown as '?', so that nobody can forge a line or talk to the terminal.
  */
 #include "base/log.h"
 
@@ -39,12 +39,18 @@ const LogContext *log_context(void)
     return current_context;
 }
 
+/* By character of UTF-8: what no terminal shows as itself (controls of both kinds, marks that turn the direction of text), and by
+ * byte what is no character at all. */
 void log_make_harmless(char *text)
 {
-    for (char *p = text; *p != '\0'; p++) {
-        if (g_ascii_iscntrl(*p)) {
-            *p = '?';
+    for (char *p = text; *p != '\0';) {
+        gunichar character = g_utf8_get_char_validated(p, -1);
+        bool whole = character < (gunichar)-2;
+        size_t length = whole ? (size_t)(g_utf8_next_char(p) - p) : 1;
+        if (!whole || !g_unichar_isprint(character)) {
+            memset(p, '?', length);
         }
+        p += length;
     }
 }
 

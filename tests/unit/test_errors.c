@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "base/errors.h"
+#include "base/log-sink.h"
 #include "base/log.h"
 #include "tests/unit/suite.h"
 
@@ -28,6 +29,27 @@ START_TEST(errors_are_one_line_whatever_they_quote)
     g_autoptr(GError) error = NULL;
     ck_assert(!error_set(&error, ENOENT, "a.qcow2: '%s'", "\033[2J\nb\r"));
     ck_assert_str_eq(error->message, "a.qcow2: '?[2J?b?'");
+}
+END_TEST
+
+/* Controls of 8 bits are one character of UTF-8; so is what turns the text behind it around. */
+START_TEST(errors_talk_to_no_terminal)
+{
+    static const struct {
+        const char *quoted, *shown;
+    } texts[] = {
+        {"b\u00e4se \u2713", "b\u00e4se \u2713"},
+        {"\302\2332Jx", "??2Jx"},
+        {"\342\200\256x", "???x"},
+        {"QFI\373", "QFI?"},
+        {"\342\200", "??"},
+        {"\177\377\300\200", "????"},
+    };
+    for (unsigned i = 0; i < G_N_ELEMENTS(texts); i++) {
+        g_autofree char *copy = g_strdup(texts[i].quoted);
+        log_make_harmless(copy);
+        ck_assert_str_eq(copy, texts[i].shown);
+    }
 }
 END_TEST
 
@@ -92,6 +114,7 @@ int main(void)
     tcase_set_timeout(tcase, 60);
     tcase_add_test(tcase, errors_carry_code_and_text);
     tcase_add_test(tcase, errors_are_one_line_whatever_they_quote);
+    tcase_add_test(tcase, errors_talk_to_no_terminal);
     tcase_add_test(tcase, log_writes_one_line_an_event_up_to_its_level);
     tcase_add_test(tcase, log_limited_leaves_out_and_says_so);
     return suite_run("errors", tcase);
