@@ -437,26 +437,50 @@ END_TEST
 
 /* ---- refcounts that lie ---- */
 
+enum { ON_L1, ON_REFCOUNT_TABLE, ON_REFCOUNT_BLOCK, ON_L2, METADATA_KINDS };
+
+/* The cluster of one kind of metadata, with a refcount of 0; another L2 table has been made behind it. */
+static uint64_t free_metadata(Store *store, int kind)
+{
+    Image *image = open_store(store, true);
+    ck_assert_int_eq(put(image, 0, 4096, 1), 0);
+    ck_assert_int_eq(format_qcow2.flush(image), 0);
+    const Qcow2State *s = qcow2_state(image);
+    uint64_t block;
+    ck_assert_int_eq(store_read(image->store, &block, 8, s->header.refcount_table_offset), 0);
+    const uint64_t places[METADATA_KINDS] = {
+        [ON_L1] = s->header.l1_table_offset,
+        [ON_REFCOUNT_TABLE] = s->header.refcount_table_offset,
+        [ON_REFCOUNT_BLOCK] = GUINT64_FROM_BE(block),
+        [ON_L2] = s->l1[0] & QCOW2_OFFSET_MASK,
+    };
+    ck_assert_int_eq(qcow2_refcount_set(image, places[kind] / 4096, 0), 0);
+    ck_assert_int_eq(format_qcow2.flush(image), 0);
+    image_unref(image);
+    return places[kind];
+}
+
 START_TEST(space_metadata_is_never_handed_out)
 {
     g_autoptr(Store) store = new_store("4k", "16", 1 << 20);
+    uint64_t place = free_metadata(store, _i);
+    uint8_t before[4096], after[4096];
+    ck_assert_int_eq(store_read(store, before, sizeof before, place), 0);
     Image *image = open_store(store, true);
-    uint64_t l1 = qcow2_state(image)->header.l1_table_offset;
-    ck_assert_int_eq(qcow2_refcount_set(image, l1 / 4096, 0), 0);
-    ck_assert_int_eq(format_qcow2.flush(image), 0);
-    image_unref(image);
-    image = open_store(store, true);
-    ck_assert_int_eq(put(image, 0, 4096, 1), -EIO);
-    ck_assert_int_eq(put(image, 8192, 4096, 1), -EIO);
+    ck_assert_int_eq(put(image, 4096, 4096, 0xee), -EIO);
+    ck_assert_int_eq(put(image, 8192, 4096, 0xee), -EIO);
     ck_assert_int_eq(format_qcow2.flush(image), -EIO);
     image_unref(image);
+    ck_assert_int_eq(store_read(store, after, sizeof after, place), 0);
+    ck_assert_mem_eq(before, after, sizeof before);
 
     GError *error = NULL;
     ck_assert(try_open(store, true, &error) == NULL);
     ck_assert_msg(strstr(error->message, "corrupt bit") != NULL, "%s", error->message);
     g_clear_error(&error);
     image = open_store(store, false);
-    assert_bytes(image, 0, 1 << 20, 0);
+    assert_bytes(image, 0, 4096, 1);
+    assert_bytes(image, 4096, (1 << 20) - 4096, 0);
     image_unref(image);
 }
 END_TEST
@@ -515,7 +539,7 @@ int main(void)
     tcase_add_test(tcase, space_full_disk_answers_enospc_and_loses_nothing);
     tcase_add_test(tcase, space_is_trimmed_when_writing_ends);
     tcase_add_loop_test(tcase, space_every_failure_leaves_a_sound_image, 0, FAIL_KINDS);
-    tcase_add_test(tcase, space_metadata_is_never_handed_out);
+    tcase_add_loop_test(tcase, space_metadata_is_never_handed_out, 0, METADATA_KINDS);
     tcase_add_test(tcase, space_an_l2_entry_on_metadata_is_damage);
     tcase_add_test(tcase, space_a_preallocated_cluster_on_metadata_is_damage);
     return suite_run("qcow2_space", tcase);
