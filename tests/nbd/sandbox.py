@@ -53,11 +53,13 @@ def test_makes_the_directory_of_its_socket():
             out.truncate(4096)
         serve = [os.environ["COWNBD"], "serve", "-f", "raw", "-l", f"unix:{directory}/socket", image]
         with subprocess.Popen([*ALONE, run, *serve], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
-            listening = server.stdout.readline()
-            control = os.path.join(run, "cownbd/control.sock")
-            answer = subprocess.run([os.environ["COWNBD"], "stats", "--json", "--control", control],
-                                    capture_output=True, text=True, timeout=wire.TIMEOUT)
-            server.terminate()
+            try:
+                listening = server.stdout.readline()
+                control = os.path.join(run, "cownbd/control.sock")
+                answer = subprocess.run([os.environ["COWNBD"], "stats", "--json", "--control", control],
+                                        capture_output=True, text=True, timeout=wire.TIMEOUT)
+            finally:
+                server.terminate()
             errors = server.communicate(timeout=wire.TIMEOUT)[1]
         assert listening.startswith("listening on ") and answer.returncode == 0, (errors, answer.stderr)
         assert (server.returncode, errors) == (0, "")
