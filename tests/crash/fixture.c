@@ -15,7 +15,9 @@
 
 #define PIECE     16384u
 #define HEAP_KEPT (256 << 20)
-#define LUKS_USED (72u << 10) /* of a header with one key slot, of FAST_LUKS */
+#define LUKS_USED \
+    (72u << 10) /* of a header with one key slot, of FAST_LUKS; of the other version */
+#define LUKS2_USED (512 << 10)
 
 /* Of those images that are encrypted. */
 static const Secret secret = {(uint8_t *)"passphrase", 10};
@@ -200,9 +202,9 @@ static void write_zeroes(Fixture *fixture, const ImageFiles *files)
     extent_list_init(&list);
     must(image_map(image, 0, image->size, &list) == 0 && list.count == 1, NULL, "map");
     must(extent_write(&list.items[0], &all, 1) == 0, NULL, "write zeroes");
-    uint64_t begins = image->encryption->start;
-    must(store_punch(files->stores[0], LUKS_USED, begins - LUKS_USED, STORE_PUNCH_FREE) == 0, NULL,
-         "punch");
+    bool is_luks2 = strstr(fixture->setup->more_options, "version=2") != NULL;
+    uint64_t used = is_luks2 ? LUKS2_USED : LUKS_USED, begins = image->encryption->start;
+    must(store_punch(files->stores[0], used, begins - used, STORE_PUNCH_FREE) == 0, NULL, "punch");
     extent_list_clear(&list);
     must(image_finish(image) == 0, NULL, "finish");
 }
